@@ -1,0 +1,123 @@
+"""The one table of errors (SPEC 4), for every front-end. Knows nothing of transport.
+
+An error says whether the request took effect: *definite* errors say no, indefinite ones do not
+know. A broken invariant is neither: `check` stops the process that found it, even under `-O`.
+"""
+
+from typing import Any, ClassVar, NoReturn
+
+
+class SagacityError(Exception):
+    """An answer other than an outcome. `code` goes on the wire, `exit_code` to the shell."""
+
+    code: ClassVar[int] = 13
+    definite: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self, text: str, *, retry_after_ms: int | None = None, fingerprint: str | None = None
+    ) -> None:
+        super().__init__(text)
+        self.text = text
+        self.retry_after_ms = retry_after_ms
+        self.fingerprint = fingerprint
+
+    def body(self) -> dict[str, Any]:
+        """Give the error as a message body, keys in the order of SPEC 4."""
+        body: dict[str, Any] = {"type": "error", "code": self.code, "text": self.text}
+        if self.retry_after_ms is not None:
+            body["retry_after_ms"] = self.retry_after_ms
+        if self.fingerprint is not None:
+            body["fingerprint"] = self.fingerprint
+        return body
+
+
+class NotSupported(SagacityError):
+    """The type of message is not supported here."""
+
+    code, definite, exit_code = 10, True, 2
+
+
+class Malformed(SagacityError):
+    """The request is malformed or over a limit; nothing was written."""
+
+    code, definite, exit_code = 12, True, 2
+
+
+class UnknownSaga(SagacityError):
+    """No saga has this id."""
+
+    code, definite, exit_code = 20, True, 3
+
+
+class Conflict(SagacityError):
+    """The state of the saga forbids it, or its id was used for other content."""
+
+    code, definite, exit_code = 22, True, 4
+
+
+class NotTaken(SagacityError):
+    """This request was not taken: overloaded, draining or shard down. Send it again, same id."""
+
+    code, definite, exit_code = 11, True, 5
+
+
+class NoOutcome(SagacityError):
+    """Taken or maybe taken, and no outcome in time. Ask again with the same id."""
+
+    code, definite, exit_code = 0, False, 6
+
+
+class Stuck(NoOutcome):
+    """A compensation does not succeed; a person has to look."""
+
+    exit_code = 11
+
+
+class InternalError(SagacityError):
+    """A bug of ours. Ask again with the same id."""
+
+    code, definite, exit_code = 13, False, 1
+
+
+BY_CODE: dict[int, type[SagacityError]] = {
+    kind.code: kind
+    for kind in (
+        NotSupported,
+        Malformed,
+        UnknownSaga,
+        Conflict,
+        NotTaken,
+        NoOutcome,
+        InternalError,
+    )
+}
+
+EXIT_COMPLETED = 0
+EXIT_ABORTED = 10  # a business outcome, not an error
+EXIT_UNBALANCED = 12  # the audit found that the books do not balance
+
+
+def from_body(body: dict[str, Any]) -> SagacityError:
+    """Give the error that an error body describes; an unknown code reads as a bug."""
+    kind = BY_CODE.get(body.get("code", 13), InternalError)
+    return kind(
+        str(body.get("text", "")),
+        retry_after_ms=body.get("retry_after_ms"),
+        fingerprint=body.get("fingerprint"),
+    )
+
+
+class InvariantBroken(BaseException):
+    """What must always hold does not. Not an Exception: nothing may catch it and go on."""
+
+
+def check(holds: object, text: str, **seen: object) -> None:
+    """Stop the process unless `holds`: a bug is not an error that a caller could handle."""
+    if not holds:
+        broken(text, **seen)
+
+
+def broken(text: str, **seen: object) -> NoReturn:
+    """Stop the process: an invariant is broken."""
+    raise InvariantBroken(text + "".join(f" {name}={value!r}" for name, value in seen.items()))

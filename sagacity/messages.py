@@ -1,0 +1,293 @@
+"""The message bodies of SPEC 1 and 2, key order included, validated on the way in. Pure.
+
+A field's type is its limit. A Struct's fields stand in the order in which the body carries them.
+"""
+
+import re
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from sagacity.errors import Malformed
+from sagacity.ids import SAGA_ID_PATTERN
+from sagacity.money import AMOUNT_MAX
+from sagacity.wire import DEPTH_MAX
+
+LINES_MAX = 100  # lines of a cart
+QUANTITY_MAX = 1000  # pieces in a line, before lines of one SKU are merged
+MERGED_QUANTITY_MAX = LINES_MAX * QUANTITY_MAX
+
+SagaId = Annotated[str, Meta(pattern=SAGA_ID_PATTERN)]
+Sku = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._:-]{1,64}\Z")]
+UserId = Annotated[str, Meta(min_length=1, max_length=128)]
+Address = Annotated[str, Meta(min_length=1, max_length=512)]
+Reason = Annotated[str, Meta(min_length=1, max_length=256)]
+MsgId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+StepNumber = Annotated[int, Meta(ge=1, le=15)]
+Amount = Annotated[int, Meta(ge=0, le=AMOUNT_MAX)]  # minor units
+
+# Control characters and surrogates: what no text of ours may hold.
+_foreign = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class Item(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A line of a cart as the client sends it."""
+
+    sku: Sku
+    quantity: Annotated[int, Meta(ge=1, le=QUANTITY_MAX)]
+
+
+class Line(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A line of a cart as services get it: lines of one SKU merged."""
+
+    sku: Sku
+    quantity: Annotated[int, Meta(ge=1, le=MERGED_QUANTITY_MAX)]
+
+
+class Checkout(Struct, frozen=True, tag_field="type", tag="checkout", forbid_unknown_fields=True):
+    """A client's request to check out."""
+
+    saga_id: SagaId
+    user_id: UserId
+    items: Annotated[list[Item], Meta(min_length=1, max_length=LINES_MAX)]
+    shipping_address: Address
+    msg_id: MsgId | UnsetType = UNSET
+
+
+class Order(Struct, frozen=True, tag_field="type", tag="checkout", forbid_unknown_fields=True):
+    """An accepted checkout: lines merged by SKU in order of first appearance, no msg_id."""
+
+    saga_id: SagaId
+    user_id: UserId
+    items: Annotated[list[Line], Meta(min_length=1, max_length=LINES_MAX)]
+    shipping_address: Address
+
+
+class Cancel(Struct, frozen=True, tag_field="type", tag="cancel", forbid_unknown_fields=True):
+    """A client's request to turn a saga back."""
+
+    saga_id: SagaId
+    reason: Reason
+    msg_id: MsgId | UnsetType = UNSET
+
+
+class RetryNow(Struct, frozen=True, tag_field="type", tag="retry", forbid_unknown_fields=True):
+    """An operator's request to send a stuck compensation again now."""
+
+    saga_id: SagaId
+    reason: Reason
+    msg_id: MsgId | UnsetType = UNSET
+
+
+class Reservation(Struct, frozen=True, gc=False):
+    """Stock held for one line."""
+
+    sku: Sku
+    reservation_id: str
+
+
+class ReserveInventory(Struct, frozen=True, tag_field="type", tag="ReserveInventory"):
+    """Step 1's action."""
+
+    saga_id: SagaId
+    step: StepNumber
+    items: list[Line]
+
+
+class ReserveInventoryOk(Struct, frozen=True, tag_field="type", tag="ReserveInventory_ok"):
+    """Every line is held."""
+
+    saga_id: SagaId
+    step: StepNumber
+    reservations: list[Reservation]
+
+
+class ReserveInventoryFailed(Struct, frozen=True, tag_field="type", tag="ReserveInventory_failed"):
+    """Too little stock of one SKU; nothing is held."""
+
+    saga_id: SagaId
+    step: StepNumber
+    error: str
+    sku: Sku
+
+
+class ReleaseReservation(Struct, frozen=True, tag_field="type", tag="ReleaseReservation"):
+    """Step 1's compensation; without reservations where the outcome is unknown."""
+
+    saga_id: SagaId
+    step: StepNumber
+    compensating: bool
+    reservations: list[Reservation] | UnsetType = UNSET
+
+
+class ReleaseReservationOk(Struct, frozen=True, tag_field="type", tag="ReleaseReservation_ok"):
+    """Nothing is held any more."""
+
+    saga_id: SagaId
+    step: StepNumber
+
+
+class ChargePayment(Struct, frozen=True, tag_field="type", tag="ChargePayment"):
+    """Step 2's action."""
+
+    saga_id: SagaId
+    step: StepNumber
+    user_id: UserId
+    amount: Amount
+
+
+class ChargePaymentOk(Struct, frozen=True, tag_field="type", tag="ChargePayment_ok"):
+    """The amount is charged."""
+
+    saga_id: SagaId
+    step: StepNumber
+    payment_id: str
+    transaction_id: str
+
+
+class ChargePaymentFailed(Struct, frozen=True, tag_field="type", tag="ChargePayment_failed"):
+    """Declined; nothing is charged."""
+
+    saga_id: SagaId
+    step: StepNumber
+    error: str
+    decline_code: str
+
+
+class RefundPayment(Struct, frozen=True, tag_field="type", tag="RefundPayment"):
+    """Step 2's compensation; without payment_id where the outcome is unknown."""
+
+    saga_id: SagaId
+    step: StepNumber
+    compensating: bool
+    payment_id: str | UnsetType = UNSET
+
+
+class RefundPaymentOk(Struct, frozen=True, tag_field="type", tag="RefundPayment_ok"):
+    """What was charged is refunded."""
+
+    saga_id: SagaId
+    step: StepNumber
+
+
+class CreateShipment(Struct, frozen=True, tag_field="type", tag="CreateShipment"):
+    """Step 3's action."""
+
+    saga_id: SagaId
+    step: StepNumber
+    items: list[Line]
+    address: Address
+
+
+class CreateShipmentOk(Struct, frozen=True, tag_field="type", tag="CreateShipment_ok"):
+    """The shipment is under way."""
+
+    saga_id: SagaId
+    step: StepNumber
+    shipment_id: str
+    tracking_number: str
+
+
+class CreateShipmentFailed(Struct, frozen=True, tag_field="type", tag="CreateShipment_failed"):
+    """No carrier takes it; nothing ships."""
+
+    saga_id: SagaId
+    step: StepNumber
+    error: str
+    decline_code: str
+
+
+class CancelShipment(Struct, frozen=True, tag_field="type", tag="CancelShipment"):
+    """Step 3's compensation; without shipment_id where the outcome is unknown."""
+
+    saga_id: SagaId
+    step: StepNumber
+    compensating: bool
+    shipment_id: str | UnsetType = UNSET
+
+
+class CancelShipmentOk(Struct, frozen=True, tag_field="type", tag="CancelShipment_ok"):
+    """Nothing ships any more."""
+
+    saga_id: SagaId
+    step: StepNumber
+
+
+class CheckoutComplete(Struct, frozen=True, tag_field="type", tag="checkout_complete"):
+    """The outcome of a checkout that succeeded."""
+
+    saga_id: SagaId
+    status: str
+    order_id: str
+
+
+class CheckoutFailed(Struct, frozen=True, tag_field="type", tag="checkout_failed"):
+    """The outcome of a checkout that was turned back; every compensation has succeeded."""
+
+    saga_id: SagaId
+    status: str
+    reason: str
+
+
+def check_text(name: str, text: str) -> None:
+    """Refuse a text with control characters or surrogates, or blank.
+
+    Raises:
+        Malformed: naming the field.
+    """
+    if text.isprintable() and not text.isspace():
+        return
+    if _foreign.search(text):
+        raise Malformed(f"{name}: control characters and surrogates are not allowed")
+    if not text.strip():
+        raise Malformed(f"{name}: must not be blank")
+
+
+def merge(request: Checkout) -> Order:
+    """Accept a checkout: lines of one SKU merged, in order of first appearance.
+
+    Raises:
+        Malformed: a text holds control characters, or is blank.
+    """
+    check_text("user_id", request.user_id)
+    check_text("shipping_address", request.shipping_address)
+    quantities: dict[str, int] = {}
+    for item in request.items:
+        quantities[item.sku] = quantities.get(item.sku, 0) + item.quantity
+    lines = [Line(sku, quantity) for sku, quantity in quantities.items()]
+    return Order(request.saga_id, request.user_id, lines, request.shipping_address)
+
+
+T = TypeVar("T")
+
+
+def from_json(value: dict[str, Any], kind: type[T]) -> T:
+    """Read a body that came as JSON.
+
+    Raises:
+        Malformed: it does not have the shape, or is over a limit.
+    """
+    try:
+        refuse_floats(value, DEPTH_MAX)
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, UnicodeEncodeError, OverflowError) as error:
+        raise Malformed(str(error)) from None
+
+
+def refuse_floats(value: Any, depth: int) -> None:
+    """Refuse a float anywhere in a value, and more than `depth` levels.
+
+    Raises:
+        Malformed: saying which.
+    """
+    if isinstance(value, float):
+        raise Malformed("a number is an integer here; money counts minor units")
+    if depth == 0 and isinstance(value, dict | list):
+        raise Malformed(f"more than {DEPTH_MAX} levels")
+    if isinstance(value, dict):
+        for member in value.values():
+            refuse_floats(member, depth - 1)
+    elif isinstance(value, list):
+        for member in value:
+            refuse_floats(member, depth - 1)
