@@ -69,9 +69,10 @@ class NoOutcome(SagacityError):
 
 
 class Stuck(NoOutcome):
-    """A compensation does not succeed; a person has to look."""
+    """A compensation does not succeed; a person has to look. On the wire its text tells it."""
 
     exit_code = 11
+    prefix: ClassVar[str] = "stuck: "
 
 
 class InternalError(SagacityError):
@@ -101,8 +102,11 @@ EXIT_UNBALANCED = 12  # the audit found that the books do not balance
 def from_body(body: dict[str, Any]) -> SagacityError:
     """Give the error that an error body describes; an unknown code reads as a bug."""
     kind = BY_CODE.get(body.get("code", 13), InternalError)
+    text = str(body.get("text", ""))
+    if kind is NoOutcome and text.startswith(Stuck.prefix):
+        kind = Stuck
     return kind(
-        str(body.get("text", "")),
+        text,
         retry_after_ms=body.get("retry_after_ms"),
         fingerprint=body.get("fingerprint"),
     )

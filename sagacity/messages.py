@@ -11,21 +11,19 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from sagacity.errors import Malformed
 from sagacity.ids import SAGA_ID_PATTERN
-from sagacity.money import AMOUNT_MAX
 from sagacity.wire import DEPTH_MAX
 
 LINES_MAX = 100  # lines of a cart
 QUANTITY_MAX = 1000  # pieces in a line, before lines of one SKU are merged
 MERGED_QUANTITY_MAX = LINES_MAX * QUANTITY_MAX
 
+SKU_PATTERN = r"\A[A-Za-z0-9._:-]{1,64}\Z"
 SagaId = Annotated[str, Meta(pattern=SAGA_ID_PATTERN)]
-Sku = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._:-]{1,64}\Z")]
+Sku = Annotated[str, Meta(pattern=SKU_PATTERN)]
 UserId = Annotated[str, Meta(min_length=1, max_length=128)]
 Address = Annotated[str, Meta(min_length=1, max_length=512)]
 Reason = Annotated[str, Meta(min_length=1, max_length=256)]
 MsgId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-StepNumber = Annotated[int, Meta(ge=1, le=15)]
-Amount = Annotated[int, Meta(ge=0, le=AMOUNT_MAX)]  # minor units
 
 # Control characters and surrogates: what no text of ours may hold.
 _foreign = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -38,11 +36,11 @@ class Item(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     quantity: Annotated[int, Meta(ge=1, le=QUANTITY_MAX)]
 
 
-class Line(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """A line of a cart as services get it: lines of one SKU merged."""
+class Line(Struct, frozen=True, gc=False):
+    """A line of a cart as services get it: lines of one SKU merged, up to MERGED_QUANTITY_MAX."""
 
-    sku: Sku
-    quantity: Annotated[int, Meta(ge=1, le=MERGED_QUANTITY_MAX)]
+    sku: str
+    quantity: int
 
 
 class Checkout(Struct, frozen=True, tag_field="type", tag="checkout", forbid_unknown_fields=True):
@@ -55,13 +53,17 @@ class Checkout(Struct, frozen=True, tag_field="type", tag="checkout", forbid_unk
     msg_id: MsgId | UnsetType = UNSET
 
 
-class Order(Struct, frozen=True, tag_field="type", tag="checkout", forbid_unknown_fields=True):
-    """An accepted checkout: lines merged by SKU in order of first appearance, no msg_id."""
+class Order(Struct, frozen=True, tag_field="type", tag="checkout"):
+    """An accepted checkout: lines merged by SKU in order of first appearance, no msg_id.
 
-    saga_id: SagaId
-    user_id: UserId
-    items: Annotated[list[Line], Meta(min_length=1, max_length=LINES_MAX)]
-    shipping_address: Address
+    It and what follows are written by our own processes out of what was checked here, so their
+    types carry no limits: a pattern costs 1 us at each of the twenty texts of a checkout's way.
+    """
+
+    saga_id: str
+    user_id: str
+    items: list[Line]
+    shipping_address: str
 
 
 class Cancel(Struct, frozen=True, tag_field="type", tag="cancel", forbid_unknown_fields=True):
@@ -83,40 +85,40 @@ class RetryNow(Struct, frozen=True, tag_field="type", tag="retry", forbid_unknow
 class Reservation(Struct, frozen=True, gc=False):
     """Stock held for one line."""
 
-    sku: Sku
+    sku: str
     reservation_id: str
 
 
 class ReserveInventory(Struct, frozen=True, tag_field="type", tag="ReserveInventory"):
     """Step 1's action."""
 
-    saga_id: SagaId
-    step: StepNumber
+    saga_id: str
+    step: int
     items: list[Line]
 
 
 class ReserveInventoryOk(Struct, frozen=True, tag_field="type", tag="ReserveInventory_ok"):
     """Every line is held."""
 
-    saga_id: SagaId
-    step: StepNumber
+    saga_id: str
+    step: int
     reservations: list[Reservation]
 
 
 class ReserveInventoryFailed(Struct, frozen=True, tag_field="type", tag="ReserveInventory_failed"):
     """Too little stock of one SKU; nothing is held."""
 
-    saga_id: SagaId
-    step: StepNumber
+    saga_id: str
+    step: int
     error: str
-    sku: Sku
+    sku: str
 
 
 class ReleaseReservation(Struct, frozen=True, tag_field="type", tag="ReleaseReservation"):
     """Step 1's compensation; without reservations where the outcome is unknown."""
 
-    saga_id: SagaId
-    step: StepNumber
+    saga_id: str
+    step: int
     compensating: bool
     reservations: list[Reservation] | UnsetType = UNSET
 
@@ -124,24 +126,24 @@ class ReleaseReservation(Struct, frozen=True, tag_field="type", tag="ReleaseRese
 class ReleaseReservationOk(Struct, frozen=True, tag_field="type", tag="ReleaseReservation_ok"):
     """Nothing is held any more."""
 
-    saga_id: SagaId
-    step: StepNumber
+    saga_id: str
+    step: int
 
 
 class ChargePayment(Struct, frozen=True, tag_field="type", tag="ChargePayment"):
     """Step 2's action."""
 
-    saga_id: SagaId
-    step: StepNumber
-    user_id: UserId
-    amount: Amount
+    saga_id: str
+    step: int
+    user_id: str
+    amount: int  # minor units
 
 
 class ChargePaymentOk(Struct, frozen=True, tag_field="type", tag="ChargePayment_ok"):
     """The amount is charged."""
 
-    saga_id: SagaId
-    step: StepNumber
+    saga_id: str
+    step: int
     payment_id: str
     transaction_id: str
 
@@ -149,8 +151,8 @@ class ChargePaymentOk(Struct, frozen=True, tag_field="type", tag="ChargePayment_
 class ChargePaymentFailed(Struct, frozen=True, tag_field="type", tag="ChargePayment_failed"):
     """Declined; nothing is charged."""
 
-    saga_id: SagaId
-    step: StepNumber
+    saga_id: str
+    step: int
     error: str
     decline_code: str
 
@@ -158,8 +160,8 @@ class ChargePaymentFailed(Struct, frozen=True, tag_field="type", tag="ChargePaym
 class RefundPayment(Struct, frozen=True, tag_field="type", tag="RefundPayment"):
     """Step 2's compensation; without payment_id where the outcome is unknown."""
 
-    saga_id: SagaId
-    step: StepNumber
+    saga_id: str
+    step: int
     compensating: bool
     payment_id: str | UnsetType = UNSET
 
@@ -167,24 +169,24 @@ class RefundPayment(Struct, frozen=True, tag_field="type", tag="RefundPayment"):
 class RefundPaymentOk(Struct, frozen=True, tag_field="type", tag="RefundPayment_ok"):
     """What was charged is refunded."""
 
-    saga_id: SagaId
-    step: StepNumber
+    saga_id: str
+    step: int
 
 
 class CreateShipment(Struct, frozen=True, tag_field="type", tag="CreateShipment"):
     """Step 3's action."""
 
-    saga_id: SagaId
-    step: StepNumber
+    saga_id: str
+    step: int
     items: list[Line]
-    address: Address
+    address: str
 
 
 class CreateShipmentOk(Struct, frozen=True, tag_field="type", tag="CreateShipment_ok"):
     """The shipment is under way."""
 
-    saga_id: SagaId
-    step: StepNumber
+    saga_id: str
+    step: int
     shipment_id: str
     tracking_number: str
 
@@ -192,8 +194,8 @@ class CreateShipmentOk(Struct, frozen=True, tag_field="type", tag="CreateShipmen
 class CreateShipmentFailed(Struct, frozen=True, tag_field="type", tag="CreateShipment_failed"):
     """No carrier takes it; nothing ships."""
 
-    saga_id: SagaId
-    step: StepNumber
+    saga_id: str
+    step: int
     error: str
     decline_code: str
 
@@ -201,8 +203,8 @@ class CreateShipmentFailed(Struct, frozen=True, tag_field="type", tag="CreateShi
 class CancelShipment(Struct, frozen=True, tag_field="type", tag="CancelShipment"):
     """Step 3's compensation; without shipment_id where the outcome is unknown."""
 
-    saga_id: SagaId
-    step: StepNumber
+    saga_id: str
+    step: int
     compensating: bool
     shipment_id: str | UnsetType = UNSET
 
@@ -210,14 +212,14 @@ class CancelShipment(Struct, frozen=True, tag_field="type", tag="CancelShipment"
 class CancelShipmentOk(Struct, frozen=True, tag_field="type", tag="CancelShipment_ok"):
     """Nothing ships any more."""
 
-    saga_id: SagaId
-    step: StepNumber
+    saga_id: str
+    step: int
 
 
 class CheckoutComplete(Struct, frozen=True, tag_field="type", tag="checkout_complete"):
     """The outcome of a checkout that succeeded."""
 
-    saga_id: SagaId
+    saga_id: str
     status: str
     order_id: str
 
@@ -225,7 +227,7 @@ class CheckoutComplete(Struct, frozen=True, tag_field="type", tag="checkout_comp
 class CheckoutFailed(Struct, frozen=True, tag_field="type", tag="checkout_failed"):
     """The outcome of a checkout that was turned back; every compensation has succeeded."""
 
-    saga_id: SagaId
+    saga_id: str
     status: str
     reason: str
 

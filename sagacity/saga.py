@@ -7,12 +7,10 @@ messages that answer, and how it is undone. The engine does the rest.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
-from sagacity.errors import Malformed
 from sagacity.ids import STEPS_MAX
-from sagacity.wire import BodyReader
+from sagacity.wire import BodyReader, decoder
 
 Prices = Mapping[str, int]  # SKU -> minor units
 
@@ -42,20 +40,32 @@ class Retry(Struct, frozen=True):
             raise ValueError("Retry.backoff_max_ms is not below backoff_ms")
 
 
-class Run(Struct):
+class Run:
     """What a saga's builders may read of one run.
 
     Args:
         saga_id: the idempotency key.
-        order: the accepted request, as `Saga.accept` gave it.
+        order: the accepted request, packed.
+        decode: reads it.
         amount: the price, minor units.
         order_id: taken at the start.
     """
 
-    saga_id: str
-    order: Any
-    amount: int
-    order_id: str
+    __slots__ = ("_decode", "_packed", "amount", "order_id", "saga_id")
+
+    def __init__(
+        self, saga_id: str, order: bytes, decode: Callable[[bytes], Any], amount: int, order_id: str
+    ) -> None:
+        self.saga_id = saga_id
+        self.amount = amount
+        self.order_id = order_id
+        self._packed = order
+        self._decode = decode
+
+    @property
+    def order(self) -> Any:
+        """The accepted request, as `Saga.accept` gave it; decoded at each use."""
+        return self._decode(self._packed)
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -73,6 +83,7 @@ class Step(Struct, frozen=True, kw_only=True):
             the outcome is unknown.
         reason: the reason that the client reads when this step is declined.
         retry: None for the cluster's defaults.
+        charges: this is the step that moves the saga's amount; at most one of a saga.
     """
 
     service: str
@@ -85,6 +96,7 @@ class Step(Struct, frozen=True, kw_only=True):
     undo: Callable[[Run, int, Any], Struct]
     reason: Callable[[Any], str]
     retry: Retry | None = None
+    charges: bool = False
 
     def __post_init__(self) -> None:
         if not self.service.isidentifier():
@@ -153,6 +165,8 @@ class Saga(Struct, frozen=True, kw_only=True):
         names = [step.name for step in self.steps] + [s.compensation_name for s in self.steps]
         if len(set(names)) != len(names):
             raise ValueError("actions and compensations of a saga have different names")
+        if sum(step.charges for step in self.steps) > 1:
+            raise ValueError("at most one step of a saga charges its amount")
         if tag_of(self.request) is None or "saga_id" not in self.request.__struct_fields__:
             raise ValueError('Saga.request is a Struct with tag_field="type", a tag and saga_id')
 
@@ -163,18 +177,14 @@ class Saga(Struct, frozen=True, kw_only=True):
 
 
 class Readers:
-    """The decoders of one definition, made once."""
+    """The decoders of one definition, made once; all but `request` raise ValueError."""
 
     def __init__(self, saga: Saga) -> None:
         self.request: BodyReader[Any] = BodyReader(saga.request)
-        self.order: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(saga.order)
-        self.ok: list[msgspec.msgpack.Decoder[Any]] = []
-        self.declined: list[msgspec.msgpack.Decoder[Any]] = []
-        self.compensated: list[msgspec.msgpack.Decoder[Any]] = []
-        for step in saga.steps:
-            self.ok.append(msgspec.msgpack.Decoder(step.ok))
-            self.declined.append(msgspec.msgpack.Decoder(step.declined))
-            self.compensated.append(msgspec.msgpack.Decoder(step.compensated))
+        self.order = decoder(saga.order)
+        self.ok = [decoder(step.ok) for step in saga.steps]
+        self.declined = [decoder(step.declined) for step in saga.steps]
+        self.compensated = [decoder(step.compensated) for step in saga.steps]
 
 
 def tag_of(kind: type[Struct]) -> str | None:
@@ -184,15 +194,3 @@ def tag_of(kind: type[Struct]) -> str | None:
         return None
     tag: str = config.tag
     return tag
-
-
-def named(sagas: Mapping[str, Saga], request_type: str) -> Saga:
-    """Give the definition that a message type starts.
-
-    Raises:
-        Malformed: there is none.
-    """
-    found = sagas.get(request_type)
-    if found is None:
-        raise Malformed(f"no saga is started by {request_type!r}")
-    return found

@@ -265,6 +265,12 @@ class FrameReader(Generic[T]):
             raise Malformed(f"unreadable frame: {error}") from None
 
 
+def decoder(kind: Any) -> Callable[[bytes], Any]:
+    """Make a decoder of bodies that our own processes wrote; it raises ValueError for others."""
+    decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(kind).decode
+    return decode
+
+
 read_requests = FrameReader[list[Request]](list[Request]).read
 read_replies = FrameReader[list[Reply]](list[Reply]).read
 read_to_shard = FrameReader[ToShard](ToShard).read

@@ -1,0 +1,1 @@
+"""The cluster around router, shards and services: starting, watching, asking, telling."""

@@ -1,0 +1,237 @@
+"""The commands that ask a cluster: checkout, show, cancel, status, audit (SPEC 6).
+
+Each has its options beside it. Data goes to stdout, talk to stderr; an error of the one table
+(SPEC 4) is raised, and with --json its body is printed too. Knows no socket but the client's.
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster import render, requests
+from cluster.audit import audit as audit_books
+from cluster.directory import DataDirectory, find_running
+from sagacity import wire
+from sagacity.client import WAIT_S, Client
+from sagacity.errors import (
+    EXIT_ABORTED,
+    EXIT_COMPLETED,
+    EXIT_UNBALANCED,
+    Malformed,
+    NoOutcome,
+    SagacityError,
+    Stuck,
+)
+from sagacity.ids import is_saga_id, new_saga_id
+
+READ_WAIT_S = 10.0  # who only reads need not wait as long as a saga may take
+_ITEM = re.compile(r"([^=]*)=(-?[0-9]{1,18})")
+
+
+def checkout_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `checkout`."""
+    parser.add_argument("--user", required=True, metavar="U", help="who pays")
+    parser.add_argument(
+        "--item",
+        required=True,
+        action="extend",
+        nargs="+",
+        metavar="SKU=QTY",
+        help="a line of the cart; may be repeated",
+    )
+    parser.add_argument("--address", required=True, metavar="A", help="where to ship")
+    parser.add_argument("--id", metavar="ID", help="the saga's id: asked again, the same answer")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--no-wait", action="store_true", help="return as soon as the start is durable"
+    )
+    how.add_argument(
+        "--trace", action="store_true", help="print every message that travelled, as JSON lines"
+    )
+    _common_arguments(parser)
+
+
+def show_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `show`."""
+    parser.add_argument("id", metavar="ID")
+    _common_arguments(parser)
+
+
+def cancel_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cancel`."""
+    parser.add_argument("id", metavar="ID")
+    parser.add_argument("--reason", required=True, metavar="R", help="1 to 256 characters")
+    _common_arguments(parser)
+
+
+def status_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `status`."""
+    _common_arguments(parser)
+
+
+def audit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `audit`."""
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="of a stopped cluster: it is run for the audit"
+    )
+    _common_arguments(parser)
+
+
+def _common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for scripts: one line of JSON")
+    parser.add_argument(
+        "--connect",
+        metavar="URL",
+        help="the router's address; else SAGACITY_URL, else the one cluster that runs here",
+    )
+
+
+def checkout(options: argparse.Namespace) -> int:
+    """Check out."""
+    with _errors_as_json(options.json):
+        body = {
+            "type": "checkout",
+            "saga_id": new_saga_id() if options.id is None else options.id,
+            "user_id": options.user,
+            "items": [_item(text) for text in options.item],
+            "shipping_address": options.address,
+        }
+        asked = requests.checkout(body, wire.SUBMIT if options.no_wait else wire.START)
+        with Client(_url(options), timeout_s=WAIT_S) as client:
+            if options.id is None:
+                _say(f"saga_id: {asked.saga_id}")
+            return _checkout(client, body, asked.saga_id, options)
+
+
+def _checkout(
+    client: Client, body: dict[str, Any], saga_id: str, options: argparse.Namespace
+) -> int:
+    begun = time.monotonic_ns()
+    try:
+        final = client.submit(body) if options.no_wait else client.start(body)
+    except Stuck:
+        _say(f"{saga_id} is stuck; see: sagacity show {saga_id}")
+        raise
+    except NoOutcome:
+        _say(f"no outcome yet; ask again with the same id: --id {saga_id}")
+        raise
+    duration_ms = (time.monotonic_ns() - begun) // 1_000_000
+    if options.trace:
+        for message in messages(client.show(saga_id)):
+            _print(render.json_line(message))
+        _print(render.json_line(final))
+    elif options.json:
+        _print(render.json_line({**final, "duration_ms": duration_ms}))
+    elif options.no_wait:
+        _print(render.json_line(final))
+    else:
+        _print(render.outcome(final))
+    return EXIT_ABORTED if final.get("status") == "ABORTED" else EXIT_COMPLETED
+
+
+def messages(saga: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Give the bodies that travelled between shard and services, from the answer to SHOW."""
+    for event in saga["history"]:
+        if event["event"] in {"command", "answer"}:
+            yield event["body"]
+
+
+def show(options: argparse.Namespace) -> int:
+    """Tell a saga's history."""
+    with _errors_as_json(options.json):
+        _check_id(options.id)
+        with Client(_url(options), timeout_s=READ_WAIT_S) as client:
+            body = client.show(options.id)
+        _print(render.json_line(body) if options.json else render.saga(body))
+        return 0
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """Turn a saga back."""
+    with _errors_as_json(options.json):
+        asked = requests.cancel({"type": "cancel", "saga_id": options.id, "reason": options.reason})
+        with Client(_url(options)) as client:
+            body = client.cancel(asked.saga_id, options.reason)
+        _print(render.json_line(body) if options.json else render.outcome(body))
+        return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Tell how the cluster is."""
+    with _errors_as_json(options.json):
+        with Client(_url(options), timeout_s=READ_WAIT_S) as client:
+            body = client.status()
+        _print(render.json_line(body) if options.json else render.status(body))
+        return 0
+
+
+def audit(options: argparse.Namespace) -> int:
+    """Compare the books."""
+    with _errors_as_json(options.json), ExitStack() as stack:
+        if options.data is None:
+            url = _url(options)
+        elif options.connect is not None:
+            raise Malformed("audit: --data is for a stopped cluster, --connect for a running one")
+        else:
+            url = stack.enter_context(_run_on(options.data))
+        client = stack.enter_context(Client(url))
+        report = audit_books(client)
+        _print(render.json_line(report) if options.json else render.audit(report))
+        return 0 if report["balanced"] else EXIT_UNBALANCED
+
+
+@contextmanager
+def _run_on(data: Path) -> Iterator[str]:
+    """Run a cluster of our own on a directory that holds one; give its address."""
+    from cluster.up import start_private  # noqa: PLC0415 - only `audit --data` needs it
+
+    found = DataDirectory(data).read()
+    with start_private(data, shards=found.shards) as cluster:
+        yield cluster.url
+
+
+def _url(options: argparse.Namespace) -> str:
+    return options.connect or os.environ.get("SAGACITY_URL") or find_running()
+
+
+def _item(text: str) -> dict[str, Any]:
+    found = _ITEM.fullmatch(text)
+    if found is None:
+        raise Malformed(f"--item is SKU=QTY, like abc123=2, not {text!r}")
+    return {"sku": found[1], "quantity": int(found[2])}
+
+
+def _check_id(saga_id: str) -> None:
+    if not is_saga_id(saga_id):
+        raise Malformed("a saga_id is 1 to 128 of A-Z a-z 0-9 . _ : -")
+
+
+@contextmanager
+def _errors_as_json(wanted: bool) -> Iterator[None]:
+    try:
+        yield
+    except SagacityError as error:
+        if wanted:
+            _print(render.json_line(_writable(error.body())))
+        raise
+
+
+def _writable(body: dict[str, Any]) -> dict[str, Any]:
+    """Give an error's body with a text that has a place in UTF-8: it may quote an argument."""
+    return {**body, "text": body["text"].encode("utf-8", "backslashreplace").decode()}
+
+
+def _print(text: str) -> None:
+    # Bytes: a terminal's or pipe's encoding does not change what scripts read.
+    sys.stdout.buffer.write(text.encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,414 @@
+"""The two directories of a cluster: what is kept (data) and where its processes meet (run).
+
+    DIR/cluster.json           cluster id, format, shards, slot owners; written once, atomically
+    DIR/lock                   flock of the supervisor
+    DIR/shard-0/journal.db     DIR/shard-0/lock
+    DIR/services/inventory.db  DIR/services/inventory.lock
+
+    RUN/router.sock  RUN/shard-0.sock  RUN/shard-0-workers.sock  RUN/reports.sock
+    RUN/supervisor.sock  RUN/lock  RUN/up.json
+
+Knows names, owners and modes of files; nothing of what stands in journals and databases, nothing
+of sockets but their addresses.
+"""
+
+import fcntl
+import os
+import secrets
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from sagacity.errors import Conflict, Malformed, NotTaken
+from sagacity.ids import SHARDS_MAX
+from sagacity.slots import SLOTS, SlotMap
+
+FORMAT: Final = 1
+SOCKET_PATH_MAX: Final = 107  # bytes of a Unix socket's path on Linux, the closing NUL left out
+_LONGEST_SOCKET: Final = f"shard-{SHARDS_MAX - 1}-workers.sock"
+_PATIENCE_S: Final = 0.2  # a reader of `find_running` may hold a run directory's lock for a moment
+_FOUND_BEFORE_A_CLUSTER: Final = frozenset({"lock", "cluster.json.new", "services", "lost+found"})
+
+
+class ClusterFile(Struct, frozen=True):
+    """What a data directory says about its cluster.
+
+    Args:
+        cluster_id: 32 hexadecimal digits.
+        shards: how many journals there are.
+        slots: which shard owns each slot.
+    """
+
+    cluster_id: str
+    shards: int
+    slots: SlotMap
+
+
+class _Format(Struct):
+    """The one key of cluster.json that every version of it has."""
+
+    format: int
+
+
+class _Stored(Struct, forbid_unknown_fields=True):
+    """cluster.json, format 1."""
+
+    format: int
+    cluster_id: Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+    shards: Annotated[int, Meta(ge=1, le=SHARDS_MAX)]
+    slots: Annotated[
+        tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=SLOTS, max_length=SLOTS)
+    ]
+
+
+class Running(Struct, frozen=True):
+    """A cluster that runs on this machine for this user, as its up.json says.
+
+    Args:
+        pid: of the supervisor.
+        router: the address that clients connect to.
+        metrics: URL of the supervisor's /metrics.
+        data: path of the data directory.
+        cluster_id: 32 hexadecimal digits.
+        kind: "up" for one that commands find by themselves, "private" for one of a test or a demo.
+    """
+
+    pid: int
+    router: str
+    metrics: str
+    data: str
+    cluster_id: str
+    kind: str
+
+
+class Lock:
+    """A flock that this process holds until `release` or its end."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Let go; a second time does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class DataDirectory:
+    """A data directory: paths in it, its lock, its cluster.json."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self._file = self.path / "cluster.json"
+
+    def __repr__(self) -> str:
+        return f"DataDirectory({str(self.path)!r})"
+
+    def shard(self, index: int) -> Path:
+        """Give the directory of a shard."""
+        return self.path / f"shard-{index}"
+
+    def journal(self, index: int) -> Path:
+        """Give the journal of a shard."""
+        return self.shard(index) / "journal.db"
+
+    def shard_lock(self, index: int) -> Path:
+        """Give the file that a shard's owner locks before it binds or opens anything."""
+        return self.shard(index) / "lock"
+
+    def service(self, name: str) -> Path:
+        """Give the database of a service."""
+        return self.path / "services" / f"{name}.db"
+
+    def service_lock(self, name: str) -> Path:
+        """Give the file that the working one of an exclusive pool locks."""
+        return self.path / "services" / f"{name}.lock"
+
+    def lock(self) -> Lock:
+        """Take the directory for this process; makes the directory where there is none.
+
+        Raises:
+            Conflict: another supervisor has it; the text names its process id.
+            Malformed: this can be no data directory of ours.
+        """
+        with _faults_of(self.path, "use the data directory"):
+            self._make()
+            lock = _lock(self.path / "lock", patience_s=0)
+        if isinstance(lock, str):
+            raise Conflict(f"{self.path} is in use by another sagacity up (process {lock})")
+        return lock
+
+    def own_shard(self, index: int) -> Lock:
+        """Take a shard's journal for this process, before anything is bound or opened.
+
+        Raises:
+            Conflict: another process owns it; the text names its process id.
+            Malformed: the directory is damaged or not ours.
+        """
+        with _faults_of(self.path, "use the data directory"):
+            lock = _lock(self.shard_lock(index), patience_s=_PATIENCE_S)
+        if isinstance(lock, str):
+            raise Conflict(f"shard {index} of {self.path} is owned by process {lock}")
+        return lock
+
+    def open_or_create(self, shards: int, *, insist: bool = True) -> ClusterFile:
+        """Read cluster.json, or make a new cluster of `shards` shards. Call it under `lock`.
+
+        Args:
+            shards: of a new cluster.
+            insist: an existing one must have as many, too.
+
+        Raises:
+            Conflict: the directory holds another number of shards.
+            Malformed: it is damaged, of an unknown format, not ours, or cannot be written.
+        """
+        if not 1 <= shards <= SHARDS_MAX:
+            raise Malformed(f"shards is an integer 1..{SHARDS_MAX}, not {shards}")
+        if self._file.exists():
+            found = self.read()
+            if insist and found.shards != shards:
+                raise Conflict(
+                    f"{self.path} holds {found.shards} shards, asked for {shards}; "
+                    "slots cannot move between shards yet"
+                )
+            return found
+        with _faults_of(self.path, "make a cluster in"):
+            self._make()
+            made = ClusterFile(secrets.token_hex(16), shards, SlotMap.even(shards))
+            for directory in (self.path / "services", *map(self.shard, range(shards))):
+                directory.mkdir(mode=0o700, exist_ok=True)
+            stored = _Stored(FORMAT, made.cluster_id, shards, made.slots.owners)
+            _write(self._file, stored)
+        return made
+
+    def read(self) -> ClusterFile:
+        """Read cluster.json.
+
+        Raises:
+            Malformed: there is none, it is damaged or of an unknown format, or a directory that
+                it speaks of is gone.
+        """
+        with _faults_of(self.path, "read the data directory"):
+            try:
+                text = self._file.read_bytes()
+            except FileNotFoundError:
+                raise Malformed(f"{self.path} holds no cluster: no cluster.json") from None
+            found = _cluster_file(text, self._file)
+            for directory in (self.path / "services", *map(self.shard, range(found.shards))):
+                if not directory.is_dir():
+                    raise Malformed(f"{self.path} is damaged: {directory.name} is missing")
+        return found
+
+    def _make(self) -> None:
+        """Make the directory, or refuse one that holds what no cluster left there."""
+        if not self.path.exists():
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._file.exists():
+            return
+        for entry in self.path.iterdir():
+            left_by_us = entry.name in _FOUND_BEFORE_A_CLUSTER or entry.name.startswith("shard-")
+            if not left_by_us:
+                raise Malformed(f"{self.path} is no data directory: it holds {entry.name!r}")
+            if entry.is_dir() and entry.name != "lost+found" and any(entry.iterdir()):
+                # Numbers and epochs would begin again under databases that know later ones.
+                raise Malformed(
+                    f"{self.path} is damaged: {entry.name} is there, cluster.json is missing"
+                )
+        self.path.chmod(0o700)
+
+
+class RunDirectory:
+    """Where the processes of a cluster meet: addresses, and who runs here.
+
+    The same data directory gives the same addresses after a restart, so clients find their way
+    back by themselves.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
+    @classmethod
+    def of(cls, cluster_id: str, env: Mapping[str, str] | None = None) -> "RunDirectory":
+        """Give the run directory of a cluster; makes nothing."""
+        return cls(_base(os.environ if env is None else env) / cluster_id[:8])
+
+    @property
+    def router(self) -> str:
+        """The router's address for clients, unless it serves TCP."""
+        return self._address("router.sock")
+
+    @property
+    def reports(self) -> str:
+        """Where the supervisor takes the reports of its children."""
+        return self._address("reports.sock")
+
+    @property
+    def supervisor(self) -> str:
+        """Where the supervisor answers what routers ask about the cluster."""
+        return self._address("supervisor.sock")
+
+    def shard(self, index: int) -> str:
+        """Give the address of a shard for routers."""
+        return self._address(f"shard-{index}.sock")
+
+    def workers(self, index: int) -> str:
+        """Give the address of a shard for workers."""
+        return self._address(f"shard-{index}-workers.sock")
+
+    def lock(self) -> Lock:
+        """Make the directory (0700), take it for this process, clear what a killed one left.
+
+        Raises:
+            Conflict: another process runs this cluster, from a copy of the data directory.
+            Malformed: the directory belongs to somebody else, is open to others, or cannot be made.
+        """
+        with _faults_of(self.path, "use the run directory"):
+            for directory in (self.path.parent, self.path):
+                directory.mkdir(mode=0o700, exist_ok=True)
+                _require_private(directory)
+            lock = _lock(self.path / "lock", patience_s=_PATIENCE_S)
+            if isinstance(lock, str):
+                raise Conflict(f"process {lock} runs this cluster from another directory")
+            for left in (*self.path.glob("*.sock"), self.path / "up.json"):
+                left.unlink(missing_ok=True)
+        return lock
+
+    def announce(self, running: Running) -> None:
+        """Write up.json: from now on `find_running` finds it, where it is of kind "up"."""
+        with _faults_of(self.path, "write in"):
+            _write(self.path / "up.json", running)
+
+    def clear(self) -> None:
+        """Remove the sockets and up.json at an orderly end; the caller still holds the lock."""
+        for left in (*self.path.glob("*.sock"), self.path / "up.json"):
+            left.unlink(missing_ok=True)
+
+    def _address(self, name: str) -> str:
+        return f"ipc://{self.path}/{name}"
+
+
+def running(env: Mapping[str, str] | None = None) -> list[Running]:
+    """Give the clusters that run on this machine for this user, private ones included."""
+    found = []
+    base = _base(os.environ if env is None else env)
+    for file in sorted(base.glob("*/up.json")):
+        try:
+            _require_private(file.parent)
+            said = msgspec.json.decode(file.read_bytes(), type=Running)
+            lock = _lock(file.parent / "lock", patience_s=0, make=False)
+            if isinstance(lock, Lock):
+                lock.release()  # nobody holds it: left by one that was killed
+            else:
+                found.append(said)
+        except (OSError, msgspec.DecodeError, Malformed):
+            continue  # it ended meanwhile, or is not ours
+    return found
+
+
+def find_running(env: Mapping[str, str] | None = None) -> str:
+    """Give the router's address of the one cluster that `sagacity up` runs here for this user.
+
+    Raises:
+        NotTaken: none runs.
+        Malformed: several do; the text names their addresses.
+    """
+    urls = [found.router for found in running(env) if found.kind == "up"]
+    if not urls:
+        raise NotTaken("no cluster runs here; start one with: sagacity up")
+    if len(urls) > 1:
+        raise Malformed(f"{len(urls)} clusters run here, choose by --connect: {' or '.join(urls)}")
+    return urls[0]
+
+
+def _base(env: Mapping[str, str]) -> Path:
+    """Give the folder of all run directories of this user; the same for `up` and for readers."""
+    name = f"sagacity-{os.getuid()}"
+    chosen = Path(env.get("XDG_RUNTIME_DIR") or "/tmp")  # noqa: S108 - owner and mode are checked
+    longest = chosen / name / "01234567" / _LONGEST_SOCKET
+    fits = len(os.fsencode(longest)) <= SOCKET_PATH_MAX
+    if not (fits and chosen.is_absolute() and os.access(chosen, os.W_OK | os.X_OK)):
+        chosen = Path("/tmp")  # noqa: S108 - likewise
+    return chosen / name
+
+
+def _require_private(directory: Path) -> None:
+    seen = directory.lstat()
+    if not stat.S_ISDIR(seen.st_mode):
+        raise Malformed(f"{directory} is no directory")
+    if seen.st_uid != os.getuid():
+        raise Malformed(f"{directory} belongs to another user (uid {seen.st_uid})")
+    if seen.st_mode & 0o077:
+        raise Malformed(f"{directory} is open to other users; it must have mode 0700")
+
+
+def _lock(file: Path, *, patience_s: float, make: bool = True) -> Lock | str:
+    """Lock a file, or give the process id that its holder wrote."""
+    descriptor = os.open(file, os.O_RDWR | (os.O_CREAT if make else 0) | os.O_CLOEXEC, 0o600)
+    give_up = time.monotonic() + patience_s
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+                    os.close(descriptor)
+                    return holder or "unknown"
+                time.sleep(0.01)
+        if make:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return Lock(descriptor)
+
+
+def _write(file: Path, values: Struct) -> None:
+    """Write a JSON file so that after a crash it is there whole or not at all."""
+    new = file.with_name(file.name + ".new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as stream:
+        stream.write(msgspec.json.encode(values) + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    new.replace(file)
+    for directory in (file.parent, file.parent.parent):  # the file's name, its directory's name
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _cluster_file(text: bytes, file: Path) -> ClusterFile:
+    try:
+        form = msgspec.json.decode(text, type=_Format).format
+        if form != FORMAT:
+            raise Malformed(f"{file} has format {form}; this version reads {FORMAT}")
+        stored = msgspec.json.decode(text, type=_Stored)
+    except msgspec.DecodeError as error:
+        raise Malformed(f"{file} is damaged: {error}") from None
+    if max(stored.slots) >= stored.shards:
+        raise Malformed(f"{file} is damaged: a slot belongs to shard {max(stored.slots)}")
+    return ClusterFile(stored.cluster_id, stored.shards, SlotMap(stored.slots))
+
+
+@contextmanager
+def _faults_of(path: Path, purpose: str) -> Iterator[None]:
+    """Say what the operating system refused, in the words of SPEC 4."""
+    try:
+        yield
+    except OSError as error:
+        about = "" if error.filename in (None, str(path)) else f" ({error.filename})"
+        raise Malformed(f"cannot {purpose} {path}: {error.strerror or error}{about}") from None

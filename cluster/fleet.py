@@ -1,0 +1,219 @@
+"""The fleet: which process to start when, and what is known of each. Pure.
+
+Knows no process, socket or clock: the supervisor tells what happened and asks what is due.
+
+    starting -> standby -> up          as the process reports
+    any -> starting                    it ended; started again at once, then after 0.1 s doubling
+    starting -> quarantined            too many quick exits in a row without having served
+    any -> stopped                     it ended while the cluster stops
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from msgspec import Struct
+
+from sagacity.wire import Report
+
+STARTING: Final = "starting"
+STANDBY: Final = "standby"
+UP: Final = "up"
+QUARANTINED: Final = "quarantined"
+STOPPED: Final = "stopped"
+
+ROUTER: Final = "router"
+SHARD: Final = "shard"
+SUPERVISOR: Final = "supervisor"
+
+_MS: Final = 1_000_000  # nanoseconds
+
+
+class Patience(Struct, frozen=True):
+    """How a process that ends is started again.
+
+    Args:
+        restart_ms: before the second restart in a row; the first comes at once, later ones double.
+        restart_max_ms: the doubling ends here.
+        quarantine_exits: quick exits in a row after which it is not started any more.
+        quarantine_within_ms: an exit is quick when it comes this soon after the start.
+    """
+
+    restart_ms: int = 100
+    restart_max_ms: int = 5_000
+    quarantine_exits: int = 8
+    quarantine_within_ms: int = 5_000
+
+
+class Member:
+    """One place in the fleet, and the process that fills it now.
+
+    Attributes:
+        pid: of the process, None between two of them.
+        state: one of this module's states.
+        metrics_port: 0 until the process has said it.
+        facts: of its last report.
+        start_at_ns: when to start it, None while it runs and when it shall not.
+        heard_ns: when it was started or last reported; time that the supervisor itself lost is
+            taken out, so a pause of the whole machine makes nobody look silent.
+        restarts: since the supervisor began.
+    """
+
+    __slots__ = (
+        "_exits",
+        "_quick_exits",
+        "facts",
+        "heard_ns",
+        "index",
+        "metrics_port",
+        "pid",
+        "restarts",
+        "role",
+        "served",
+        "start_at_ns",
+        "started_ns",
+        "state",
+    )
+
+    def __init__(self, role: str, index: int, now_ns: int) -> None:
+        self.role = role
+        self.index = index
+        self.pid: int | None = None
+        self.state = STARTING
+        self.metrics_port = 0
+        self.facts: dict[str, int] = {}
+        self.start_at_ns: int | None = now_ns
+        self.started_ns = now_ns
+        self.heard_ns = now_ns
+        self.served = False
+        self.restarts = 0
+        self._exits = 0  # in a row, without having served
+        self._quick_exits = 0
+
+    def __repr__(self) -> str:
+        return f"<Member {self.role}-{self.index} {self.state} pid={self.pid}>"
+
+    def started(self, pid: int, now_ns: int) -> None:
+        """Take note that a process was started for this place."""
+        self.pid = pid
+        self.start_at_ns = None
+        self.started_ns = self.heard_ns = now_ns
+        self.served = False
+
+    def ended(self, now_ns: int, patience: Patience) -> None:
+        """Take note that the process has ended, and decide when the next one starts."""
+        quick = now_ns - self.started_ns <= patience.quarantine_within_ms * _MS
+        if self.served:
+            self._exits = self._quick_exits = 0
+        else:
+            self._quick_exits = self._quick_exits + 1 if quick else 0
+        self.pid = None
+        self.metrics_port = 0
+        self.facts = {}
+        self.restarts += 1
+        if self._quick_exits >= patience.quarantine_exits:
+            self.state = QUARANTINED
+            return
+        self.state = STARTING
+        wait_ms = 0
+        if self._exits > 0:
+            doublings = min(self._exits - 1, 32)
+            wait_ms = min(patience.restart_ms << doublings, patience.restart_max_ms)
+        self.start_at_ns = now_ns + wait_ms * _MS
+        self._exits += 1
+
+
+class Fleet:
+    """All processes of a cluster but the supervisor.
+
+    Args:
+        places: role and index of each, in the order in which they are started.
+        patience: for those that end.
+        now_ns: monotonic.
+    """
+
+    def __init__(self, places: Iterable[tuple[str, int]], patience: Patience, now_ns: int) -> None:
+        self.members = {place: Member(*place, now_ns) for place in places}
+        self.stopping = False
+        self._patience = patience
+
+    def due(self, now_ns: int) -> list[Member]:
+        """Give the members to start now."""
+        if self.stopping:
+            return []
+        return [
+            member
+            for member in self.members.values()
+            if member.start_at_ns is not None and member.start_at_ns <= now_ns
+        ]
+
+    def next_due_ns(self) -> int | None:
+        """Give the instant at which `due` gives the next member, None if nobody waits."""
+        waiting = [m.start_at_ns for m in self.members.values() if m.start_at_ns is not None]
+        return None if self.stopping else min(waiting, default=None)
+
+    def reported(self, report: Report, now_ns: int) -> Member | None:
+        """Take a report in.
+
+        Returns:
+            The member whose state it changed, else None: also for a report of a process that has
+            ended meanwhile, of a stranger, or with a state that no process may claim.
+        """
+        member = self.members.get((report.role, report.index))
+        known = report.state in {STARTING, STANDBY, UP}
+        if member is None or member.pid != report.pid or not known:
+            return None
+        member.heard_ns = now_ns
+        member.metrics_port = report.metrics_port
+        member.facts = report.facts
+        if report.state != STARTING:
+            member.served = True
+        changed = member.state != report.state
+        member.state = report.state
+        return member if changed else None
+
+    def ended(self, member: Member, now_ns: int) -> None:
+        """Take note that a member's process has ended."""
+        member.ended(now_ns, self._patience)
+        if self.stopping:
+            member.state = STOPPED
+
+    def stop(self) -> None:
+        """Start nobody any more."""
+        self.stopping = True
+
+    def lost_time(self, lost_ns: int) -> None:
+        """Take out of everybody's silence the time in which the supervisor could not listen."""
+        for member in self.members.values():
+            member.heard_ns += lost_ns
+
+    def ready(self) -> bool:
+        """Say whether the cluster serves: the router, every shard, one worker of each service."""
+        up = {role for (role, _), member in self.members.items() if member.state == UP}
+        return all(
+            member.state == UP if role in {ROUTER, SHARD} else role in up
+            for (role, _), member in self.members.items()
+        )
+
+    def running(self, *roles: str) -> list[Member]:
+        """Give the members of these roles, or of any, that have a process."""
+        return [
+            member
+            for member in self.members.values()
+            if member.pid is not None and (not roles or member.role in roles)
+        ]
+
+    def processes(self, now_ns: int) -> list[dict[str, Any]]:
+        """Give a row for each member, as `status` shows it; pid is 0 where no process is."""
+        return [
+            {
+                "role": member.role,
+                "index": member.index,
+                "pid": member.pid or 0,
+                "state": member.state,
+                "restarts": member.restarts,
+                "silent_ms": max(0, now_ns - member.heard_ns) // _MS if member.pid else 0,
+                "metrics_port": member.metrics_port,
+                "facts": member.facts,
+            }
+            for member in self.members.values()
+        ]

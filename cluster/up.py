@@ -1,0 +1,246 @@
+"""`sagacity up`: a whole cluster on this machine. The composition root of the supervisor.
+
+Knows every command line, flag and directory; decides nothing about processes. Who wants a cluster
+of their own runs it as a child: see `cluster.private`, whose names stand here, too.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from cluster.child import die_with
+from cluster.clock import SystemClock
+from cluster.directory import DataDirectory, RunDirectory, Running
+from cluster.fleet import ROUTER, SHARD, SUPERVISOR, Fleet, Patience
+from cluster.meters import Meters
+from cluster.private import ClusterProcess, start_private
+from cluster.supervisor import Supervisor
+from cluster.telemetry import MetricsServer, PortTaken, configure_logging
+from config.load import load
+from config.schema import Config
+from sagacity.errors import Malformed
+from sagacity.sockets import context
+
+__all__ = ["ClusterProcess", "add_arguments", "run_up", "start_private"]
+
+_BUILT_IN: Final = "built-in"  # source of a setting that nobody chose
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `up` (SPEC 6)."""
+    parser.add_argument("--data", metavar="DIR", help="journals and databases")
+    parser.add_argument("--shards", type=int, metavar="N", help="journals, in a new directory")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes of each service")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML")
+    parser.add_argument("--port", type=_port, metavar="P", help="the router's, on 127.0.0.1")
+    parser.add_argument("--metrics-port", type=_port, metavar="P", help="for /metrics and /sd")
+    parser.add_argument("--json", action="store_true", help="print one line when it serves")
+    # For a cluster that belongs to another process: not found by other commands, ends with it.
+    parser.add_argument("--private", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--temporary", action="store_true", help=argparse.SUPPRESS)
+
+
+def run_up(args: argparse.Namespace) -> int:
+    """Run a cluster until SIGTERM or SIGINT.
+
+    Returns:
+        0.
+
+    Raises:
+        SagacityError: as SPEC 4 and 6 say; no process is left, nothing is half-written.
+    """
+    if args.parent is not None:
+        die_with(args.parent, signal.SIGTERM)
+    config = _configured(args)
+    if args.port is not None:
+        _require_free(args.port)
+    with ExitStack() as stack:
+        data = DataDirectory(config.supervisor.data)
+        meters = Meters()
+        routes = _Routes()
+        server = MetricsServer(meters, routes.table())
+        metrics_port = _serve_metrics(server, config, private=args.private)
+        stack.callback(server.stop)
+        if args.temporary:
+            stack.callback(shutil.rmtree, data.path, ignore_errors=True)
+        stack.callback(data.lock().release)
+        shards_chosen = config.sources["cluster.shards"] != _BUILT_IN
+        cluster = data.open_or_create(config.cluster.shards, insist=shards_chosen)
+        run = RunDirectory.of(cluster.cluster_id)
+        stack.callback(run.lock().release)
+        stack.callback(run.clear)
+
+        said = Running(
+            pid=os.getpid(),
+            router=run.router if args.port is None else f"tcp://127.0.0.1:{args.port}",
+            metrics=f"http://127.0.0.1:{metrics_port}/metrics",
+            data=str(data.path),
+            cluster_id=cluster.cluster_id,
+            kind="private" if args.private else "up",
+        )
+        ctx = context()
+        stack.callback(ctx.term)
+        supervisor = Supervisor(
+            _commands(args, config, data, run, cluster.shards),
+            run,
+            SystemClock(),
+            ctx,
+            patience=_patience(config),
+            drain_ms=config.supervisor.drain_ms,
+            about={
+                "cluster_id": cluster.cluster_id,
+                "router": said.router,
+                "metrics": said.metrics,
+                "data": said.data,
+            },
+            meters=meters,
+            log=configure_logging(SUPERVISOR, 0),
+        )
+        stack.callback(supervisor.close)
+        supervisor.metrics_port = metrics_port
+        supervisor.start_due()
+        routes.fleet, routes.metrics_port = supervisor.fleet, metrics_port
+        run.announce(said)
+        supervisor.run(lambda: _say_ready(said, as_json=args.json))
+    return 0
+
+
+class _Routes:
+    """What the metrics server serves beside /metrics; called in its threads."""
+
+    def __init__(self) -> None:
+        self.fleet: Fleet | None = None
+        self.metrics_port = 0
+
+    def table(self) -> Mapping[str, Any]:
+        """Give the paths."""
+        return {"/sd": self.targets, "/healthz": self.health}
+
+    def targets(self) -> tuple[int, str, bytes]:
+        """Serve Prometheus' HTTP service discovery: every process that serves metrics."""
+        found = [_target(self.metrics_port, role=SUPERVISOR)]
+        members = [] if self.fleet is None else self.fleet.running()
+        for member in members:
+            if not member.metrics_port:
+                continue
+            index = str(member.index)
+            if member.role == ROUTER:
+                found.append(_target(member.metrics_port, role=ROUTER))
+            elif member.role == SHARD:
+                found.append(_target(member.metrics_port, role=SHARD, shard=index))
+            else:
+                found.append(
+                    _target(member.metrics_port, role="worker", service=member.role, index=index)
+                )
+        return 200, "application/json", json.dumps(found).encode()
+
+    def health(self) -> tuple[int, str, bytes]:
+        """Serve 200 while the cluster serves, else 503."""
+        if self.fleet is not None and self.fleet.ready():
+            return 200, "text/plain", b"ready\n"
+        return 503, "text/plain", b"not ready\n"
+
+
+def _target(port: int, **labels: str) -> dict[str, Any]:
+    return {"targets": [f"127.0.0.1:{port}"], "labels": labels}
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65_535:
+        raise argparse.ArgumentTypeError(f"a port is 1..65535, not {port}")
+    return port
+
+
+def _configured(args: argparse.Namespace) -> Config:
+    flags = {
+        "cluster.shards": args.shards,
+        "services.workers": args.workers,
+        "supervisor.data": args.data,
+        "supervisor.metrics_port": args.metrics_port,
+    }
+    return load(args.config, flags=flags)
+
+
+def _patience(config: Config) -> Patience:
+    return Patience(
+        restart_ms=config.supervisor.restart_ms,
+        restart_max_ms=config.supervisor.restart_max_ms,
+        quarantine_exits=config.supervisor.quarantine_exits,
+        quarantine_within_ms=config.supervisor.quarantine_within_ms,
+    )
+
+
+def _require_free(port: int) -> None:
+    """Refuse a taken port before anything is written; the router finds out for certain."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise Malformed(f"the router cannot listen on port {port}: {error.strerror}") from None
+
+
+def _serve_metrics(server: MetricsServer, config: Config, *, private: bool) -> int:
+    """Listen on the port that was asked for, else on the usual one or a free one."""
+    wanted = config.supervisor.metrics_port
+    if config.sources["supervisor.metrics_port"] != _BUILT_IN:
+        return server.start(wanted)
+    if private:
+        return server.start(0)
+    try:
+        return server.start(wanted)
+    except PortTaken:
+        port = server.start(0)
+        print(f"port {wanted} is taken: metrics are on port {port}", file=sys.stderr)  # noqa: T201
+        return port
+
+
+def _commands(
+    args: argparse.Namespace, config: Config, data: DataDirectory, run: RunDirectory, shards: int
+) -> dict[tuple[str, int], list[str]]:
+    """Give the command line of every process."""
+    common = ["--data", str(data.path), "--run", str(run.path), "--parent", str(os.getpid())]
+    if args.config is not None:
+        common += ["--config", str(args.config.absolute())]
+    port = [] if args.port is None else ["--port", str(args.port)]
+
+    def python(module: str, *flags: str) -> list[str]:
+        # -P: a services/ in the working directory must not shadow ours.
+        return [sys.executable, "-P", "-m", module, *common, *flags]
+
+    commands = {(ROUTER, 0): python("router", *port)}
+    for index in range(shards):
+        commands[SHARD, index] = python("shard", "--index", str(index))
+    for name in config.services.pools:
+        for index in range(config.services.workers):
+            commands[name, index] = python("services", "--service", name, "--index", str(index))
+    return commands
+
+
+def _say_ready(said: Running, *, as_json: bool) -> None:
+    if as_json:
+        line = {
+            "ready": True,
+            "router": said.router,
+            "metrics": said.metrics,
+            "data": said.data,
+            "pid": said.pid,
+        }
+        text = json.dumps(line)
+    else:
+        text = (
+            "Sagacity serves. Ctrl-C drains and stops it.\n"
+            f"  router   {said.router}\n  metrics  {said.metrics}\n  data     {said.data}"
+        )
+    with suppress(OSError):  # whoever wanted to read it has gone; the cluster serves all the same
+        print(text, flush=True)  # noqa: T201 - this is what `up` says on stdout

@@ -1,0 +1,491 @@
+"""The router: which shard a request is for, and whose each reply is.
+
+    clients --DEALER--> ROUTER [ Router ] DEALER --> each shard, and the supervisor
+
+Reads kind and saga_id, never a body. Holds only what is open, so a restart loses nothing that the
+client library does not ask for again. `Router` decides and knows no socket; `Loop` moves frames;
+`main` is the composition root.
+
+What it never forwarded it answers 11; what it had forwarded to a shard that went away, 0 (SPEC 4).
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+import zmq
+
+from cluster.child import Child, arguments
+from cluster.clock import Clock, SystemClock
+from cluster.directory import DataDirectory, RunDirectory
+from cluster.telemetry import Log, MetricsServer, RouterMeters, configure_logging
+from config.load import load
+from sagacity import sockets, wire
+from sagacity.errors import (
+    InternalError,
+    Malformed,
+    NoOutcome,
+    NotSupported,
+    NotTaken,
+    SagacityError,
+)
+from sagacity.ids import is_saga_id
+from sagacity.slots import SlotMap, slot_of
+from sagacity.sockets import DISCONNECTED, Monitor, Outbox, PeerGone, Socket
+from sagacity.wire import Reply, Request
+
+MILLISECOND: Final = 1_000_000
+SECOND: Final = 1_000_000_000
+
+RETRY_AFTER_MS: Final = 250
+FORWARD_AGAIN_NS: Final = 100 * MILLISECOND  # a repeat of an open request sooner is dropped
+OPEN_NS_MAX: Final = 60 * SECOND  # longer than clients wait: what is older was lost on its way
+REPLY_BODY_BYTES_MAX: Final = wire.FRAME_BYTES_MAX - 64  # leaves room for the envelope
+FRAMES_PER_TURN: Final = 256  # of one socket
+UP_WITHOUT_SHARDS_NS: Final = 2 * SECOND  # then a shard that is missing no longer holds us back
+
+_STARTS: Final = frozenset({wire.START, wire.SUBMIT})
+_OUTCOMES: Final = {None: "answered", NotTaken.code: "not_taken", NoOutcome.code: "no_outcome"}
+
+
+class _Client:
+    """A connection of which something is open."""
+
+    __slots__ = ("identity", "numbers")
+
+    def __init__(self, identity: bytes) -> None:
+        self.identity = identity
+        self.numbers: dict[int, int] = {}  # its request -> our number
+
+
+# Client, its request's number, peer, kind, when it was first and last forwarded. A tuple: 0.05 us.
+_Open: TypeAlias = tuple[_Client, int, int, int, int, int]
+
+
+class Router:
+    """Routes requests and replies.
+
+    A *peer* is whom it forwards to: a shard by its index, or the supervisor by the next number.
+
+    Args:
+        slots: which shard owns what.
+        meters: to count in.
+        client_inflight_max: requests of one client that are not answered.
+        shard_inflight_max: requests forwarded to one peer that are not answered.
+    """
+
+    def __init__(
+        self,
+        slots: SlotMap,
+        meters: RouterMeters,
+        *,
+        client_inflight_max: int,
+        shard_inflight_max: int,
+    ) -> None:
+        self.draining = False
+        self.shards = slots.shards
+        self.supervisor = slots.shards
+        self.inflight = [0] * (slots.shards + 1)
+        self._owners = slots.owners
+        self._meters = meters
+        self._client_max = client_inflight_max
+        self._peer_max = shard_inflight_max
+        self._number = 0
+        self._open: dict[int, _Open] = {}  # by our number, oldest first
+        self._clients: dict[bytes, _Client] = {}
+        self._forwards: dict[int, list[Request]] = {}
+        self._replies: dict[bytes, list[Reply]] = {}
+        self._labels = {
+            (kind, code): (name, outcome)
+            for kind, name in wire.KINDS.items()
+            for code, outcome in _OUTCOMES.items()
+        }
+        meters.router_shard_inflight.source = lambda: {
+            (str(shard),): self.inflight[shard] for shard in range(self.shards)
+        }
+
+    def __len__(self) -> int:
+        """Give how many requests are open."""
+        return len(self._open)
+
+    @property
+    def clients(self) -> int:
+        """How many clients have something open."""
+        return len(self._clients)
+
+    def requests(self, identity: bytes, items: Sequence[Request], now: int) -> None:
+        """Route what a client asks.
+
+        Args:
+            identity: of its connection.
+            items: a frame's.
+            now: monotonic, in nanoseconds.
+        """
+        client = self._clients.get(identity)
+        if client is None:
+            client = self._clients[identity] = _Client(identity)
+        numbers, opened = client.numbers, self._open
+        for item in items:
+            try:
+                peer = self._peer_of(item)
+                known = numbers.get(item.request)
+                if known is not None:
+                    self._again(known, peer, item, now)
+                    continue
+                self._admit(client, peer, item.kind)
+            except SagacityError as error:
+                # A repeat's mistake is no answer to the request whose number it has.
+                if item.request in numbers:
+                    self._meters.faults.add(("request",))
+                else:
+                    self._answer(identity, item.request, item.kind, error)
+                continue
+            self._number = number = self._number + 1
+            opened[number] = (client, item.request, peer, item.kind, now, now)
+            numbers[item.request] = number
+            self.inflight[peer] += 1
+            self._forward(peer, number, item)
+        if not numbers:
+            del self._clients[identity]
+
+    def replies(self, peer: int, items: Sequence[Reply]) -> None:
+        """Route what a peer answers; what nobody waits for is dropped and counted."""
+        opened, replies = self._open, self._replies
+        labels, count = self._labels, self._meters.router_requests.add
+        for item in items:
+            entry = opened.get(item.request)
+            if entry is None or entry[2] != peer:
+                self._meters.duplicates.add(("reply",))
+                continue
+            client, request, _, kind, _, _ = entry
+            self._close(item.request, entry)
+            code, body = item.code, item.body
+            if len(body) > REPLY_BODY_BYTES_MAX:
+                self._answer(client.identity, request, kind, InternalError("answer too long"))
+                continue
+            count(labels.get((kind, code)) or (wire.KINDS[kind], "error"))
+            found = replies.get(client.identity)
+            if found is None:
+                replies[client.identity] = [Reply(request, code, body)]
+            else:
+                found.append(Reply(request, code, body))
+
+    def not_forwarded(self, peer: int, items: Sequence[Request], *, connected: bool) -> None:
+        """Answer 11 for what could not be sent to a peer, unless an earlier try of it was."""
+        state = "overloaded" if connected else "down"
+        error = NotTaken(f"{self._name(peer)} is {state}", retry_after_ms=RETRY_AFTER_MS)
+        for item in items:
+            entry = self._open.get(item.request)
+            if entry is not None and entry[4] == entry[5]:
+                self._end(item.request, entry, error)
+
+    def peer_gone(self, peer: int) -> None:
+        """Answer 0 for all that was forwarded to a peer whose connection is lost."""
+        error = NoOutcome(f"{self._name(peer)} went away; ask again with the same id")
+        for number, entry in list(self._open.items()):
+            if entry[2] == peer:
+                self._end(number, entry, error)
+
+    def client_gone(self, identity: bytes) -> None:
+        """Forget what a client has open; replies to it will be dropped."""
+        self._replies.pop(identity, None)
+        client = self._clients.get(identity)
+        if client is not None:
+            for number in list(client.numbers.values()):
+                self._close(number, self._open[number])
+
+    def expire(self, now: int) -> None:
+        """Answer 0 for what is open for longer than any client waits. Call it each second."""
+        error = NoOutcome("no answer in time; ask again with the same id")
+        old = []
+        for number, entry in self._open.items():
+            if now - entry[4] < OPEN_NS_MAX:
+                break
+            old.append((number, entry))
+        for number, entry in old:
+            self._end(number, entry, error)
+
+    def give_up(self) -> None:
+        """Answer 0 for all that is open."""
+        error = NoOutcome("the router ends; ask again with the same id")
+        for number, entry in list(self._open.items()):
+            self._end(number, entry, error)
+
+    def take_forwards(self) -> dict[int, list[Request]]:
+        """Give, once, what is to be sent to each peer."""
+        taken, self._forwards = self._forwards, {}
+        return taken
+
+    def take_replies(self) -> dict[bytes, list[Reply]]:
+        """Give, once, what is to be sent to each client."""
+        taken, self._replies = self._replies, {}
+        return taken
+
+    def _peer_of(self, item: Request) -> int:
+        kind, saga_id = item.kind, item.saga_id
+        if kind not in wire.KINDS:
+            raise NotSupported(f"kind {kind} is not supported")
+        if item.headers and not wire.headers_fit(item.headers):
+            raise Malformed(f"headers have at most {wire.HEADERS_BYTES_MAX} bytes")
+        if len(item.body) > wire.BODY_BYTES_MAX:
+            raise Malformed(f"a body has at most {wire.BODY_BYTES_MAX} bytes")
+        if kind < wire.STATUS:
+            if not is_saga_id(saga_id):
+                raise Malformed("a saga_id is 1 to 128 of A-Z a-z 0-9 . _ : -")
+            return self._owners[slot_of(saga_id)]
+        if kind == wire.STATUS:
+            return self.supervisor
+        if not (saga_id.isascii() and saga_id.isdecimal() and len(saga_id) <= 4):
+            raise Malformed("books are asked of a shard, by its index")
+        if int(saga_id) >= self.shards:
+            raise Malformed(f"there are {self.shards} shards, no shard {saga_id}")
+        return int(saga_id)
+
+    def _admit(self, client: _Client, peer: int, kind: int) -> None:
+        # Reads and cancels have a room of their own: they are never refused for starts.
+        rooms = 1 if kind in _STARTS else 2
+        if self.draining and rooms == 1:
+            raise NotTaken("draining", retry_after_ms=4 * RETRY_AFTER_MS)
+        if len(client.numbers) >= rooms * self._client_max:
+            text = f"more than {self._client_max} requests of one client in flight"
+            raise NotTaken(text, retry_after_ms=RETRY_AFTER_MS)
+        if self.inflight[peer] >= rooms * self._peer_max:
+            raise NotTaken(f"{self._name(peer)} is overloaded", retry_after_ms=RETRY_AFTER_MS)
+
+    def _again(self, number: int, peer: int, item: Request, now: int) -> None:
+        """Forward a repeat under the number that it has: its answer may have been lost."""
+        client, request, known_peer, kind, since, last = self._open[number]
+        if (peer, item.kind) != (known_peer, kind):
+            raise Malformed("this number is open for another request")
+        if now - last >= FORWARD_AGAIN_NS:
+            self._open[number] = (client, request, peer, kind, since, now)
+            self._forward(peer, number, item)
+
+    def _forward(self, peer: int, number: int, item: Request) -> None:
+        forwarded = Request(item.kind, item.saga_id, number, item.headers, item.body)
+        found = self._forwards.get(peer)
+        if found is None:
+            self._forwards[peer] = [forwarded]
+        else:
+            found.append(forwarded)
+
+    def _answer(self, identity: bytes, request: int, kind: int, error: SagacityError) -> None:
+        reply = Reply(request, error.code, wire.pack(error.body()))
+        self._replies.setdefault(identity, []).append(reply)
+        if kind in wire.KINDS:
+            outcome = _OUTCOMES.get(error.code, "error")
+            self._meters.router_requests.add((wire.KINDS[kind], outcome))
+
+    def _end(self, number: int, entry: _Open, error: SagacityError) -> None:
+        self._close(number, entry)
+        self._answer(entry[0].identity, entry[1], entry[3], error)
+
+    def _close(self, number: int, entry: _Open) -> None:
+        client = entry[0]
+        del self._open[number]
+        del client.numbers[entry[1]]
+        self.inflight[entry[2]] -= 1
+        if not client.numbers:
+            self._clients.pop(client.identity, None)
+
+    def _name(self, peer: int) -> str:
+        return "the supervisor" if peer == self.supervisor else f"shard {peer}"
+
+
+class _Peer:
+    """The connection to one peer."""
+
+    def __init__(self, ctx: sockets.Context, index: int, address: str) -> None:
+        self.index = index
+        self.socket: Socket = sockets.dealer(ctx, address)
+        self.monitor = Monitor(self.socket)
+        self.monitor.events()
+
+
+class Loop:
+    """Moves frames between sockets and a Router: poll, drain, route, send.
+
+    Args:
+        router: decides.
+        front: ROUTER where clients connect.
+        peers: connections in the order of their indices, the supervisor's last.
+        child: life of this process.
+        meters: to count in.
+        clock: for what is open.
+        log: for the rare events.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        front: Socket,
+        peers: Sequence[_Peer],
+        child: Child,
+        meters: RouterMeters,
+        clock: Clock,
+        log: Log,
+    ) -> None:
+        self._router = router
+        self._front = front
+        self._outbox = Outbox(front)
+        self._peers = peers
+        self._child = child
+        self._meters = meters
+        self._clock = clock
+        self._log = log
+        self._up_at = clock.monotonic_ns() + UP_WITHOUT_SHARDS_NS
+        self._expire_at = 0
+        self._poller = zmq.Poller()
+        self._poller.register(front, zmq.POLLIN)
+        self._poller.register(child.wakeup_fd, zmq.POLLIN)
+        for peer in peers:
+            self._poller.register(peer.socket, zmq.POLLIN)
+            self._poller.register(peer.monitor.socket, zmq.POLLIN)
+
+    def run(self, drain_ns: int) -> None:
+        """Route until SIGTERM; then until nothing is open, for `drain_ns` at most."""
+        while not self._child.stopping:
+            self._turn()
+        self._router.draining = True
+        self._log.info("router_draining", open=len(self._router))
+        give_up = self._clock.monotonic_ns() + drain_ns
+        while len(self._router) or self._outbox.frames:
+            self._turn()
+            if self._clock.monotonic_ns() >= give_up:
+                break
+        self._router.give_up()
+        self._send()
+
+    def _turn(self) -> None:
+        ready = dict(self._poller.poll(self._timeout_ms()))
+        now = self._clock.monotonic_ns()
+        if self._child.wakeup_fd in ready:
+            self._child.woken()
+        for peer in self._peers:
+            gone = peer.monitor.socket in ready and DISCONNECTED in peer.monitor.events()
+            if gone or peer.socket in ready:
+                self._receive(peer, to_the_end=gone)
+            if gone:
+                self._log.warning("peer_went_away", peer=peer.index)
+                self._router.peer_gone(peer.index)
+        if self._front in ready:
+            self._take_requests(now)
+        self._send()
+        self._keep_house(now)
+        self._meters.event_loop_lag.observe_ns(self._clock.monotonic_ns() - now)
+
+    def _timeout_ms(self) -> int:
+        if self._outbox.frames:
+            return sockets.OUTBOX_RETRY_MS
+        return 20 if self._child.state != "up" or self._router.draining else 500
+
+    def _receive(self, peer: _Peer, *, to_the_end: bool) -> None:
+        drained = False
+        while not drained:
+            frames, drained = sockets.receive_all(peer.socket, FRAMES_PER_TURN)
+            for frame in frames:
+                try:
+                    self._router.replies(peer.index, wire.read_replies(frame))
+                except Malformed:
+                    self._meters.faults.add(("frame",))
+            if not to_the_end:
+                return
+
+    def _take_requests(self, now: int) -> None:
+        frames, _ = sockets.receive_all_from(self._front, FRAMES_PER_TURN)
+        for identity, frame in frames:
+            try:
+                items = wire.read_requests(frame)
+            except Malformed:
+                self._meters.faults.add(("frame",))
+                continue
+            if len(items) > wire.FRAME_ITEMS_MAX:
+                self._meters.faults.add(("frame",))
+                continue
+            self._router.requests(identity, items, now)
+
+    def _send(self) -> None:
+        for index, requests in self._router.take_forwards().items():
+            peer = self._peers[index]
+            for frame in wire.frames(requests):
+                if not sockets.send(peer.socket, frame):
+                    unsent, connected = wire.read_requests(frame), peer.monitor.connected
+                    self._router.not_forwarded(index, unsent, connected=connected)
+        for identity, replies in self._router.take_replies().items():
+            try:
+                for frame in wire.frames(replies):
+                    self._outbox.send(identity, frame)
+            except PeerGone:
+                self._router.client_gone(identity)
+        if self._outbox.frames:
+            for identity in self._outbox.flush():
+                self._router.client_gone(identity)
+
+    def _keep_house(self, now: int) -> None:
+        if now >= self._expire_at:
+            self._expire_at = now + SECOND
+            self._router.expire(now)
+        if self._child.state != "up":
+            shards = self._peers[: self._router.shards]
+            if all(peer.monitor.connected for peer in shards) or now >= self._up_at:
+                self._child.report("up", self._facts)
+        self._child.beat(now, self._facts)
+
+    def _facts(self) -> dict[str, int]:
+        shards = self._peers[: self._router.shards]
+        return {
+            "requests": len(self._router),
+            "clients": self._router.clients,
+            "shards_connected": sum(peer.monitor.connected for peer in shards),
+            "outbox_bytes": self._outbox.bytes,
+            "replies_dropped": self._outbox.dropped,
+        }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a router until SIGTERM.
+
+    Returns:
+        Exit code: 0, or 2 where it cannot do what it was told.
+    """
+    parser = arguments("python -m router")
+    parser.add_argument("--port", type=int, metavar="P", help="TCP on 127.0.0.1 instead of ipc")
+    options = parser.parse_args(argv)
+    run, clock = RunDirectory(options.run), SystemClock()
+    ctx = sockets.context()
+    child = Child("router", 0, run, options.parent, clock, ctx=ctx)
+    try:
+        log = configure_logging("router", 0)
+    except SagacityError as error:
+        print(error.text, file=sys.stderr)  # noqa: T201 - there is no log
+        return error.exit_code
+    try:
+        config = load(options.config)
+        slots = DataDirectory(options.data).read().slots
+        address = run.router if options.port is None else f"tcp://127.0.0.1:{options.port}"
+        front = sockets.router(ctx, address)
+    except SagacityError as error:
+        log.error("router_refused", text=error.text)
+        return error.exit_code
+    meters = RouterMeters(slots.shards)
+    router = Router(
+        slots,
+        meters,
+        client_inflight_max=config.router.client_inflight_max,
+        shard_inflight_max=config.router.shard_inflight_max,
+    )
+    peers = [_Peer(ctx, shard, run.shard(shard)) for shard in range(slots.shards)]
+    peers.append(_Peer(ctx, router.supervisor, run.supervisor))
+    child.metrics_port = MetricsServer(meters).start()
+    loop = Loop(router, front, peers, child, meters, clock, log)
+    log.info("router_started", address=address)
+    loop.run(config.supervisor.drain_ms * MILLISECOND)
+    sockets.close_politely(front)
+    child.close()
+    ctx.destroy()
+    log.info("router_stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

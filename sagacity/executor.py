@@ -1,0 +1,317 @@
+"""A batch of commands as one transaction on a service's database; what `worker` does per turn.
+
+Opens and makes the database, commits, rolls back, checkpoints, reads books. Knows nothing of
+sockets, shards' addresses or time: a simulation drives it as well as a worker does.
+
+    run all -> COMMIT                              the usual case: one sync for hundreds of commands
+    something to undo -> ROLLBACK, run each alone  in a savepoint, so that its neighbours stay
+    database full, busy or failing -> ROLLBACK     all refused as unavailable, until a write works
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Final
+
+import apsw
+from apsw import Connection
+from msgspec import Meta, Struct
+
+from sagacity.barrier import TABLES, UNAVAILABLE, Barrier, Log, MustUndo
+from sagacity.errors import Malformed, SagacityError, check
+from sagacity.service import Service
+from sagacity.wire import (
+    BODY_BYTES_MAX,
+    REFUSED_UNAVAILABLE,
+    Answer,
+    BodyReader,
+    Commands,
+    Witness,
+    pack,
+)
+
+FORMAT: Final = 1  # of the tables that every service's database has
+BOOKS_ROWS_MAX: Final = 5_000  # rows of one page
+CHECKPOINT_PAGES: Final = 4_096  # a WAL of 16 MiB is written back
+
+# Beside the service's own tables: whose database this is. Its row is written in the transaction
+# that makes the tables and the first rows, so that it is there with all of them or with none.
+_ORIGIN: Final = """
+CREATE TABLE origin (
+    format INTEGER NOT NULL,
+    service TEXT NOT NULL,
+    cluster_id TEXT NOT NULL,
+    trials INTEGER NOT NULL  -- writes that only tried whether the database takes one
+) STRICT;
+"""
+
+
+def open_file(path: Path) -> Connection:
+    """Open a service's database, made empty (mode 0600) where there is none.
+
+    Raises:
+        Malformed: it is no database, or cannot be opened.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = Connection(str(path))
+        # Where the pragma's answer is not read, a file system without WAL goes unnoticed.
+        mode = connection.pragma("journal_mode", "wal")
+        connection.pragma("synchronous", "FULL")
+        check(mode == "wal", "the database is in WAL mode", mode=mode)
+        level = connection.pragma("synchronous")
+        check(level == 2, "every commit is synced", synchronous=level)
+    except OSError as error:
+        raise Malformed(f"cannot open {path}: {error.strerror}") from None
+    except apsw.Error as error:
+        raise Malformed(f"cannot open {path}: {error}") from None
+    return connection
+
+
+def make_tables(
+    connection: Connection, service: Service, cluster_id: str, catalog: object = None
+) -> bool:
+    """Make the tables and first rows of a new database, in one transaction.
+
+    Args:
+        connection: of the database, without a transaction.
+        service: whose tables they are.
+        cluster_id: 32 hexadecimal digits; the database belongs to this cluster from now on.
+        catalog: for the service's `seed`.
+
+    Returns:
+        Whether it was new. One that has its tables is left as it is.
+
+    Raises:
+        Malformed: it belongs to another service or cluster, or has an unknown format.
+    """
+    db = connection.cursor()
+    db.execute("BEGIN IMMEDIATE")
+    with connection:  # in a savepoint: the outer transaction stays ours to end
+        made = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'origin'").get is None
+        if made:
+            for script in (_ORIGIN, TABLES, service.schema):
+                list(db.execute(script))
+            if service.seed is not None:
+                service.seed(db, catalog)
+            db.execute("INSERT INTO origin VALUES (?, ?, ?, 0)", (FORMAT, service.name, cluster_id))
+        found = db.execute("SELECT format, service, cluster_id FROM origin").get
+    db.execute("COMMIT")
+    expected = (FORMAT, service.name, cluster_id)
+    if found != expected:
+        raise Malformed(f"this database is of (format, service, cluster) {found}, not {expected}")
+    return made
+
+
+class BatchExecutor:
+    """Runs batches of commands on one database.
+
+    Args:
+        connection: with the tables of `make_tables`.
+        service: whose handlers run.
+        log: for faults.
+        wait: called while another connection has the lock, with the number of calls before; False
+            gives up. None: never waits.
+        checkpoint_pages: length of the WAL that `tidy` writes back.
+
+    After a batch that the database could not take `available` is False, and every command is
+    refused until `try_write` succeeds.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        service: Service,
+        log: Log,
+        *,
+        wait: Callable[[int], bool] | None = None,
+        checkpoint_pages: int = CHECKPOINT_PAGES,
+    ) -> None:
+        self.available = True
+        self.replays = 0  # batches that were run again one by one
+        self._connection = connection
+        self._service = service
+        self._log = log
+        self._db = connection.cursor()
+        self._barrier = Barrier(connection, service, log)
+        self._barrier.load()
+        self._version = self._foreign_writes()
+        self._wal_pages = 0
+        self._checkpoint_pages = self._checkpoint_at = checkpoint_pages
+        self._books_asked: BodyReader[BooksRequest] = BodyReader(BooksRequest)
+        connection.set_busy_handler(wait)
+        connection.set_wal_hook(self._on_commit)  # in place of SQLite's own checkpoints
+
+    @property
+    def repeated(self) -> int:
+        """Answers that came out of stored replies, since the start."""
+        return self._barrier.repeated
+
+    def witnesses(self) -> list[Witness]:
+        """Give the highest witness that the database holds of each shard."""
+        return list(self._barrier.witnesses.values())
+
+    def execute(self, batches: Sequence[Commands]) -> list[list[Answer]]:
+        """Perform all commands in one transaction; they are durable when this returns.
+
+        Returns:
+            For each batch its answers, in order.
+
+        Raises:
+            apsw.Error: the commit failed, and not for room: nobody knows what the file holds.
+                The process has to end.
+        """
+        if not self.available:
+            return _refuse(batches)
+        repeated = self._barrier.repeated
+        try:
+            self._begin()
+            try:
+                answers = self._run(batches, alone=False)
+            except MustUndo:
+                self._undo()
+                self._barrier.repeated = repeated
+                self.replays += 1
+                self._begin()
+                answers = self._run(batches, alone=True)
+        except UNAVAILABLE as error:
+            return self._unavailable(batches, error)
+        try:
+            self._db.execute("COMMIT")
+        except (apsw.FullError, apsw.BusyError) as error:
+            return self._unavailable(batches, error)
+        return answers
+
+    def try_write(self) -> bool:
+        """Try whether the database takes a write again; say whether it does."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("UPDATE origin SET trials = trials + 1")
+            self._db.execute("COMMIT")
+            self._barrier.load()
+        except UNAVAILABLE:
+            self._undo()
+            return False
+        self.available = True
+        self._log.info("database_available", service=self._service.name)
+        return True
+
+    def tidy(self) -> None:
+        """Write the WAL back if it is long. Call it when the answers have left.
+
+        Raises:
+            apsw.Error: a sync failed: the process has to end.
+        """
+        if self._wal_pages < self._checkpoint_at:
+            return
+        try:
+            pages, written = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except (apsw.FullError, apsw.BusyError) as error:
+            self._log.warning("checkpoint_failed", service=self._service.name, error=repr(error))
+            pages, written = self._wal_pages, 0
+        # What a reader still needs cannot be written back: try again when it has grown as much.
+        self._checkpoint_at = self._checkpoint_pages + max(pages - written, 0)
+        self._wal_pages = 0
+
+    def read_books(self, asked: bytes) -> bytes:
+        """Give a page of the service's books, or an error, as a packed body.
+
+        Args:
+            asked: a packed body {"book", "table", "after", "limit"}.
+        """
+        try:
+            return self._page(asked)
+        except SagacityError as error:
+            return pack(error.body())
+        except UNAVAILABLE as error:
+            return pack({"type": "error", "code": 0, "text": f"unreadable now: {error}"})
+
+    def close(self) -> None:
+        """Close the database."""
+        self._connection.close()
+
+    def _begin(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        version = self._foreign_writes()
+        if version != self._version:
+            self._version = version
+            self._barrier.load()
+
+    def _foreign_writes(self) -> object:
+        """Give a value that changes when another connection commits."""
+        return self._db.execute("PRAGMA data_version").get
+
+    def _run(self, batches: Sequence[Commands], *, alone: bool) -> list[list[Answer]]:
+        barrier, answer = self._barrier, self._barrier.answer
+        answers = []
+        for batch in batches:
+            barrier.see(batch.witness)
+            answers.append([answer(command, alone=alone) for command in batch.items])
+        return answers
+
+    def _undo(self) -> None:
+        if self._connection.in_transaction:
+            self._db.execute("ROLLBACK")
+        with suppress(*UNAVAILABLE):  # a database that cannot be read is read by try_write
+            self._barrier.load()
+
+    def _unavailable(self, batches: Sequence[Commands], error: Exception) -> list[list[Answer]]:
+        self.available = False
+        self._undo()
+        self._log.error("database_unavailable", service=self._service.name, error=repr(error))
+        return _refuse(batches)
+
+    def _on_commit(self, _: Connection, __: str, pages: int) -> int:
+        self._wal_pages = pages
+        return apsw.SQLITE_OK
+
+    def _page(self, asked: bytes) -> bytes:
+        request, _ = self._books_asked.read(asked)
+        rows_of = self._service.books.get(request.table)
+        if request.book != self._service.name or rows_of is None:
+            tables = ", ".join(self._service.books)
+            raise Malformed(f"{self._service.name} has the tables {tables}")
+        limit = request.limit
+        rows = rows_of(self._connection.cursor(), request.after, limit)
+        more = len(rows) == limit
+        while True:
+            page = {
+                "type": "books",
+                "book": request.book,
+                "table": request.table,
+                "rows": [list(row) for row in rows],
+                "next": rows[-1][0] if more and rows else None,
+            }
+            body = pack(page)
+            if len(body) <= BODY_BYTES_MAX or len(rows) <= 1:
+                return body
+            rows, more = rows[: len(rows) // 2], True
+
+
+class BooksRequest(Struct, frozen=True):
+    """Asks for a page of a table."""
+
+    book: str
+    table: str
+    after: int | str
+    limit: Annotated[int, Meta(ge=1, le=BOOKS_ROWS_MAX)]
+
+
+def _refuse(batches: Sequence[Commands]) -> list[list[Answer]]:
+    return [
+        [
+            Answer(
+                command.saga_id,
+                command.step,
+                command.direction,
+                command.epoch,
+                command.number,
+                command.attempt,
+                REFUSED_UNAVAILABLE,
+                b"",
+            )
+            for command in batch.items
+        ]
+        for batch in batches
+    ]

@@ -1,0 +1,415 @@
+"""Sockets: the one place that makes ZeroMQ sockets, sets their options, sends and receives.
+
+It knows addresses and bytes; it must not know what a frame holds, nor who talks to whom. Nothing
+here blocks: a loop polls, then drains, then sends. What each option is for (DESIGN 7):
+
+- a DEALER queues for nobody (IMMEDIATE): a send while its peer is away says so;
+- a ROUTER never drops in silence (MANDATORY): a peer that is gone or full is told apart;
+- closing loses what is unsent (LINGER 0) and never blocks, unless `close_politely` is asked for;
+- a frame over FRAME_BYTES_MAX closes the connection that sent it (MAXMSGSIZE).
+
+Addresses are ipc:// in a directory of mode 0700, or tcp://127.0.0.1: ZeroMQ authenticates nobody.
+"""
+
+import errno
+import os
+import re
+import stat
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import zmq
+
+from sagacity.errors import Malformed
+from sagacity.wire import FRAME_BYTES_MAX
+
+Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
+Socket: TypeAlias = "zmq.Socket[bytes]"
+
+IPC_PATH_BYTES_MAX: Final = 107  # sun_path, less its closing zero
+
+FRAMES_QUEUED_MAX: Final = 256  # frames waiting in ZeroMQ, per peer and direction
+BACKLOG: Final = 1024  # connections not yet accepted: a herd comes back after a restart
+RECONNECT_MS: Final = 10
+RECONNECT_MAX_MS: Final = 200
+HANDSHAKE_MS: Final = 5000  # a connection that says nothing of sense is closed after this
+
+# ZeroMQ's own heartbeat finds only half-open TCP connections: an ended process closes its sockets
+# at once. The timeout lies above what the supervisor allows a stopped process (15 s): whether a
+# process hangs is the supervisor's judgement, and losing the connection would come before it.
+HEARTBEAT_MS: Final = 5000
+HEARTBEAT_TIMEOUT_MS: Final = 30_000
+
+OUTBOX_PEER_BYTES_MAX: Final = 4 << 20
+OUTBOX_BYTES_MAX: Final = 64 << 20  # over all peers
+OUTBOX_RETRY_MS: Final = 5  # a ROUTER is always writable to a poller: try a full peer again so
+
+CONNECTED: Final = "connected"
+DISCONNECTED: Final = "disconnected"
+
+_TCP_BIND = re.compile(r"tcp://127\.0\.0\.1:(\*|[0-9]{1,5})")
+_EVENTS = {
+    int(zmq.EVENT_HANDSHAKE_SUCCEEDED): CONNECTED,
+    int(zmq.EVENT_DISCONNECTED): DISCONNECTED,
+}
+
+
+class PeerGone(Exception):
+    """A ROUTER's peer is not connected any more; nothing was sent."""
+
+
+def context() -> Context:
+    """Make the context of a process: one thread that does the input and output."""
+    return zmq.Context(io_threads=1)
+
+
+def dealer(ctx: Context, address: str) -> Socket:
+    """Connect a DEALER; it connects again by itself for as long as it is open.
+
+    Raises:
+        Malformed: the address is none.
+    """
+    return _connect(ctx, zmq.DEALER, address)
+
+
+def push(ctx: Context, address: str) -> Socket:
+    """Connect a PUSH.
+
+    Raises:
+        Malformed: the address is none.
+    """
+    return _connect(ctx, zmq.PUSH, address)
+
+
+def router(ctx: Context, address: str) -> Socket:
+    """Bind a ROUTER. An ipc address is taken from whoever has it: hold the directory's lock first.
+
+    Raises:
+        Malformed: the address is one where strangers could connect, too long, or taken.
+    """
+    return _bind(ctx, zmq.ROUTER, address)
+
+
+def pull(ctx: Context, address: str) -> Socket:
+    """Bind a PULL.
+
+    Raises:
+        Malformed: as `router`.
+    """
+    return _bind(ctx, zmq.PULL, address)
+
+
+def close_politely(socket: Socket, linger_ms: int = 250) -> None:
+    """Close a socket but let what is on its way leave, for `linger_ms` at most.
+
+    The waiting is done by the context when it is terminated.
+    """
+    socket.close(linger=linger_ms)
+
+
+def _connect(ctx: Context, kind: int, address: str) -> Socket:
+    if not address.startswith(("ipc://", "tcp://")):
+        raise Malformed(f"an address begins with ipc:// or tcp://, not {address!r}")
+    _check_ipc_length(address)
+    socket = _socket(ctx, kind)
+    try:
+        socket.connect(address)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise Malformed(f"{address!r} is no address: {error}") from None
+    return socket
+
+
+def _bind(ctx: Context, kind: int, address: str) -> Socket:
+    _check_bind(address)
+    socket = _socket(ctx, kind)
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise Malformed(f"cannot listen on {address}: {error}") from None
+    return socket
+
+
+def _socket(ctx: Context, kind: int) -> Socket:
+    socket = ctx.socket(kind)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IPV6, 0)
+    socket.setsockopt(zmq.SNDHWM, FRAMES_QUEUED_MAX)
+    socket.setsockopt(zmq.RCVHWM, FRAMES_QUEUED_MAX)
+    socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+    socket.setsockopt(zmq.BACKLOG, BACKLOG)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+    if kind in {zmq.DEALER, zmq.PUSH}:
+        socket.setsockopt(zmq.IMMEDIATE, 1)
+    if kind == zmq.ROUTER:
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    return socket
+
+
+def _check_ipc_length(address: str) -> None:
+    path = os.fsencode(address.removeprefix("ipc://"))
+    if address.startswith("ipc://") and not 1 <= len(path) <= IPC_PATH_BYTES_MAX:
+        raise Malformed(f"a socket's path has 1 to {IPC_PATH_BYTES_MAX} bytes: {address!r}")
+
+
+def _check_bind(address: str) -> None:
+    if address.startswith("ipc:///"):
+        _check_ipc_length(address)
+        directory = Path(address.removeprefix("ipc://")).parent
+        try:
+            found = directory.stat()
+        except OSError as error:
+            raise Malformed(f"cannot listen on {address}: {error}") from None
+        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) != stat.S_IRWXU:
+            raise Malformed(f"cannot listen on {address}: {directory} must be ours, of mode 0700")
+        return
+    tcp = _TCP_BIND.fullmatch(address)
+    if tcp is None or (tcp[1] != "*" and int(tcp[1]) > 65_535):
+        raise Malformed(f"we listen on ipc:///… or tcp://127.0.0.1:PORT alone, not on {address!r}")
+
+
+def receive_all(socket: Socket, frames_max: int) -> tuple[list[bytes], bool]:
+    """Take the frames that wait in a DEALER or a PULL.
+
+    A message of more parts than one is given as one empty frame: no reader takes that, so it is
+    dropped and counted with all other garbage.
+
+    Args:
+        socket: to read.
+        frames_max: most frames to take.
+
+    Returns:
+        The frames, and whether the socket was found empty.
+    """
+    frames: list[bytes] = []
+    receive = socket.recv
+    try:
+        while len(frames) < frames_max:
+            frame = receive(zmq.DONTWAIT)
+            frames.append(b"" if _more_dropped(socket) else frame)
+    except zmq.Again:
+        return frames, True
+    return frames, False
+
+
+def receive_all_from(socket: Socket, frames_max: int) -> tuple[list[tuple[bytes, bytes]], bool]:
+    """Take the frames that wait in a ROUTER, each with its sender's identity.
+
+    A message of no part or of more parts than one is given as one empty frame, as by `receive_all`.
+
+    Returns:
+        Pairs of identity and frame, and whether the socket was found empty.
+    """
+    frames: list[tuple[bytes, bytes]] = []
+    receive = socket.recv
+    try:
+        while len(frames) < frames_max:
+            identity = receive(zmq.DONTWAIT)
+            frame = receive(zmq.DONTWAIT) if socket.getsockopt(zmq.RCVMORE) else b""
+            frames.append((identity, b"" if _more_dropped(socket) else frame))
+    except zmq.Again:
+        return frames, True
+    return frames, False
+
+
+def _more_dropped(socket: Socket) -> bool:
+    # Part by part: a message of a million parts is never in memory as a list.
+    if not socket.getsockopt(zmq.RCVMORE):
+        return False
+    while socket.getsockopt(zmq.RCVMORE):
+        socket.recv(zmq.DONTWAIT)
+    return True
+
+
+def send(socket: Socket, frame: bytes) -> bool:
+    """Send by a DEALER or a PUSH; False if its peer is away or its queue is full."""
+    try:
+        socket.send(frame, zmq.DONTWAIT)
+    except zmq.Again:
+        return False
+    return True
+
+
+def send_to(socket: Socket, identity: bytes, frame: bytes) -> bool:
+    """Send to one peer of a ROUTER; False if that peer's queue is full.
+
+    Raises:
+        PeerGone: it is not connected.
+    """
+    try:
+        socket.send_multipart((identity, frame), zmq.DONTWAIT)
+    except zmq.Again:
+        return False
+    except zmq.ZMQError as error:
+        if error.errno == errno.EHOSTUNREACH:
+            raise PeerGone from None
+        raise
+    return True
+
+
+class Outbox:
+    """Sends to the peers of a ROUTER, and keeps for each, within bounds, what it cannot take yet.
+
+    Over a bound the peer's oldest frames are dropped and counted: who waits for them asks again.
+    While `frames` is not 0, call `flush` every OUTBOX_RETRY_MS: no poller says when a peer is
+    ready again.
+
+    Args:
+        socket: a ROUTER.
+        peer_bytes_max: kept for one peer.
+        bytes_max: kept for all of them.
+    """
+
+    def __init__(
+        self,
+        socket: Socket,
+        *,
+        peer_bytes_max: int = OUTBOX_PEER_BYTES_MAX,
+        bytes_max: int = OUTBOX_BYTES_MAX,
+    ) -> None:
+        self._socket = socket
+        self._peer_bytes_max = peer_bytes_max
+        self._bytes_max = bytes_max
+        self._queues: dict[bytes, deque[bytes]] = {}
+        self._peer_bytes: dict[bytes, int] = {}
+        self.bytes = 0
+        self.frames = 0
+        self.dropped = 0  # frames, since the start
+
+    def send(self, identity: bytes, frame: bytes) -> None:
+        """Send a frame to a peer, after those that wait for it.
+
+        Raises:
+            PeerGone: the peer is not connected; what was kept for it is forgotten.
+        """
+        if identity not in self._queues:
+            if send_to(self._socket, identity, frame):
+                return
+            self._queues[identity] = deque()
+            self._peer_bytes[identity] = 0
+        self._queues[identity].append(frame)
+        self._count(identity, 1, len(frame))
+        self._shorten(identity)
+
+    def flush(self) -> list[bytes]:
+        """Try again what waits.
+
+        Returns:
+            Identities of peers that are gone; what was kept for them is forgotten.
+        """
+        gone = []
+        for identity in list(self._queues):
+            queue = self._queues[identity]
+            try:
+                while queue and send_to(self._socket, identity, queue[0]):
+                    self._count(identity, -1, -len(queue.popleft()))
+            except PeerGone:
+                gone.append(identity)
+            if not queue or identity in gone:
+                self.forget(identity)
+        return gone
+
+    def forget(self, identity: bytes) -> None:
+        """Drop what is kept for a peer."""
+        queue = self._queues.pop(identity, None)
+        if queue is not None:
+            self.bytes -= self._peer_bytes.pop(identity)
+            self.frames -= len(queue)
+
+    def _count(self, identity: bytes, frames: int, size: int) -> None:
+        self.frames += frames
+        self.bytes += size
+        self._peer_bytes[identity] += size
+
+    def _shorten(self, identity: bytes) -> None:
+        queue = self._queues[identity]
+        while queue and (
+            self._peer_bytes[identity] > self._peer_bytes_max or self.bytes > self._bytes_max
+        ):
+            self._count(identity, -1, -len(queue.popleft()))
+            self.dropped += 1
+        if not queue:
+            self.forget(identity)
+
+
+class Monitor:
+    """Tells when a DEALER or PUSH has a connection, and when it has lost it.
+
+    Register `socket` in the poller; when it is readable, read `events`. Read it once before the
+    first poll too: a connection that is older than the monitor is told by that first reading.
+    """
+
+    def __init__(self, watched: Socket) -> None:
+        self.socket: Socket = watched.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.connected = False
+        self._watched = watched
+        # ZeroMQ attaches the queue, which makes a socket writable, before it tells the event: a
+        # connection is seen by this look or told to the monitor, or both, never neither.
+        self._was_connected = watched.poll(0, zmq.POLLOUT) != 0
+
+    def events(self) -> list[str]:
+        """Give what happened since the last call, in order: CONNECTED or DISCONNECTED.
+
+        The two alternate: a connection that ended before its handshake was none, and is not told.
+        """
+        told: list[str] = []
+        if self._was_connected:
+            self._was_connected = False
+            self._tell(CONNECTED, told)
+        try:
+            while True:
+                description = self.socket.recv(zmq.DONTWAIT)
+                _more_dropped(self.socket)  # the address, always the same one
+                event = _EVENTS.get(int.from_bytes(description[:2], sys.byteorder))
+                if event is not None:
+                    self._tell(event, told)
+        except zmq.Again:
+            return told
+
+    def close(self) -> None:
+        """Stop watching; the watched socket stays open."""
+        self._watched.disable_monitor()
+        self.socket.close()
+
+    def _tell(self, event: str, told: list[str]) -> None:
+        if (event == CONNECTED) != self.connected:
+            self.connected = event == CONNECTED
+            told.append(event)
+
+
+class Departures:
+    """Tells that some peer of a ROUTER lost its connection, not which: ask them all then.
+
+    Register `socket` in the poller.
+    """
+
+    def __init__(self, watched: Socket) -> None:
+        self.socket: Socket = watched.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self._watched = watched
+
+    def any(self) -> bool:
+        """Say whether a peer went since the last call."""
+        told = False
+        try:
+            while True:
+                self.socket.recv(zmq.DONTWAIT)
+                _more_dropped(self.socket)
+                told = True
+        except zmq.Again:
+            return told
+
+    def close(self) -> None:
+        """Stop watching; the watched socket stays open."""
+        self._watched.disable_monitor()
+        self.socket.close()

@@ -1,0 +1,406 @@
+"""The worker: takes commands from every shard, performs them as one batch, answers.
+
+Holds the loop, its sockets and its clock. What a batch does to the database is `executor`'s, what
+a command means is the service's. A user's own service runs like this:
+
+    worker = Worker(service, Path("payment.db"), ["ipc:///.../shard-0-workers.sock"], cluster_id)
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    sys.exit(worker.run())
+
+One turn: wait, take all that is there from all shards, one transaction, one commit, one frame of
+answers to each shard. What is not answered is asked again by the shard, so nothing is kept here.
+"""
+
+import heapq
+import math
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import zmq
+from msgspec import Struct
+
+from sagacity.barrier import Log
+from sagacity.errors import Malformed
+from sagacity.executor import BatchExecutor, make_tables, open_file
+from sagacity.service import Call, Database, Declined, Failed, Handler, Ok, Result, Service
+from sagacity.sockets import (
+    CONNECTED,
+    Context,
+    Monitor,
+    Socket,
+    close_politely,
+    context,
+    dealer,
+    receive_all,
+    send,
+)
+from sagacity.wire import (
+    PROTOCOL,
+    Answer,
+    Beat,
+    BooksAsked,
+    BooksPage,
+    Command,
+    Commands,
+    Hello,
+    Rejected,
+    answer_frames,
+    encode,
+    read_to_worker,
+)
+
+__all__ = [
+    "Call",
+    "Database",
+    "Declined",
+    "Failed",
+    "Handler",
+    "Ok",
+    "Result",
+    "Served",
+    "Service",
+    "Watch",
+    "Worker",
+]
+
+CAPACITY: Final = 256  # commands of each shard before one is answered
+FRAMES_MAX: Final = 64  # of one shard in one turn
+TRIAL_MS: Final = 500  # between two tries of a database that took no write
+LOCK_PATIENCE_MS: Final = 5_000  # for a lock that another connection has
+LOCK_RETRY_S: Final = 0.005
+
+EXIT_STOPPED: Final = 0
+EXIT_REJECTED: Final = 1
+
+_NS: Final = 1_000_000  # in a millisecond
+
+
+class Served(Struct, frozen=True, gc=False):
+    """What a turn did.
+
+    Args:
+        commands: of all shards.
+        answers: theirs, in the same order.
+        repeated: how many of them were stored replies.
+        waited_ns: from the receipt of the commands to their transaction.
+        turn_ns: how long the turn kept what came meanwhile waiting.
+    """
+
+    commands: list[Command]
+    answers: list[Answer]
+    repeated: int
+    waited_ns: int
+    turn_ns: int
+
+
+class Watch:
+    """What a worker's process may see and say; all is called in the loop's thread.
+
+    `wakeup_fd`, where there is one, ends the loop's wait when it is readable.
+    """
+
+    wakeup_fd: int | None = None
+
+    def woken(self) -> bool:
+        """Take what makes `wakeup_fd` readable; say whether the worker has to stop."""
+        return False
+
+    def turned(self, now_ns: int) -> None:
+        """See a turn of the loop, at least one each heartbeat."""
+
+    def served(self, served: Served) -> None:
+        """See commands performed and answered."""
+
+    def garbage(self) -> None:
+        """See a frame dropped that could not be read."""
+
+
+class _Link:
+    """The connection to one shard."""
+
+    __slots__ = ("greeted", "monitor", "socket")
+
+    def __init__(self, ctx: Context, address: str) -> None:
+        self.socket: Socket = dealer(ctx, address)
+        self.monitor = Monitor(self.socket)
+        self.greeted = False
+
+
+_Held = tuple[int, int, _Link, Answer]  # due at, order, to whom, what
+
+
+class Worker:
+    """One worker of a service.
+
+    Args:
+        service: what it performs.
+        database: file of the service's database; made if it is not there.
+        addresses: of the shards, where they take workers.
+        cluster_id: 32 hexadecimal digits; shards of another cluster are not served.
+        capacity: commands that it takes from each shard before it has answered one.
+        heartbeat_ms: between two signs of life.
+        catalog: for the service's `seed`, when the database is made.
+        log: None for structlog's.
+        watch: None when nobody watches.
+
+    Raises:
+        Malformed: the database cannot be used, or is another service's or cluster's.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        database: Path,
+        addresses: Sequence[str],
+        cluster_id: str,
+        *,
+        capacity: int = CAPACITY,
+        heartbeat_ms: int = 1_000,
+        catalog: object = None,
+        log: Log | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self.busy = 0  # commands received and not answered
+        self._service = service
+        self._addresses = list(addresses)
+        self._cluster_id = cluster_id
+        self._capacity = capacity
+        self._heartbeat_ns = heartbeat_ms * _NS
+        self._log = log or _default_log()
+        self._watch = watch or Watch()
+        self._incarnation = secrets.randbits(62)
+        self._links: list[_Link] = []
+        self._held: list[_Held] = []
+        self._order = count()
+        self._next_beat = 0
+        self._next_trial = 0
+        self._lock_asked = 0
+        self._exit: int | None = None
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        connection = open_file(database)
+        if make_tables(connection, service, cluster_id, catalog):
+            self._log.info("database_made", service=service.name)
+        self._executor = BatchExecutor(connection, service, self._log, wait=self._wait_for_lock)
+
+    @property
+    def capacity(self) -> int:
+        """Commands that it takes from each shard now: 0 while its database does not work."""
+        return self._capacity if self._executor.available else 0
+
+    def stop(self) -> None:
+        """Have `run` end after the batch at hand. Any thread or signal handler may."""
+        with suppress(BlockingIOError):  # full of earlier calls
+            os.write(self._wake, b"s")
+
+    def run(self) -> int:
+        """Serve until `stop`, or until a shard rejects this worker.
+
+        Returns:
+            An exit code: EXIT_STOPPED or EXIT_REJECTED.
+
+        Raises:
+            apsw.Error: a commit or sync failed, not for room; the process has to end.
+        """
+        ctx = context()
+        poller = zmq.Poller()
+        try:
+            for fd in self._wakeup_fds():
+                poller.register(fd, zmq.POLLIN)
+            for address in self._addresses:
+                link = _Link(ctx, address)
+                self._links.append(link)
+                poller.register(link.socket, zmq.POLLIN)
+                poller.register(link.monitor.socket, zmq.POLLIN)
+                self._see_connection(link)
+            while self._exit is None:
+                timeout_ns = max(0, self._next_due() - time.monotonic_ns())
+                self._turn(dict(poller.poll(-(-timeout_ns // _NS))))
+        finally:
+            self._close(ctx)
+        return self._exit
+
+    # -- a turn ---------------------------------------------------------------------------------
+
+    def _turn(self, ready: dict[object, int]) -> None:
+        began = time.monotonic_ns()
+        if any(fd in ready for fd in self._wakeup_fds()):
+            self._see_wakeups()
+            if self._exit is not None:
+                return
+        batches: list[tuple[_Link, Commands]] = []
+        for link in self._links:
+            if link.monitor.socket in ready:
+                self._see_connection(link)
+            if link.socket in ready:
+                self._receive(link, batches)
+        if batches:
+            self._serve(batches, began)
+        if self._held:
+            self._release_held()
+        now = time.monotonic_ns()
+        if not self._executor.available and now >= self._next_trial:
+            self._next_trial = now + TRIAL_MS * _NS
+            if self._executor.try_write():
+                self._next_beat = now
+        self._live(now)
+        self._executor.tidy()
+
+    def _receive(self, link: _Link, batches: list[tuple[_Link, Commands]]) -> None:
+        frames, _ = receive_all(link.socket, FRAMES_MAX)
+        for frame in frames:
+            try:
+                said = read_to_worker(frame)
+            except Malformed:
+                self._watch.garbage()
+                continue
+            if isinstance(said, Commands):
+                if said.witness.cluster_id != self._cluster_id:
+                    self._watch.garbage()
+                elif said.items:  # a shard probes its connections with empty batches
+                    batches.append((link, said))
+            elif isinstance(said, BooksAsked):
+                page = BooksPage(said.token, self._executor.read_books(said.body))
+                send(link.socket, encode(page))
+            elif isinstance(said, Rejected):
+                self._log.error("worker_rejected", text=said.text)
+                self._exit = EXIT_REJECTED
+
+    def _serve(self, batches: list[tuple[_Link, Commands]], received: int) -> None:
+        """Perform what came in one transaction, then answer each shard in one frame."""
+        self.busy = len(self._held) + sum(len(batch.items) for _, batch in batches)
+        available, repeated = self._executor.available, self._executor.repeated
+        waited = time.monotonic_ns() - received
+        answered = self._executor.execute([batch for _, batch in batches])
+        for link in self._links:
+            leaving: list[Answer] = []
+            for (origin, batch), answers in zip(batches, answered, strict=True):
+                if origin is link:
+                    leaving += self._held_back(link, batch.items, answers)
+            self._send_answers(link, leaving)
+        self.busy = len(self._held)
+        if available and not self._executor.available:
+            self._next_beat = 0  # take back the credit at once
+            self._next_trial = received + TRIAL_MS * _NS
+        self._watch.served(
+            Served(
+                [command for _, batch in batches for command in batch.items],
+                [answer for answers in answered for answer in answers],
+                self._executor.repeated - repeated,
+                waited,
+                time.monotonic_ns() - received,
+            )
+        )
+
+    def _held_back(
+        self, link: _Link, commands: list[Command], answers: list[Answer]
+    ) -> list[Answer]:
+        """Give the answers that may leave now; the others are kept, or dropped for ever."""
+        delay_of = self._service.answer_delay
+        if delay_of is None:
+            return answers
+        leaving = []
+        for command, answer in zip(commands, answers, strict=True):
+            delay = delay_of(command)
+            if delay <= 0:
+                leaving.append(answer)
+            elif not math.isinf(delay):
+                due = time.monotonic_ns() + int(delay * 1000) * _NS
+                heapq.heappush(self._held, (due, next(self._order), link, answer))
+        return leaving
+
+    def _release_held(self) -> None:
+        now = time.monotonic_ns()
+        while self._held and self._held[0][0] <= now:
+            _, _, link, answer = heapq.heappop(self._held)
+            self._send_answers(link, [answer])
+        self.busy = len(self._held)
+
+    def _send_answers(self, link: _Link, answers: list[Answer]) -> None:
+        if answers:
+            for frame in answer_frames(answers):
+                send(link.socket, frame)  # a shard that is away asks again when it is back
+
+    # -- signs of life --------------------------------------------------------------------------
+
+    def _live(self, now: int) -> None:
+        if now >= self._next_beat:
+            self._next_beat = now + self._heartbeat_ns
+            for link in self._links:
+                if link.monitor.connected:
+                    self._sign_life(link)
+        self._watch.turned(now)
+
+    def _see_connection(self, link: _Link) -> None:
+        if CONNECTED in link.monitor.events():
+            link.greeted = False
+            self._sign_life(link)
+
+    def _sign_life(self, link: _Link) -> None:
+        """Say HELLO, once on each connection, then that we live and what we can take."""
+        if not link.greeted:
+            hello = Hello(
+                PROTOCOL,
+                self._cluster_id,
+                self._service.name,
+                self._incarnation,
+                self._capacity,
+                self._executor.witnesses(),
+            )
+            link.greeted = send(link.socket, encode(hello))
+        if link.greeted:
+            send(link.socket, encode(Beat(self._incarnation, self.capacity)))
+
+    def _next_due(self) -> int:
+        due = self._next_beat
+        if self._held:
+            due = min(due, self._held[0][0])
+        if not self._executor.available:
+            due = min(due, self._next_trial)
+        return due
+
+    def _wait_for_lock(self, calls: int) -> bool:
+        """Wait a moment for another connection's lock, alive; False when that took too long."""
+        now = time.monotonic_ns()
+        if calls == 0:
+            self._lock_asked = now
+        self._live(now)
+        self._see_wakeups()
+        if self._exit is not None or now - self._lock_asked > LOCK_PATIENCE_MS * _NS:
+            return False
+        time.sleep(LOCK_RETRY_S)
+        return True
+
+    # -- beginning and end ----------------------------------------------------------------------
+
+    def _wakeup_fds(self) -> list[int]:
+        watched = self._watch.wakeup_fd
+        return [self._woken] if watched is None else [self._woken, watched]
+
+    def _see_wakeups(self) -> None:
+        with suppress(BlockingIOError):
+            if os.read(self._woken, 64):
+                self._exit = EXIT_STOPPED
+        if self._watch.woken():
+            self._exit = EXIT_STOPPED
+
+    def _close(self, ctx: Context) -> None:
+        for link in self._links:
+            link.monitor.close()
+            close_politely(link.socket)
+        ctx.term()
+        self._executor.close()
+        os.close(self._woken)
+        os.close(self._wake)
+
+
+def _default_log() -> Log:
+    import structlog  # noqa: PLC0415 - 100 ms that a caller with its own log does not pay
+
+    log: Log = structlog.get_logger()
+    return log

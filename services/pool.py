@@ -1,0 +1,226 @@
+"""One worker process of a service's pool: the composition root behind `python -m services`.
+
+Waits, as a standby, for the pool's lock; then opens the service's database and serves until it is
+told to stop. The one file here that knows configuration, directories, metrics and signals.
+
+    starting -> standby (another worker has the lock) -> up -> exit 0
+"""
+
+import argparse
+import fcntl
+import os
+import select
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+from cluster.child import Child, arguments
+from cluster.clock import Clock, SystemClock
+from cluster.directory import DataDirectory, RunDirectory
+from cluster.telemetry import Log, MetricsServer, WorkerMeters, configure_logging
+from config.load import load, load_catalog
+from config.schema import Config
+from sagacity.errors import Malformed, SagacityError
+from sagacity.ids import ACTION, COMPENSATION, DIRECTIONS
+from sagacity.saga import tag_of
+from sagacity.service import Service
+from sagacity.wire import OUTCOMES, Command
+from sagacity.worker import Served, Watch, Worker
+
+LOCK_RETRY_MS: Final = 25  # a standby takes over within 100 ms (DESIGN 5)
+
+
+class PoolWatch(Watch):
+    """Tells the supervisor how the worker is, and counts what it did.
+
+    Args:
+        child: this process.
+        meters: to count in.
+        names: what gives a command's name, for the metrics' label.
+    """
+
+    def __init__(self, child: Child, meters: WorkerMeters, names: Callable[[Command], str]) -> None:
+        self.wakeup_fd = child.wakeup_fd
+        self.worker: Worker | None = None
+        self._child = child
+        self._meters = meters
+        self._names = names
+        self._answered = 0
+        meters.worker_busy.source = lambda: self.worker.busy if self.worker else 0
+        meters.worker_capacity.source = lambda: self.worker.capacity if self.worker else 0
+
+    def woken(self) -> bool:
+        """Take a signal; say whether the worker has to stop."""
+        return self._child.woken()
+
+    def turned(self, now_ns: int) -> None:
+        """Report to the supervisor if a report is due."""
+        self._child.beat(now_ns, self.facts)
+
+    def facts(self) -> dict[str, int]:
+        """Give the integers that `status` shows."""
+        return {
+            "answered": self._answered,
+            "busy": self.worker.busy if self.worker else 0,
+            "capacity": self.worker.capacity if self.worker else 0,
+        }
+
+    def served(self, served: Served) -> None:
+        """Count a turn's commands."""
+        meters = self._meters
+        attempts: dict[tuple[str, str, str], int] = {}
+        for command, answer in zip(served.commands, served.answers, strict=True):
+            labels = (
+                self._names(command),
+                DIRECTIONS[command.direction],
+                OUTCOMES[answer.outcome],
+            )
+            attempts[labels] = attempts.get(labels, 0) + 1
+        for labels, times in attempts.items():
+            meters.step_attempts.add(labels, times)
+        self._answered += len(served.answers)
+        if served.repeated:
+            meters.duplicates.add(("command",), served.repeated)
+        # Once for the batch: all its commands waited alike.
+        meters.worker_queue_wait.observe_ns(served.waited_ns)
+        meters.event_loop_lag.observe_ns(served.turn_ns)
+
+    def garbage(self) -> None:
+        """Count a frame that could not be read."""
+        self._meters.faults.add(("frame",))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a worker; give the process's exit code."""
+    parser = arguments("python -m services", service=str, index=int)
+    args = parser.parse_args(argv)
+    try:
+        return _run(args)
+    except SagacityError as error:
+        print(f"services: {error.text}", file=sys.stderr)  # noqa: T201 - a program's last words
+        return error.exit_code
+
+
+def _run(args: argparse.Namespace) -> int:
+    name, clock = args.service, SystemClock()
+    run = RunDirectory(args.run)
+    config = load(args.config)
+    child = Child(
+        name, args.index, run, args.parent, clock, heartbeat_ms=config.supervisor.heartbeat_ms
+    )
+    try:
+        log = configure_logging(name, args.index)
+        service = load_service(config, name)
+        meters = WorkerMeters(commands_of(service))
+        watch = PoolWatch(child, meters, namer(service))
+        child.metrics_port = MetricsServer(meters).start()
+        child.report("starting")
+        directory = DataDirectory(args.data)
+        if not _lock(directory.service_lock(name), child, clock):
+            return 0
+        worker = _worker(service, config, directory, run, log, watch)
+        watch.worker = worker
+        child.report("up", watch.facts)
+        log.info("worker_up", service=name)
+        code = worker.run()
+        log.info("worker_stopped", service=name, exit_code=code)
+        return code
+    finally:
+        child.close()
+
+
+def _worker(
+    service: Service,
+    config: Config,
+    directory: DataDirectory,
+    run: RunDirectory,
+    log: Log,
+    watch: Watch,
+) -> Worker:
+    cluster = directory.read()
+    return Worker(
+        service,
+        directory.service(service.name),
+        [run.workers(index) for index in range(cluster.shards)],
+        cluster.cluster_id,
+        capacity=config.services.credit,
+        heartbeat_ms=config.supervisor.heartbeat_ms,
+        catalog=load_catalog(config.cluster.catalog),
+        log=log,
+        watch=watch,
+    )
+
+
+def _lock(file: Path, child: Child, clock: Clock) -> bool:
+    """Wait for the pool's lock, reporting as a standby; False when told to stop meanwhile.
+
+    The lock is the process's until its end. It is asked for again and again, since a call that
+    waits for it could not report; that costs 0.1 % of a core.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    while not child.stopping:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if child.state != "standby":
+                child.report("standby")
+            child.beat(clock.monotonic_ns())
+            select.select([child.wakeup_fd], [], [], LOCK_RETRY_MS / 1000)
+            child.woken()
+        else:
+            return True
+    return False
+
+
+def load_service(config: Config, name: str) -> Service:
+    """Load a pool's service by the name that the configuration gives it.
+
+    Raises:
+        Malformed: there is no such pool, module or Service.
+    """
+    place = config.services.pools.get(name)
+    if place is None:
+        raise Malformed(f"no pool {name!r}; there are {', '.join(config.services.pools)}")
+    module, _, attribute = place.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise Malformed(f"services.pools.{name} = {place!r}: {error}") from None
+    if not isinstance(found, Service) or found.name != name:
+        raise Malformed(f"services.pools.{name} = {place!r} is no Service of that name")
+    return found
+
+
+def commands_of(service: Service) -> list[tuple[str, str]]:
+    """Give (name, direction) of each command that a service performs."""
+    return [
+        (tag_of(kind) or "", DIRECTIONS[direction])
+        for direction in (ACTION, COMPENSATION)
+        for kind in service.handlers(direction)
+    ]
+
+
+def namer(service: Service) -> Callable[[Command], str]:
+    """Give what names a command by its direction and step, for metrics.
+
+    A service with one action and one compensation is told by the direction alone; of others, the
+    body is read.
+    """
+    readers = (service.reader(ACTION), service.reader(COMPENSATION))
+    only = [
+        [tag_of(kind) or "" for kind in service.handlers(direction)]
+        for direction in (ACTION, COMPENSATION)
+    ]
+
+    def name(command: Command) -> str:
+        names = only[command.direction]
+        if len(names) == 1:
+            return names[0]
+        try:
+            return tag_of(type(readers[command.direction](command.body))) or ""
+        except ValueError:  # msgspec's errors are ValueErrors
+            return ""
+
+    return name

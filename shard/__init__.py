@@ -1,0 +1,1 @@
+"""A shard: one process, one thread, one journal; owns the sagas of its slots."""

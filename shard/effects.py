@@ -1,0 +1,47 @@
+"""Effects: the closed list of what the engine may ask of the world. One object a batch; pure."""
+
+from msgspec import Struct
+
+from sagacity.wire import Command, Reply
+from shard.entries import Entry
+from shard.events import Peer
+from shard.sagas import Dossier
+
+
+class HistoryAsked(Struct, frozen=True):
+    """Somebody wants to read a saga's history."""
+
+    origin: Peer
+    request: int
+    dossier: Dossier
+
+
+class BooksForwarded(Struct, frozen=True):
+    """Somebody wants a page of a service's books from this worker."""
+
+    origin: Peer
+    request: int
+    worker: Peer
+    body: bytes
+
+
+class Effects:
+    """What a batch of events asks for. Nothing of it leaves before `entries` are durable."""
+
+    __slots__ = ("books", "commands", "entries", "fenced_by", "histories", "replies")
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.replies: dict[Peer, list[Reply]] = {}
+        self.commands: dict[Peer, list[Command]] = {}
+        self.histories: list[HistoryAsked] = []
+        self.books: list[BooksForwarded] = []
+        self.fenced_by: int = 0  # a higher epoch than ours was seen: the shard must end
+
+    def reply(self, origin: Peer, reply: Reply) -> None:
+        """Answer a request."""
+        to = self.replies.get(origin)
+        if to is None:
+            self.replies[origin] = [reply]
+        else:
+            to.append(reply)

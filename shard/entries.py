@@ -1,0 +1,116 @@
+"""Entries: the facts in the journal, a closed list. Pure records; the codec writes and reads them.
+
+An outcome is written as it came on the wire (`wire.Answer`). What later versions need is here
+from the first day: definition and version, currency, order number, slot and its epoch, headers.
+"""
+
+from msgspec import Struct
+
+from sagacity.wire import Answer, Headers
+
+
+class Opened(Struct, frozen=True, array_like=True, tag=1, gc=False):
+    """A process took the shard over, with the next epoch; the first entry that it writes."""
+
+    cluster_id: str
+    shard: int
+    epoch: int
+
+
+class Started(Struct, frozen=True, array_like=True, tag=10):
+    """A saga was accepted.
+
+    Args:
+        number: dense per shard, never reused.
+        saga_id: the idempotency key.
+        saga: name of the definition.
+        version: of the definition.
+        fingerprint: 16 bytes, of the order.
+        amount: price, minor units, fixed here for good.
+        currency: ISO 4217.
+        order_count: order number within the slot.
+        slot: that owns the saga.
+        slot_epoch: of that slot at the start.
+        deadline_ms: wall time at which it turns back.
+        headers: as they came with the request.
+        order: the accepted request, packed.
+    """
+
+    number: int
+    saga_id: str
+    saga: str
+    version: int
+    fingerprint: bytes
+    amount: int
+    currency: str
+    order_count: int
+    slot: int
+    slot_epoch: int
+    deadline_ms: int
+    headers: Headers
+    order: bytes
+
+
+class AttemptEnded(Struct, frozen=True, array_like=True, tag=11, gc=False):
+    """An attempt counts: it failed, or its time ran out at a live worker."""
+
+    number: int
+    step: int
+    direction: int
+    attempt: int
+    cause: str
+    text: str
+
+
+class TurnedBack(Struct, frozen=True, array_like=True, tag=12, gc=False):
+    """The saga turns back; `cause` is one of CAUSES, `reason` is what the client will read."""
+
+    number: int
+    step: int
+    cause: str
+    reason: str
+
+
+class RetryAsked(Struct, frozen=True, array_like=True, tag=13, gc=False):
+    """An operator asked a stuck compensation again."""
+
+    number: int
+    step: int
+    reason: str
+
+
+class Finished(Struct, frozen=True, array_like=True, tag=14, gc=False):
+    """The final answer, which never changes."""
+
+    number: int
+    phase: int
+    answer: bytes
+
+
+Entry = Opened | Started | Answer | AttemptEnded | TurnedBack | RetryAsked | Finished
+
+DECLINED = "declined"
+TIMED_OUT = "timed_out"  # attempts used up
+DEADLINE = "deadline"
+CANCELLED = "cancelled"
+UNPRICED = "unpriced"
+CAUSES = (DECLINED, TIMED_OUT, DEADLINE, CANCELLED, UNPRICED)
+
+
+class Batch(Struct, frozen=True, array_like=True, gc=False):
+    """One row of the journal: the entries of one group commit.
+
+    Args:
+        version: of this format, FORMAT.
+        epoch: of the shard that wrote it.
+        wall_ms: when.
+        entries: in the order in which they happened.
+    """
+
+    version: int
+    epoch: int
+    wall_ms: int
+    entries: list[Entry]
+
+
+FORMAT = 1

@@ -1,0 +1,58 @@
+"""Events: what happens to a shard, a closed list. Pure records, one per frame."""
+
+from msgspec import Struct
+
+from sagacity.wire import Answer, Request
+
+Peer = bytes  # a connection, as its socket names it
+
+
+class Instant(Struct, frozen=True, gc=False):
+    """A moment.
+
+    Args:
+        ns: loop time: monotonic, and standing still while the loop could not work.
+        wall_ms: wall time; for what is written and shown, never for a decision but recovery's.
+    """
+
+    ns: int
+    wall_ms: int
+
+
+class Requests(Struct, frozen=True):
+    """A router sent requests; `origin` is where their replies go."""
+
+    origin: Peer
+    items: list[Request]
+
+
+class Answered(Struct, frozen=True):
+    """A worker answered commands."""
+
+    worker: Peer
+    items: list[Answer]
+
+
+class WorkerCame(Struct, frozen=True):
+    """A worker said HELLO and takes up to `capacity` commands."""
+
+    worker: Peer
+    service: str
+    incarnation: int
+    capacity: int
+
+
+class WorkerLives(Struct, frozen=True):
+    """A worker's heartbeat; `capacity` is 0 while its database does not work."""
+
+    worker: Peer
+    capacity: int
+
+
+class WorkerWent(Struct, frozen=True):
+    """A worker's connection closed."""
+
+    worker: Peer
+
+
+Event = Requests | Answered | WorkerCame | WorkerLives | WorkerWent

@@ -1,0 +1,115 @@
+"""History: what `show` and `--trace` tell of a saga, from its journal rows. Pure.
+
+Commands are not journalled: the facts before them say what was sent, and the same builders give
+the same bytes. So the history is a replay of the one saga, with its commands told.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sagacity.ids import DIRECTIONS
+from sagacity.wire import OUTCOMES, Answer, pack, unpack
+from shard import phases
+from shard.entries import (
+    AttemptEnded,
+    Batch,
+    Entry,
+    Finished,
+    Opened,
+    RetryAsked,
+    Started,
+    TurnedBack,
+)
+from shard.finished import FinishedInMemory
+from shard.sagas import Definition, Dossier
+from shard.state import State
+
+Event = dict[str, Any]
+
+
+def tell(dossier: Dossier, rows: list[Batch], definitions: Mapping[str, Definition]) -> bytes:
+    """Give the packed answer to `show`.
+
+    Args:
+        dossier: what the saga is now.
+        rows: the journal's rows that speak of it, in order; other sagas' entries are left out.
+        definitions: by name.
+    """
+    teller = _Teller(dossier.number, definitions)
+    for row in rows:
+        teller.row(row)
+    return pack(
+        {
+            "type": "saga",
+            "saga_id": dossier.saga_id,
+            "status": phases.PHASES[dossier.phase],
+            "stuck": dossier.stuck,
+            "order_id": dossier.order_id,
+            "amount": dossier.amount,
+            "cause": teller.cause,
+            "reason": teller.reason,
+            "history": teller.events,
+        }
+    )
+
+
+class _Teller:
+    def __init__(self, number: int, definitions: Mapping[str, Definition]) -> None:
+        self._number = number
+        self._state = State(definitions, FinishedInMemory())
+        self._told: tuple[int, int, int] | None = None
+        self.events: list[Event] = []
+        self.cause: str | None = None
+        self.reason: str | None = None
+
+    def row(self, batch: Batch) -> None:
+        """Tell one row; what it caused left after all of it was durable."""
+        for entry in batch.entries:
+            if not isinstance(entry, Opened) and entry.number == self._number:
+                self._state.apply(entry, 0)
+                self.events.append({"at_ms": batch.wall_ms, **self._event(entry)})
+        saga = self._state.live.get(self._number)
+        if saga is None:
+            return
+        current = (saga.step, saga.direction, saga.attempt)
+        if current != self._told:
+            self._told = current
+            self.events.append(
+                {
+                    "at_ms": batch.wall_ms,
+                    "event": "command",
+                    "step": saga.step,
+                    "direction": DIRECTIONS[saga.direction],
+                    "attempt": saga.attempt,
+                    "body": unpack(saga.command_body()),
+                }
+            )
+
+    def _event(self, entry: Entry) -> Event:
+        if isinstance(entry, Started):
+            return {"event": "started", "body": unpack(entry.order)}
+        if isinstance(entry, Answer):
+            return {
+                "event": "answer",
+                "step": entry.step,
+                "direction": DIRECTIONS[entry.direction],
+                "attempt": entry.attempt,
+                "outcome": OUTCOMES[entry.outcome],
+                "body": unpack(entry.body),
+            }
+        if isinstance(entry, AttemptEnded):
+            return {
+                "event": "attempt_ended",
+                "step": entry.step,
+                "direction": DIRECTIONS[entry.direction],
+                "attempt": entry.attempt,
+                "outcome": entry.cause,
+                "text": entry.text,
+            }
+        if isinstance(entry, TurnedBack):
+            self.cause, self.reason = entry.cause, entry.reason
+            return {"event": "turned_back", "cause": entry.cause, "reason": entry.reason}
+        if isinstance(entry, RetryAsked):
+            return {"event": "asked", "step": entry.step, "reason": entry.reason}
+        assert isinstance(entry, Finished)
+        return {"event": "finished", "body": unpack(entry.answer)}

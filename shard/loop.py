@@ -1,0 +1,182 @@
+"""Loop: durable before visible. Takes the ports as values; knows neither zmq nor files.
+
+    receive -> step -> commit -> send
+
+Whatever came while the last batch was written is the next batch: no timer collects one.
+"""
+
+from collections import deque
+from typing import Protocol
+
+from msgspec import Struct
+
+from sagacity.errors import check
+from sagacity.wire import Reply, Witness
+from shard.effects import Effects
+from shard.engine import Engine
+from shard.events import Event, Instant
+from shard.history import tell
+from shard.journal import Journal, Receipt
+from shard.sagas import MS
+
+LATE_NS = 500 * MS  # a turn that is later than this could not work; nobody pays for that time
+WAIT_MAX_NS = 500 * MS  # between two looks at the world without an event
+RECEIVES_BEFORE_TIMERS = 3
+
+
+class Clock(Protocol):
+    """What tells the time."""
+
+    def monotonic_ns(self) -> int:
+        """Give nanoseconds that never go back."""
+
+    def wall_ms(self) -> int:
+        """Give milliseconds since 1970."""
+
+
+class Received(Struct):
+    """What `Links.receive` found, and whether it left the sockets empty."""
+
+    events: list[Event]
+    drained: bool
+
+
+class Links(Protocol):
+    """The shard's connections."""
+
+    def receive(self, timeout_ns: int) -> Received:
+        """Wait for something to come, at most `timeout_ns`; then take all that is there."""
+
+    def send(self, receipt: Receipt, witness: Witness, effects: Effects) -> None:
+        """Send commands and replies; cannot be called without a receipt."""
+
+
+class Observer(Protocol):
+    """Told how long things took, nanoseconds."""
+
+    def committed(self, took_ns: int, entries: int) -> None:
+        """A group commit is durable."""
+
+    def turned(self, took_ns: int) -> None:
+        """A turn worked this long, waiting left out."""
+
+
+class Fenced(Exception):
+    """A service knows a higher epoch than ours: another process owns this shard."""
+
+
+class Loop:
+    """One thread's work.
+
+    Args:
+        engine: decides.
+        journal: keeps.
+        links: brings and sends.
+        clock: tells the time.
+        cluster_id: travels in the witness.
+        observer: told how long things took.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        journal: Journal,
+        links: Links,
+        clock: Clock,
+        cluster_id: str,
+        observer: Observer,
+    ) -> None:
+        self._engine = engine
+        self._journal = journal
+        self._links = links
+        self._clock = clock
+        self._cluster_id = cluster_id
+        self._observer = observer
+        self._lost_ns = 0  # time in which the loop could not work; loop time leaves it out
+        self._busy_since = 0
+        self._begun: deque[int] = deque(maxlen=RECEIVES_BEFORE_TIMERS)
+        self.now = self._instant()
+
+    def recover(self) -> int:
+        """Replay the journal and take the shard over.
+
+        Returns:
+            How many sagas go on.
+        """
+        for seq, batch in self._journal.replay():
+            self._engine.replay(batch, seq)
+        self.now = self._instant()
+        seq = self._journal.last.seq + 1
+        self._perform(self._engine.resume(self._cluster_id, self.now, seq))
+        self._busy_since = self._clock.monotonic_ns()
+        return self._engine.inflight
+
+    def turn(self) -> int:
+        """Do one turn.
+
+        Returns:
+            How many events came.
+        """
+        before = self._clock.monotonic_ns()
+        self._forgive(before - self._busy_since)
+        wait = self._wait_ns(before - self._lost_ns)
+        # A timer fires only after the answers that came before it was due, and during a pause.
+        self._begun.append(before - self._lost_ns)
+        received = self._links.receive(wait)
+        after = self._clock.monotonic_ns()
+        self._forgive(after - before - wait)
+        self._busy_since = after
+        self.now = self._instant()
+        if received.drained:
+            timers_until = self.now.ns
+        elif len(self._begun) == RECEIVES_BEFORE_TIMERS:
+            timers_until = self._begun[0]
+        else:
+            timers_until = 0
+        seq = self._journal.last.seq + 1
+        effects = self._engine.step(received.events, self.now, seq, timers_until)
+        self._perform(effects)
+        self._observer.turned(self._clock.monotonic_ns() - after)
+        return len(received.events)
+
+    def _perform(self, effects: Effects) -> None:
+        if effects.fenced_by:
+            raise Fenced(f"a service knows epoch {effects.fenced_by}")
+        receipt = self._journal.last
+        if effects.entries:
+            begun = self._clock.monotonic_ns()
+            receipt = self._journal.commit(
+                effects.entries, self._engine.state.epoch, self.now.wall_ms
+            )
+            check(receipt.seq == self._engine.seq, "a journal hole", got=receipt.seq)
+            self._observer.committed(self._clock.monotonic_ns() - begun, len(effects.entries))
+        for asked in effects.histories:
+            rows = self._journal.read(asked.dossier.seqs)
+            body = tell(asked.dossier, rows, self._engine.state.definitions)
+            effects.reply(asked.origin, Reply(asked.request, None, body))
+        self._links.send(receipt, self._witness(receipt), effects)
+
+    def _witness(self, receipt: Receipt) -> Witness:
+        state = self._engine.state
+        return Witness(
+            self._cluster_id,
+            self._engine.shard,
+            state.epoch,
+            receipt.seq,
+            receipt.chain,
+            state.number,
+        )
+
+    def _instant(self) -> Instant:
+        return Instant(self._clock.monotonic_ns() - self._lost_ns, self._clock.wall_ms())
+
+    def _forgive(self, took_ns: int) -> None:
+        """Stop loop time for a stretch in which the loop could not work: a pause, a slow sync."""
+        if took_ns > LATE_NS:
+            self._lost_ns += took_ns
+
+    def _wait_ns(self, now_ns: int) -> int:
+        due = self._engine.next_due()
+        if due is None:
+            return WAIT_MAX_NS
+        return min(max(due - now_ns, 0), WAIT_MAX_NS)

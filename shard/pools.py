@@ -1,0 +1,103 @@
+"""Pools: which worker gets which command. Pure; knows workers by their connection.
+
+A worker's credit is the number of commands it takes before it has answered one. A command that
+finds no credit waits here, at no cost to its attempt; so do commands whose worker went away.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from sagacity.ids import barrier_key
+from shard.events import Peer
+from shard.sagas import OUT, QUEUED, Live
+
+
+class Worker:
+    """A worker that said HELLO.
+
+    Args:
+        peer: its connection.
+        incarnation: of its process.
+        capacity: commands it takes; 0 while its database does not work.
+        now: loop time, nanoseconds.
+    """
+
+    __slots__ = ("capacity", "incarnation", "out", "peer", "pool", "seen_at")
+
+    def __init__(self, peer: Peer, pool: "Pool", incarnation: int, capacity: int, now: int) -> None:
+        self.peer = peer
+        self.pool = pool
+        self.incarnation = incarnation
+        self.capacity = capacity
+        self.out: dict[int, int] = {}  # barrier key -> sent at, in that order
+        self.seen_at = now
+
+
+class Pool:
+    """The workers of one service, and the sagas whose command waits for one of them."""
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self.workers: dict[Peer, Worker] = {}
+        self.waiting: deque[Live] = deque()
+
+    def offer(self, saga: Live) -> None:
+        """Queue a saga's current command."""
+        if saga.queued_in is not self:
+            saga.queued_in = self
+            self.waiting.append(saga)
+        saga.where = QUEUED
+        saga.worker = None
+
+    def offer_again(self, sagas: Iterable[Live]) -> None:
+        """Queue commands that a worker had and will not answer; they go first, in their order."""
+        fresh = [saga for saga in sagas if saga.queued_in is not self]
+        for saga in fresh:
+            saga.queued_in = self
+            saga.where = QUEUED
+            saga.worker = None
+        self.waiting.extendleft(reversed(fresh))
+
+    def take(self) -> Live | None:
+        """Take the next saga whose command still waits here; None when there is none."""
+        while self.waiting:
+            saga = self.waiting.popleft()
+            if saga.queued_in is self:
+                saga.queued_in = None
+                return saga
+        return None
+
+    def freest(self) -> Worker | None:
+        """Give the worker with the most credit; None when none has any."""
+        best: Worker | None = None
+        most = 0
+        for worker in self.workers.values():
+            free = worker.capacity - len(worker.out)
+            if free > most:
+                best, most = worker, free
+        return best
+
+    def forget_before(self, sent_before: int, keeps: Callable[[int, Worker], bool]) -> None:
+        """Give back the credit of commands whose attempt has ended without an answer.
+
+        Args:
+            sent_before: loop time; younger ones are left alone.
+            keeps: says of a barrier key and its worker whether it is still waited for.
+        """
+        for worker in self.workers.values():
+            for key, sent_at in list(worker.out.items()):
+                if sent_at > sent_before:
+                    break
+                if not keeps(key, worker):
+                    del worker.out[key]
+
+
+def sent(worker: Worker, saga: Live, now: int, timeout: int) -> None:
+    """A worker gets a saga's current command: its attempt's clock starts."""
+    key = barrier_key(saga.number, saga.step, saga.direction)
+    worker.out.pop(key, None)  # sent again: its place in the order is the last
+    worker.out[key] = now
+    saga.where = OUT
+    saga.worker = worker.peer
+    saga.sent_at = now
+    saga.due = now + timeout

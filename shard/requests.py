@@ -1,0 +1,315 @@
+"""Requests: what clients ask of a shard: start, repeat, cancel, retry, show, books. Pure."""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from sagacity import wire
+from sagacity.errors import (
+    Conflict,
+    Malformed,
+    NoOutcome,
+    NotSupported,
+    NotTaken,
+    SagacityError,
+    Stuck,
+    UnknownSaga,
+)
+from sagacity.ids import is_saga_id, number_of
+from sagacity.messages import Cancel, RetryNow, check_text
+from sagacity.saga import Unstartable
+from sagacity.slots import slot_of
+from sagacity.wire import BodyReader, Reply, Request
+from shard import phases
+from shard.effects import BooksForwarded, Effects, HistoryAsked
+from shard.entries import CANCELLED, UNPRICED, RetryAsked, Started
+from shard.events import Instant, Peer
+from shard.sagas import Card, Definition, Live, Waiter
+
+if TYPE_CHECKING:
+    from shard.engine import Engine
+
+BOOKS_PAGE_MAX = 5_000  # rows of one page
+WAITERS_MAX = 64  # requests that wait for one saga; the oldest are told to ask again
+
+
+class _Typed(Struct):
+    """The one key that says which definition a body starts."""
+
+    type: str = ""
+
+
+class BooksRequest(Struct, forbid_unknown_fields=True):
+    """Which page of which books: "sagas", "finished", or a service's name with a table."""
+
+    book: str
+    start: int = msgspec.field(default=0, name="from")
+    upto: int = 0
+    table: str | None = None
+    after: int | str | None = None
+    limit: int | None = None
+
+
+_type_of = wire.decoder(_Typed)
+_cancel: BodyReader[Cancel] = BodyReader(Cancel)
+_retry: BodyReader[RetryNow] = BodyReader(RetryNow)
+_books: BodyReader[BooksRequest] = BodyReader(BooksRequest)
+
+
+class Desk:
+    """Takes requests, for an engine whose state it reads and whose decisions it asks for."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._state = engine.state
+        self._by_type = {
+            definition.saga.request_type: definition
+            for definition in engine.state.definitions.values()
+        }
+        self._only = next(iter(self._by_type.values())) if len(self._by_type) == 1 else None
+
+    def take(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
+        """Take one request; every one gets exactly one reply, now or when its saga is final."""
+        kind = request.kind
+        try:
+            if kind in (wire.START, wire.SUBMIT):
+                self._start(origin, request, now, fx)
+            elif kind == wire.CANCEL:
+                self._cancel(origin, request, now, fx)
+            elif kind == wire.SHOW:
+                fx.histories.append(
+                    HistoryAsked(origin, request.request, self._find(request.saga_id).dossier())
+                )
+            elif kind == wire.BOOKS:
+                self._books(origin, request, fx)
+            elif kind == wire.RETRY:
+                self._retry(origin, request, now, fx)
+            else:
+                raise NotSupported(f"a shard knows no request of kind {kind}")
+        except SagacityError as error:
+            refuse(fx, Waiter(origin, request.request, None), error)
+
+    # -- starts ---------------------------------------------------------------------------------
+
+    def _start(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
+        definition = self._only or self._definition(request.body)
+        asked, _ = definition.readers.request.read(request.body)
+        msg_id = getattr(asked, "msg_id", UNSET)
+        waiter = Waiter(origin, request.request, None if msg_id is UNSET else msg_id)
+        try:
+            if not wire.headers_fit(request.headers):
+                raise Malformed(f"headers have at most {wire.HEADERS_BYTES_MAX} bytes")
+            saga_id: str = asked.saga_id
+            if saga_id != request.saga_id:
+                raise Malformed("the body's saga_id is not the envelope's")
+            order = definition.saga.accept(asked)
+            packed = wire.encode(order)
+            fingerprint = definition.fingerprint(packed)
+            wait = request.kind == wire.START
+            live = self._state.by_id.get(saga_id)
+            if live is not None:
+                self._engine.tally.absorbed("start")
+                same_content(live.fingerprint, fingerprint)
+                self._await(live, waiter, wait, fx)
+                return
+            card = self._state.finished.find(saga_id)
+            if card is not None:
+                self._engine.tally.absorbed("start")
+                same_content(card.fingerprint, fingerprint)
+                answer(fx, waiter, card.answer)
+                return
+            self._begin(definition, order, packed, fingerprint, request, waiter, wait, now, fx)
+        except SagacityError as error:
+            refuse(fx, waiter, error)
+
+    def _definition(self, body: bytes) -> Definition:
+        try:
+            kind = _type_of(body).type
+        except ValueError as error:
+            raise Malformed(str(error)) from None
+        found = self._by_type.get(kind)
+        if found is None:
+            raise NotSupported(f"no saga is started by {kind!r}")
+        return found
+
+    def _begin(
+        self,
+        definition: Definition,
+        order: Struct,
+        packed: bytes,
+        fingerprint: bytes,
+        request: Request,
+        waiter: Waiter,
+        wait: bool,
+        now: Instant,
+        fx: Effects,
+    ) -> None:
+        engine, state = self._engine, self._state
+        slot = slot_of(request.saga_id)
+        if slot not in engine.slots:
+            raise NotTaken(f"slot {slot} belongs to another shard", retry_after_ms=250)
+        refusal = engine.admission.refusal(len(state.live))
+        if refusal is not None:
+            raise refusal
+        priced = definition.saga.price(order, engine.prices)
+        unpriced = isinstance(priced, Unstartable)
+        entry = Started(
+            number_of(state.count + 1, engine.shard),
+            request.saga_id,
+            definition.name,
+            definition.version,
+            fingerprint,
+            0 if isinstance(priced, Unstartable) else priced.amount,
+            "" if isinstance(priced, Unstartable) else priced.currency,
+            state.order_counts[slot] + 1,
+            slot,
+            state.epoch,
+            now.wall_ms + engine.deadline_ms,
+            request.headers,
+            packed,
+        )
+        fx.entries.append(entry)
+        saga = state.started(entry, engine.seq)
+        saga.started_at = now.ns
+        engine.tally.started(definition.name)
+        self._await(saga, waiter, wait, fx)
+        if unpriced:
+            assert isinstance(priced, Unstartable)  # for the type checker
+            engine.turn_back(saga, UNPRICED, priced.reason, now, fx)
+        else:
+            engine.begin(saga, now)
+
+    def _await(self, saga: Live, waiter: Waiter, wait: bool, fx: Effects) -> None:
+        """Have a request answered: when the saga is final, or at once if that is all it asks."""
+        if not wait:
+            accepted = {
+                "type": "checkout_accepted",
+                "saga_id": saga.saga_id,
+                "status": phases.PHASES[saga.phase],
+            }
+            answer(fx, waiter, wire.pack(accepted))
+        elif saga.stuck:
+            refuse(fx, waiter, stuck_error(saga))
+        else:
+            saga.waiters.append(waiter)
+            if len(saga.waiters) > WAITERS_MAX:
+                refuse(fx, saga.waiters.pop(0), superseded())
+
+    # -- cancel, retry, show, books ------------------------------------------------------------
+
+    def _find(self, saga_id: str) -> Live | Card:
+        if not is_saga_id(saga_id):
+            raise Malformed("saga_id: 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+        found = self._state.by_id.get(saga_id) or self._state.finished.find(saga_id)
+        if found is None:
+            raise UnknownSaga(f"no saga has the id {saga_id}")
+        return found
+
+    def _cancel(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
+        asked, _ = _cancel.read(request.body)
+        waiter = Waiter(origin, request.request, None if asked.msg_id is UNSET else asked.msg_id)
+        try:
+            check_text("reason", asked.reason)
+            if asked.saga_id != request.saga_id:
+                raise Malformed("the body's saga_id is not the envelope's")
+            saga = self._find(asked.saga_id)
+            if not saga.cancelled:
+                if not isinstance(saga, Live) or saga.phase != phases.RUNNING:
+                    raise Conflict(f"the saga is {phases.PHASES[saga.phase]}: too late to cancel")
+                self._engine.turn_back(saga, CANCELLED, f"Cancelled: {asked.reason}", now, fx)
+            done = {"type": "cancel_ok", "saga_id": asked.saga_id, "status": "COMPENSATING"}
+            answer(fx, waiter, wire.pack(done))
+        except SagacityError as error:
+            refuse(fx, waiter, error)
+
+    def _retry(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
+        asked, _ = _retry.read(request.body)
+        waiter = Waiter(origin, request.request, None if asked.msg_id is UNSET else asked.msg_id)
+        try:
+            check_text("reason", asked.reason)
+            if asked.saga_id != request.saga_id:
+                raise Malformed("the body's saga_id is not the envelope's")
+            saga = self._find(asked.saga_id)
+            if not isinstance(saga, Live) or not saga.stuck:
+                raise Conflict("only a stuck saga's compensation can be retried")
+            entry = RetryAsked(saga.number, saga.step, asked.reason)
+            fx.entries.append(entry)
+            self._state.retry_asked(entry, self._engine.seq)
+            self._engine.send_now(saga, now)
+            done = {"type": "retry_ok", "saga_id": asked.saga_id, "status": "COMPENSATING"}
+            answer(fx, waiter, wire.pack(done))
+        except SagacityError as error:
+            refuse(fx, waiter, error)
+
+    def _books(self, origin: Peer, request: Request, fx: Effects) -> None:
+        asked, _ = _books.read(request.body)
+        state = self._state
+        page: dict[str, object]
+        if asked.book == "sagas":
+            page = {
+                "shard": self._engine.shard,
+                "highest": state.number,
+                "finished": len(state.finished),
+                "running": [
+                    [s.number, s.saga_id, phases.PHASES[s.phase], s.stuck, s.amount]
+                    for s in state.live.values()
+                ],
+            }
+        elif asked.book == "finished":
+            cards = state.finished.page(asked.start, asked.upto, BOOKS_PAGE_MAX)
+            page = {
+                "from": asked.start,
+                "rows": [[c.number, c.saga_id, phases.PHASES[c.phase], c.amount] for c in cards],
+            }
+        else:
+            worker = self._engine.any_worker(asked.book)
+            if worker is None:
+                raise NotTaken(f"no worker of {asked.book!r} is here", retry_after_ms=250)
+            fx.books.append(BooksForwarded(origin, request.request, worker, request.body))
+            return
+        body = wire.pack({"type": "books", "book": asked.book, **page})
+        fx.reply(origin, Reply(request.request, None, body))
+
+
+def same_content(first: bytes, now: bytes) -> None:
+    """Refuse an id that was used for other content.
+
+    Raises:
+        Conflict: with the first fingerprint.
+    """
+    if first != now:
+        raise Conflict("this id was used for other content", fingerprint=first.hex())
+
+
+def answer(fx: Effects, waiter: Waiter, body: bytes) -> None:
+    """Answer a request, with in_reply_to after type where it had a msg_id."""
+    if waiter.msg_id is not None:
+        body = wire.pack(in_reply(wire.unpack(body), waiter.msg_id))
+    fx.reply(waiter.origin, Reply(waiter.request, None, body))
+
+
+def refuse(fx: Effects, waiter: Waiter, error: SagacityError) -> None:
+    """Answer a request with an error of the one table."""
+    body = error.body()
+    if waiter.msg_id is not None:
+        body = in_reply(body, waiter.msg_id)
+    fx.reply(waiter.origin, Reply(waiter.request, error.code, wire.pack(body)))
+
+
+def in_reply(body: dict[str, object], msg_id: int) -> dict[str, object]:
+    """Put in_reply_to after type."""
+    return {"type": body["type"], "in_reply_to": msg_id, **body}
+
+
+def stuck_error(saga: Live) -> SagacityError:
+    """Say which compensation does not succeed."""
+
+    name = saga.definition.saga.steps[saga.step - 1].compensation_name
+    return Stuck(f"{Stuck.prefix}{name} of {saga.saga_id} does not succeed; it is tried for ever")
+
+
+def superseded() -> SagacityError:
+    """Tell a request that too many others wait for the same saga."""
+
+    return NoOutcome(f"more than {WAITERS_MAX} requests wait for this saga; ask again")

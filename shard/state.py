@@ -1,0 +1,225 @@
+"""State: what a shard knows, as the fold of its journal. Pure.
+
+The engine decides which entry to write; what an entry means is here and nowhere else, so that a
+replay of the journal gives the state that the live shard had.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from sagacity.errors import check
+from sagacity.ids import ACTION, count_of
+from sagacity.slots import SLOTS
+from sagacity.wire import DECLINED, OK, Answer
+from shard import phases
+from shard.entries import (
+    CANCELLED,
+    UNPRICED,
+    AttemptEnded,
+    Entry,
+    Finished,
+    Opened,
+    RetryAsked,
+    Started,
+    TurnedBack,
+)
+from shard.phases import NEXT
+from shard.sagas import (
+    COMPENSATED,
+    STEP_DECLINED,
+    SUCCEEDED,
+    UNKNOWN,
+    UNTOUCHED,
+    Card,
+    Definition,
+    Live,
+    card_of,
+    settle,
+)
+
+
+class FinishedSagas(Protocol):
+    """Where finished sagas are kept; a wrong "no" would run a checkout twice."""
+
+    def find(self, saga_id: str) -> Card | None:
+        """Give a finished saga's card."""
+
+    def add(self, card: Card) -> None:
+        """Keep a card."""
+
+    def page(self, start: int, upto: int, limit: int) -> list[Card]:
+        """Give cards in the order in which they were added."""
+
+    def __len__(self) -> int: ...
+
+
+class State:
+    """Sagas, counts and epoch of one shard.
+
+    Args:
+        definitions: by name.
+        finished: where sagas go when they end.
+    """
+
+    def __init__(self, definitions: Mapping[str, Definition], finished: FinishedSagas) -> None:
+        self.definitions = definitions
+        self.finished = finished
+        self.live: dict[int, Live] = {}
+        self.by_id: dict[str, Live] = {}
+        self.count = 0
+        self.number = 0  # highest given
+        self.epoch = 0
+        self.order_counts = [0] * SLOTS
+        self.compensating = 0  # sagas, stuck ones included
+        self.stuck = 0  # sagas
+        self.at_risk = 0  # minor units that may be charged in sagas that are turning back
+        self._folds: dict[type, Callable[[Any, int], object]] = {
+            Opened: self.opened,
+            Started: self.started,
+            Answer: self.answered,
+            AttemptEnded: self.attempt_ended,
+            TurnedBack: self.turned_back,
+            RetryAsked: self.retry_asked,
+            Finished: self.finish,
+        }
+
+    def apply(self, entry: Entry, seq: int) -> None:
+        """Take in an entry of journal row `seq`; one that cannot follow stops the process."""
+        self._folds[type(entry)](entry, seq)
+
+    def opened(self, entry: Opened, seq: int) -> None:
+        """The shard was taken over."""
+        check(entry.epoch > self.epoch, "an epoch fell", was=self.epoch, got=entry.epoch, seq=seq)
+        self.epoch = entry.epoch
+
+    def started(self, entry: Started, seq: int) -> Live:
+        """A saga was accepted."""
+        definition = self.definitions.get(entry.saga)
+        check(definition, "the journal names a saga that is not configured", saga=entry.saga)
+        assert definition is not None  # for the type checker; check() has stopped already
+        check(
+            definition.version == entry.version,
+            "the journal holds sagas of another version",
+            saga=entry.saga,
+            version=entry.version,
+        )
+        check(entry.number > self.number, "a number was given twice", number=entry.number, seq=seq)
+        self.number = entry.number
+        self.count = count_of(entry.number)
+        self.order_counts[entry.slot] = entry.order_count
+        saga = Live(
+            definition,
+            entry.number,
+            entry.saga_id,
+            entry.order,
+            entry.fingerprint,
+            entry.amount,
+            entry.order_count,
+            entry.slot,
+            entry.deadline_ms,
+            entry.headers,
+        )
+        saga.seqs.append(seq)
+        self.live[entry.number] = saga
+        self.by_id[entry.saga_id] = saga
+        return saga
+
+    def answered(self, entry: Answer, seq: int) -> None:
+        """A step's outcome is known."""
+        saga = self.live[entry.number]
+        at = entry.step - 1
+        if entry.direction != ACTION:
+            _move(saga, phases.STEP_COMPENSATED, seq)
+            check(entry.outcome == OK, "only a success compensates", entry=entry)
+            if at == saga.definition.charging:
+                self.at_risk -= saga.amount
+            saga.states[at] = COMPENSATED
+            self.stuck -= saga.stuck
+            saga.stuck = False
+            _point_at_next_compensation(saga)
+            return
+        check(saga.states[at] == UNKNOWN, "an outcome of a step that was settled", entry=entry)
+        if entry.outcome == DECLINED:
+            _move(saga, phases.STEP_DECLINED, seq)
+            saga.states[at] = STEP_DECLINED
+            return
+        _move(saga, phases.STEP_SUCCEEDED, seq)
+        check(entry.outcome == OK, "not an outcome", entry=entry)
+        saga.states[at] = SUCCEEDED
+        if saga.phase == phases.RUNNING:
+            # Late ones tell history alone: the compensation that is under way stays as it was sent.
+            saga.results[at] = entry.body
+            if entry.step < saga.definition.last:
+                saga.step = entry.step + 1
+                saga.states[at + 1] = UNKNOWN
+                saga.attempt = 1
+
+    def attempt_ended(self, entry: AttemptEnded, seq: int) -> None:
+        """An attempt counts."""
+        saga = self.live[entry.number]
+        _move(saga, phases.ATTEMPT_ENDED, seq)
+        check(
+            (entry.step, entry.direction, entry.attempt)
+            == (saga.step, saga.direction, saga.attempt),
+            "not the current attempt",
+            entry=entry,
+        )
+        saga.attempt += 1
+        if entry.direction != ACTION:
+            retry = saga.definition.retries[entry.step - 1]
+            if entry.attempt >= retry.stuck_after and not saga.stuck:
+                saga.stuck = True
+                self.stuck += 1
+
+    def turned_back(self, entry: TurnedBack, seq: int) -> None:
+        """The saga turns back: everything that may have taken effect is to be compensated."""
+        saga = self.live[entry.number]
+        _move(saga, phases.TURNED_BACK, seq)
+        saga.cause = entry.cause
+        saga.reason = entry.reason
+        saga.cancelled = entry.cause == CANCELLED
+        if entry.cause == UNPRICED:  # decided together with the start: no command was sent
+            saga.states[0] = UNTOUCHED
+        charging = saga.definition.charging
+        if charging is not None and saga.states[charging] in (UNKNOWN, SUCCEEDED):
+            self.at_risk += saga.amount
+        self.compensating += 1
+        _point_at_next_compensation(saga)
+
+    def retry_asked(self, entry: RetryAsked, seq: int) -> None:
+        """An operator asked again; the compensation's attempts go on counting."""
+        _move(self.live[entry.number], phases.RETRY_ASKED, seq)
+
+    def finish(self, entry: Finished, seq: int) -> None:
+        """The saga is final; its card answers from now on."""
+        saga = self.live[entry.number]
+        completed = entry.phase == phases.COMPLETED
+        _move(saga, phases.ALL_SUCCEEDED if completed else phases.ALL_COMPENSATED, seq)
+        if completed:
+            check(saga.states.count(SUCCEEDED) == len(saga.states), "a step is open", saga=saga)
+        else:
+            check(saga.step == 0, "a compensation is open", saga=saga)
+            self.compensating -= 1
+        settle(saga)
+        del self.live[entry.number]
+        del self.by_id[saga.saga_id]
+        self.finished.add(card_of(saga, entry.phase, entry.answer))
+
+
+def _move(saga: Live, fact: int, seq: int) -> None:
+    """Take a saga to the phase that the table gives; the only place where a phase changes."""
+    phase = NEXT[saga.phase][fact]
+    check(phase >= 0, "an illegal transition", saga=saga, fact=phases.FACTS[fact], seq=seq)
+    saga.phase = phase
+    if saga.seqs[-1] != seq:
+        saga.seqs.append(seq)
+
+
+def _point_at_next_compensation(saga: Live) -> None:
+    """Make the last step that may have taken effect the current one; 0 when none is left."""
+    saga.attempt = 1
+    for at in range(len(saga.states) - 1, -1, -1):
+        if saga.states[at] in (UNKNOWN, SUCCEEDED):
+            saga.step = at + 1
+            return
+    saga.step = 0

@@ -1,0 +1,70 @@
+"""Tally: what the engine counts. Pure; the process gives the numbers to whoever reads metrics."""
+
+from collections import Counter
+from typing import Protocol
+
+
+class Tally(Protocol):
+    """Told of each fact once, when it is decided."""
+
+    def started(self, saga: str) -> None:
+        """A saga was accepted."""
+
+    def finished(self, saga: str, outcome: str, duration_ns: int) -> None:
+        """A saga is final: "completed" or "aborted"."""
+
+    def attempted(self, step: str, direction: int, outcome: str, duration_ns: int) -> None:
+        """An attempt of a command ended."""
+
+    def compensated(self, saga: str, step: str, cause: str) -> None:
+        """A step was compensated, in a saga that turned back for `cause`."""
+
+    def absorbed(self, where: str) -> None:
+        """A repeat, late or foreign message had no effect."""
+
+    def faulted(self, what: str) -> None:
+        """Something happened that never should."""
+
+    def recovered(self, sagas: int) -> None:
+        """Sagas were running when the shard was taken over."""
+
+
+class PlainTally:
+    """Counts in one Counter; the twin of the metrics for tests and `sagacity.testing`."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, ...]] = Counter()
+
+    def started(self, saga: str) -> None:
+        """Count it."""
+        self.counts["started", saga] += 1
+
+    def finished(self, saga: str, outcome: str, duration_ns: int) -> None:  # noqa: ARG002
+        """Count it; durations are the metrics' concern."""
+        self.counts["finished", saga, outcome] += 1
+
+    def attempted(
+        self,
+        step: str,
+        direction: int,
+        outcome: str,
+        duration_ns: int,  # noqa: ARG002 - as above
+    ) -> None:
+        """Count it."""
+        self.counts["attempted", step, str(direction), outcome] += 1
+
+    def compensated(self, saga: str, step: str, cause: str) -> None:
+        """Count it."""
+        self.counts["compensated", saga, step, cause] += 1
+
+    def absorbed(self, where: str) -> None:
+        """Count it."""
+        self.counts["absorbed", where] += 1
+
+    def faulted(self, what: str) -> None:
+        """Count it."""
+        self.counts["faulted", what] += 1
+
+    def recovered(self, sagas: int) -> None:
+        """Count them."""
+        self.counts["recovered",] += sagas

@@ -1,0 +1,215 @@
+"""The floors of the house: one table of what may import what, and the walker that checks it.
+
+Imports run one way, from a higher floor to a lower one or along the same floor:
+faces -> processes -> adapters -> decisions -> vocabulary. The docs' picture is printed from FLOORS
+(`python -m tests.architecture.floors`).
+"""
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final, NamedTuple
+
+ROOT: Final = Path(__file__).parents[2]
+PACKAGES: Final = ("sagacity", "config", "shard", "services", "cluster")
+BESIDE: Final = ("bench", "tests")  # may import anything; nothing imports them
+
+
+class Floor(NamedTuple):
+    """One floor, and the modules that live there; a name may end in `.*`."""
+
+    name: str
+    modules: tuple[str, ...]
+
+
+# The lowest floor first.
+FLOORS: Final = (
+    Floor(
+        "vocabulary",
+        (
+            *("sagacity", "sagacity.errors", "sagacity.ids", "sagacity.messages"),
+            *("sagacity.money", "sagacity.saga", "sagacity.slots", "sagacity.wire"),
+            *("config", "config.*"),
+        ),
+    ),
+    Floor(
+        "decisions",
+        (
+            *("shard", "shard.admission", "shard.deadlines", "shard.effects", "shard.engine"),
+            *("shard.entries", "shard.events", "shard.history", "shard.phases", "shard.pools"),
+            *("shard.requests", "shard.retries", "shard.sagas", "shard.state", "shard.tally"),
+        ),
+    ),
+    Floor(
+        "adapters",
+        (
+            *("shard.codec", "shard.finished", "shard.journal", "shard.links", "shard.loop"),
+            *("sagacity.asks", "sagacity.barrier", "sagacity.client", "sagacity.executor"),
+            *("sagacity.service", "sagacity.sockets", "sagacity.worker"),
+            *("cluster", "cluster.child", "cluster.clock", "cluster.directory", "cluster.fleet"),
+            *("cluster.meters", "cluster.metrics", "cluster.supervisor", "cluster.telemetry"),
+        ),
+    ),
+    Floor("processes", ("shard.__main__", "shard.process", "router", "services", "services.*")),
+    Floor(
+        "faces",
+        (
+            *("cluster.__main__", "cluster.audit", "cluster.cli", "cluster.conversation"),
+            *("cluster.demo", "cluster.judge", "cluster.maelstrom", "cluster.render"),
+            *("cluster.requests", "cluster.up", "sagacity.testing"),
+        ),
+    ),
+)
+
+PURE: Final = tuple(name for name in FLOORS[1].modules if name != "shard")
+IMPURE: Final = frozenset(
+    {"apsw", "asyncio", "datetime", "io", "logging", "multiprocessing", "os", "pathlib", "prometheus_client"}
+    | {"random", "secrets", "select", "selectors", "signal", "socket", "sqlite3", "structlog"}
+    | {"subprocess", "sys", "tempfile", "threading", "time", "uuid", "zmq"}
+)  # fmt: skip
+# What a single module must not know, whatever its floor.
+BLIND: Final[Mapping[str, frozenset[str]]] = {
+    **dict.fromkeys(PURE, IMPURE),
+    "shard.loop": frozenset({"apsw", "os", "pathlib", "socket", "sqlite3", "zmq"}),
+    "sagacity.asks": frozenset({"apsw", "os", "random", "socket", "time", "zmq"}),
+}
+
+# Buildings that meet on the wire alone; who may import whose.
+BUILDINGS: Final = ("router", "shard", "services")
+PURE_SHARD_FOR: Final = frozenset({"sagacity.testing"})  # runs the engine in memory
+
+# The rooms that speak MessagePack. `saga` only makes the decoders that a definition's types need.
+SPEAKERS: Final = frozenset({"sagacity.wire", "shard.codec", "sagacity.saga"})
+
+
+class Arrow(NamedTuple):
+    """One import: `here`, line `line`, imports `there`."""
+
+    here: str
+    there: str
+    line: int
+
+
+def floor_of(module: str) -> int | None:
+    """Give the floor of a module, 0 the lowest; None for one that the table does not have."""
+    for exact in (True, False):
+        for height, floor in enumerate(FLOORS):
+            if any(
+                module == name if exact else fnmatchcase(module, name) for name in floor.modules
+            ):
+                return height
+    return None
+
+
+def sources() -> dict[str, str]:
+    """Give the text of every module of ours that is shipped, by its name."""
+    files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+    files.append(ROOT / "router.py")
+    return {name_of(file): file.read_text() for file in files if file.exists()}
+
+
+def name_of(file: Path) -> str:
+    """Give the name under which a file is imported."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def arrows(module: str, text: str, known: Iterable[str]) -> Iterator[Arrow]:
+    """Give every import of a module: at the top, inside functions, for types alone, by name.
+
+    Args:
+        module: its name.
+        text: its source.
+        known: names of all modules of ours, to tell `from package import module` from a value.
+    """
+    ours = frozenset(known)
+    for found in ast.walk(ast.parse(text)):
+        if isinstance(found, ast.Import):
+            for alias in found.names:
+                yield Arrow(module, alias.name, found.lineno)
+        elif isinstance(found, ast.ImportFrom):
+            base = _absolute(module, found, ours)
+            for alias in found.names:
+                inner = f"{base}.{alias.name}"
+                yield Arrow(module, inner if inner in ours else base, found.lineno)
+        elif isinstance(found, ast.Call) and found.args:
+            name = found.func.attr if isinstance(found.func, ast.Attribute) else ""
+            name = found.func.id if isinstance(found.func, ast.Name) else name
+            first = found.args[0]
+            if name in ("import_module", "__import__") and isinstance(first, ast.Constant):
+                yield Arrow(module, str(first.value), found.lineno)
+
+
+def _absolute(module: str, found: ast.ImportFrom, ours: frozenset[str]) -> str:
+    if not found.level:
+        return found.module or ""
+    is_package = any(name.startswith(f"{module}.") for name in ours)
+    parts = module.split(".")
+    kept = parts[: len(parts) - found.level + (1 if is_package else 0)]
+    return ".".join([*kept, *([found.module] if found.module else [])])
+
+
+def faults(texts: Mapping[str, str]) -> list[str]:
+    """Give a sentence for each import that the table forbids."""
+    found: list[str] = []
+    for module, text in texts.items():
+        if floor_of(module) is None:
+            found.append(f"{module} stands on no floor: put it into the table in floors.py")
+            continue
+        for arrow in arrows(module, text, texts):
+            why = _forbidden(arrow)
+            if why:
+                found.append(f"{module}, line {arrow.line}: imports {arrow.there}, {why}")
+        found.extend(
+            f"{module}, line {line}: speaks MessagePack, which wire and codec do for all"
+            for line in _speaks(text)
+            if module not in SPEAKERS
+        )
+    return found
+
+
+def _forbidden(arrow: Arrow) -> str | None:
+    here, there = arrow.here, arrow.there
+    top_here, top_there = here.partition(".")[0], there.partition(".")[0]
+    if top_there in BESIDE:
+        return "which stands beside the house"
+    if top_there in BLIND.get(here, ()):
+        return "which it must not know"
+    if top_there not in (*PACKAGES, "router"):
+        return None
+    if here in PURE_SHARD_FOR and there in PURE:
+        return None
+    if top_there in BUILDINGS and top_here != top_there:
+        return "which is met on the wire alone"
+    floor_here, floor_there = floor_of(here), floor_of(there)
+    if floor_here is None or floor_there is None or floor_there > floor_here:
+        return "which stands above it"
+    if floor_here == 0 and top_here == "sagacity" and top_there != "sagacity":
+        return "but the vocabulary imports only itself"
+    return None
+
+
+def _speaks(text: str) -> Iterator[int]:
+    """Give the lines that name msgpack, ours or msgspec's."""
+    for found in ast.walk(ast.parse(text)):
+        if isinstance(found, ast.Import):
+            names = [alias.name for alias in found.names]
+        elif isinstance(found, ast.ImportFrom):
+            names = [f"{found.module}.{alias.name}" for alias in found.names]
+        elif isinstance(found, ast.Attribute) and isinstance(found.value, ast.Name):
+            names = [f"{found.value.id}.{found.attr}"]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "msgpack" or name.startswith("msgspec.msgpack"):
+                yield found.lineno
+
+
+def picture() -> str:
+    """Draw the floors for the docs, the highest first."""
+    return "\n".join(f"{floor.name:<11}{'  '.join(floor.modules)}" for floor in reversed(FLOORS))
+
+
+if __name__ == "__main__":
+    print(picture())

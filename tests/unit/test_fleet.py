@@ -1,0 +1,228 @@
+"""The fleet's decisions: when to start what, what counts as serving, when to give up."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.clock import ManualClock
+from cluster.fleet import Fleet, Member, Patience
+from sagacity.wire import Report
+
+PLACES = [("router", 0), ("shard", 0), ("shard", 1), ("payment", 0), ("payment", 1)]
+MS = 1_000_000
+
+
+class World:
+    """A fleet, its clock, and process ids that are given out in order."""
+
+    def __init__(self, places: list[tuple[str, int]] | None = None) -> None:
+        self.clock = ManualClock(5_000_000_000)
+        self.fleet = Fleet(places or PLACES, Patience(), self.clock.monotonic_ns())
+        self.pids = 100
+
+    def start_due(self) -> list[str]:
+        now = self.clock.monotonic_ns()
+        due = self.fleet.due(now)
+        for member in due:
+            self.pids += 1
+            member.started(self.pids, now)
+        return [f"{member.role}-{member.index}" for member in due]
+
+    def member(self, role: str, index: int) -> Member:
+        return self.fleet.members[role, index]
+
+    def report(self, role: str, index: int, state: str, pid: int | None = None) -> Member | None:
+        pid = pid if pid is not None else self.member(role, index).pid or 0
+        report = Report(role, index, pid, state, 9_000 + pid, {"sagas": 3})
+        return self.fleet.reported(report, self.clock.monotonic_ns())
+
+    def end(self, role: str, index: int) -> None:
+        self.fleet.ended(self.member(role, index), self.clock.monotonic_ns())
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_all_are_started_at_once(world: World) -> None:
+    """Start-up time counts, and nobody needs another to begin."""
+    assert world.start_due() == ["router-0", "shard-0", "shard-1", "payment-0", "payment-1"]
+    assert world.start_due() == []
+    assert world.fleet.next_due_ns() is None
+
+
+def test_the_cluster_is_ready_with_router_shards_and_one_worker_a_service(world: World) -> None:
+    """SPEC 6: the line that says ready is printed when it serves."""
+    world.start_due()
+    for role, index in (("router", 0), ("shard", 0), ("payment", 1)):
+        assert world.report(role, index, "up") is not None
+        assert not world.fleet.ready()
+    world.report("payment", 0, "standby")
+    assert world.report("shard", 1, "starting") is None
+    assert not world.fleet.ready()
+    world.report("shard", 1, "up")
+    assert world.fleet.ready()
+    world.end("payment", 1)
+    assert not world.fleet.ready()
+    world.report("payment", 0, "up")
+    assert world.fleet.ready()
+
+
+def test_a_restart_comes_at_once_then_after_a_wait_that_doubles_to_five_seconds(
+    world: World,
+) -> None:
+    """SPEC 6, for exits too late to be quick: this one is never quarantined."""
+    world.start_due()
+    waits = []
+    for _ in range(10):
+        world.clock.advance(5_001)
+        world.end("router", 0)
+        due_ns = world.fleet.next_due_ns()
+        assert due_ns is not None
+        waits.append((due_ns - world.clock.monotonic_ns()) // MS)
+        if waits[-1]:
+            world.clock.advance(waits[-1] - 1)
+            assert world.start_due() == []
+            world.clock.advance(1)
+        assert world.start_due() == ["router-0"]
+    assert waits == [0, 100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000]
+    assert world.member("router", 0).restarts == 10
+
+
+@pytest.mark.parametrize("state", ["up", "standby"])
+def test_who_has_served_starts_again_at_once(world: World, state: str) -> None:
+    """A worker killed by a poison command each time must not keep its pool waiting."""
+    for _ in range(20):
+        world.start_due()
+        world.report("payment", 0, state)
+        world.end("payment", 0)
+        assert world.fleet.next_due_ns() == world.clock.monotonic_ns()
+        assert world.member("payment", 0).state == "starting"
+
+
+def test_eight_quick_exits_in_a_row_end_in_quarantine_and_the_rest_runs(world: World) -> None:
+    """E5: a crash loop must not burn the machine of those that work."""
+    world.start_due()
+    for exits in range(1, 9):
+        assert world.member("shard", 1).state == "starting", exits
+        world.end("shard", 1)
+        world.clock.advance(5_000)
+        world.start_due()
+    assert world.member("shard", 1).state == "quarantined"
+    assert world.member("shard", 1).pid is None
+    world.clock.advance(10**9)
+    assert world.start_due() == []
+    assert len(world.fleet.running()) == 4
+    world.end("shard", 0)
+    assert world.start_due() == ["shard-0"]
+
+
+@pytest.mark.parametrize("break_by", ["serving", "living longer"])
+def test_only_quick_exits_in_a_row_count(world: World, break_by: str) -> None:
+    """Seven bad starts, a good one, seven bad starts: it works, if badly."""
+    for exits in range(1, 15):
+        world.clock.advance(10_000)
+        assert "router-0" in world.start_due()
+        if exits == 8 and break_by == "serving":
+            world.report("router", 0, "up")
+        if exits == 8 and break_by == "living longer":
+            world.clock.advance(5_001)
+        world.end("router", 0)
+    assert world.member("router", 0).state == "starting"
+    for _ in range(2):
+        world.clock.advance(10_000)
+        world.start_due()
+        world.end("router", 0)
+    assert world.member("router", 0).state == "quarantined"
+
+
+def test_a_report_of_a_stranger_or_of_an_ended_process_changes_nothing(world: World) -> None:
+    """A report may lie in the socket longer than its process lives."""
+    world.start_due()
+    old = world.member("shard", 0).pid
+    world.end("shard", 0)
+    assert world.report("shard", 0, "up", old) is None
+    world.start_due()
+    assert world.report("shard", 0, "up", old) is None
+    for role, index, state in (("shard", 9, "up"), ("gateway", 0, "up"), ("shard", 1, "stopped")):
+        report = Report(role, index, world.member("shard", 1).pid or 0, state, 0, {})
+        assert world.fleet.reported(report, 0) is None
+    assert {member.state for member in world.fleet.members.values()} == {"starting"}
+
+
+def test_a_stopping_fleet_starts_nobody(world: World) -> None:
+    """A process that ends while the cluster drains has done what it was told."""
+    world.start_due()
+    world.end("payment", 0)
+    world.fleet.stop()
+    world.end("payment", 1)
+    assert world.start_due() == []
+    assert world.fleet.next_due_ns() is None
+    assert world.member("payment", 1).state == "stopped"
+    assert [m.role for m in world.fleet.running("shard")] == ["shard", "shard"]
+    assert not world.fleet.running("payment")
+
+
+def test_silence_is_counted_without_the_time_in_which_the_supervisor_was_away(
+    world: World,
+) -> None:
+    """A pause of the whole machine makes nobody look hung (DESIGN 3)."""
+    world.start_due()
+    world.clock.advance(400)
+    world.report("router", 0, "up")
+    world.clock.advance(30_000)
+    world.fleet.lost_time(29_500 * MS)
+    rows = {
+        (row["role"], row["index"]): row
+        for row in world.fleet.processes(world.clock.monotonic_ns())
+    }
+    assert rows["router", 0]["silent_ms"] == 500
+    assert rows["shard", 0]["silent_ms"] == 900
+
+
+def test_status_rows_say_who_runs_and_who_does_not(world: World) -> None:
+    """SPEC 6: role, index, pid, state; a place without a process has pid 0 and no facts."""
+    world.start_due()
+    world.report("router", 0, "up")
+    world.end("shard", 0)
+    rows = world.fleet.processes(world.clock.monotonic_ns())
+    assert [(row["role"], row["index"], row["state"]) for row in rows[:2]] == [
+        ("router", 0, "up"),
+        ("shard", 0, "starting"),
+    ]
+    assert rows[0]["pid"] == 101
+    assert rows[0]["facts"] == {"sagas": 3}
+    assert (rows[1]["pid"], rows[1]["facts"], rows[1]["metrics_port"]) == (0, {}, 0)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("end"), st.sampled_from(PLACES)),
+        st.tuples(st.just("up"), st.sampled_from(PLACES)),
+        st.tuples(st.just("advance"), st.integers(0, 6_000)),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+def test_every_place_runs_waits_or_is_quarantined(steps: list[tuple[str, object]]) -> None:
+    """No sequence of exits and reports may leave a place that nobody starts again."""
+    world = World()
+    world.start_due()
+    for step, argument in steps:
+        if isinstance(argument, int):
+            world.clock.advance(argument)
+        elif isinstance(argument, tuple):
+            member = world.fleet.members[argument]
+            if step == "up":
+                world.report(member.role, member.index, "up")
+            elif member.pid is not None:
+                world.fleet.ended(member, world.clock.monotonic_ns())
+        world.start_due()
+        now = world.clock.monotonic_ns()
+        for member in world.fleet.members.values():
+            waits = member.start_at_ns is not None and now < member.start_at_ns <= now + 5_000 * MS
+            runs = member.pid is not None
+            assert [runs, waits, member.state == "quarantined"].count(True) == 1, member
