@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _run(words)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         # Who read us has read enough. What is still buffered must not fail once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -57,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except SagacityError as error:
-        print(f"sagacity: {error.text}", file=sys.stderr)
+        sys.stderr.write(f"sagacity: {error.text}\n")
         return error.exit_code
     except InvariantBroken as error:
-        print(f"sagacity: a bug: {error}", file=sys.stderr)
+        sys.stderr.write(f"sagacity: a bug: {error}\n")
         return 1
     return code
 

@@ -17,8 +17,9 @@ from typing import Any
 from cluster import render, requests
 from cluster.audit import audit as audit_books
 from cluster.directory import DataDirectory, find_running
+from cluster.private import start_private
 from sagacity import wire
-from sagacity.client import WAIT_S, Client
+from sagacity.client import Client
 from sagacity.errors import (
     EXIT_ABORTED,
     EXIT_COMPLETED,
@@ -103,7 +104,7 @@ def checkout(options: argparse.Namespace) -> int:
             "shipping_address": options.address,
         }
         asked = requests.checkout(body, wire.SUBMIT if options.no_wait else wire.START)
-        with Client(_url(options), timeout_s=WAIT_S) as client:
+        with Client(_url(options)) as client:
             if options.id is None:
                 _say(f"saga_id: {asked.saga_id}")
             return _checkout(client, body, asked.saga_id, options)
@@ -123,8 +124,10 @@ def _checkout(
         raise
     duration_ms = (time.monotonic_ns() - begun) // 1_000_000
     if options.trace:
-        for message in messages(client.show(saga_id)):
-            _print(render.json_line(message))
+        try:
+            _print(*map(render.json_line, messages(client.show(saga_id))))
+        except SagacityError as error:  # the outcome is known all the same
+            _say(f"the messages cannot be shown: {error.text}")
         _print(render.json_line(final))
     elif options.json:
         _print(render.json_line({**final, "duration_ms": duration_ms}))
@@ -189,10 +192,8 @@ def audit(options: argparse.Namespace) -> int:
 @contextmanager
 def _run_on(data: Path) -> Iterator[str]:
     """Run a cluster of our own on a directory that holds one; give its address."""
-    from cluster.up import start_private  # noqa: PLC0415 - only `audit --data` needs it
-
-    found = DataDirectory(data).read()
-    with start_private(data, shards=found.shards) as cluster:
+    DataDirectory(data).read()  # nothing is made where there was no cluster
+    with start_private(data) as cluster:
         yield cluster.url
 
 
@@ -227,11 +228,14 @@ def _writable(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "text": body["text"].encode("utf-8", "backslashreplace").decode()}
 
 
-def _print(text: str) -> None:
+def _print(*lines: str) -> None:
+    if sys.stdout is None:  # closed by who started us
+        return
     # Bytes: a terminal's or pipe's encoding does not change what scripts read.
-    sys.stdout.buffer.write(text.encode() + b"\n")
+    sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode())
     sys.stdout.buffer.flush()
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

@@ -14,7 +14,6 @@ of sockets but their addresses.
 
 import fcntl
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -180,7 +179,7 @@ class DataDirectory:
             return found
         with _faults_of(self.path, "make a cluster in"):
             self._make()
-            made = ClusterFile(secrets.token_hex(16), shards, SlotMap.even(shards))
+            made = ClusterFile(os.urandom(16).hex(), shards, SlotMap.even(shards))
             for directory in (self.path / "services", *map(self.shard, range(shards))):
                 directory.mkdir(mode=0o700, exist_ok=True)
             stored = _Stored(FORMAT, made.cluster_id, shards, made.slots.owners)

@@ -8,7 +8,6 @@ import argparse
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -186,22 +185,26 @@ class _Node:
             self._end()
 
     def _take(self, lines: list[bytes]) -> None:
-        out = []
         for line in lines:
             found = self._session.take(line)
             if isinstance(found, Ask):
                 self._waiting.append(found)
             elif found is not None:
-                out.append(found)
-        _write(out)
+                _write([found])  # at once: the next line may need an import that takes its time
 
     def _exchange(self) -> "Connection | None":
         """Ask what waits, write what is answered; give the connection if it is a new one."""
         made = None
         if self._connection is None:
-            if not self._waiting or not self._url:
+            if not self._waiting:
                 return None
-            made = self._connection = _connect(self._url)
+            _prepare()  # while the cluster starts
+            if not self._url:
+                return None
+            try:
+                made = self._connection = _connect(self._url)
+            except Malformed as error:
+                raise self._refuse(error) from None
         for token, asked in self._waiting:
             self._tokens[self._connection.ask(*asked)] = token
         self._waiting.clear()
@@ -249,6 +252,10 @@ def _own_cluster(data: Path | None) -> "ClusterProcess":
     return ClusterProcess(data)
 
 
+def _prepare() -> None:
+    import sagacity.client  # noqa: F401, PLC0415 - slow: after init
+
+
 def _connect(url: str) -> "Connection":
     from sagacity.client import Connection  # noqa: PLC0415 - slow: after init
 
@@ -285,9 +292,5 @@ def _write(lines: list[bytes]) -> None:
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 <= seconds <= 3600:
-        raise Malformed(f"--drain is 0 to 3600 seconds, not {text}")
+        raise argparse.ArgumentTypeError(f"0 to 3600 seconds, not {text}")
     return seconds
-
-
-if __name__ == "__main__":
-    sys.exit("run it as: sagacity maelstrom")

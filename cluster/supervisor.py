@@ -27,7 +27,8 @@ EXIT_MALFORMED: Final = Malformed.exit_code  # what it was told cannot be; tryin
 _FRAMES_MAX: Final = 256  # taken from one socket in one turn
 _TURN_MS: Final = 1_000  # longest wait
 _LATE_NS: Final = 500_000_000  # a turn this late could not listen (DESIGN 3)
-_AFTER_DRAIN_MS: Final = 2_000  # then whoever is left is killed
+_SHARDS_MORE_MS: Final = 1_000  # after the drain; then router and workers are told to end, too
+_ALL_MORE_MS: Final = 2_000  # after the drain; then whoever is left is killed
 
 
 class Supervisor:
@@ -241,13 +242,13 @@ class Supervisor:
 
     def _drain(self) -> None:
         """Let the shards finish while router and workers still serve them, then end those too."""
-        give_up_ns = self._clock.monotonic_ns() + (self._drain_ms + _AFTER_DRAIN_MS) * 1_000_000
+        drained_ns = self._clock.monotonic_ns() + self._drain_ms * 1_000_000
         self._log.info("draining_started", drain_ms=self._drain_ms)
         self.fleet.stop()
         self._send(signal.SIGTERM, SHARD)
-        self._until_gone(give_up_ns, SHARD)
+        self._until_gone(drained_ns + _SHARDS_MORE_MS * 1_000_000, SHARD)
         self._send(signal.SIGTERM)
-        self._until_gone(give_up_ns)
+        self._until_gone(drained_ns + _ALL_MORE_MS * 1_000_000)
 
     def _until_gone(self, give_up_ns: int, *roles: str) -> None:
         while self.fleet.running(*roles) and self._clock.monotonic_ns() < give_up_ns:

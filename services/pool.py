@@ -18,7 +18,7 @@ from typing import Final
 
 from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
-from cluster.directory import DataDirectory, RunDirectory
+from cluster.directory import ClusterFile, DataDirectory, RunDirectory
 from cluster.telemetry import Log, MetricsServer, WorkerMeters, configure_logging
 from config.load import load, load_catalog
 from config.schema import Config
@@ -72,6 +72,8 @@ class PoolWatch(Watch):
         meters = self._meters
         attempts: dict[tuple[str, str, str], int] = {}
         for command, answer in zip(served.commands, served.answers, strict=True):
+            if command.direction not in (ACTION, COMPENSATION):
+                continue  # a fault, logged and answered as one
             labels = (
                 self._names(command),
                 DIRECTIONS[command.direction],
@@ -118,9 +120,10 @@ def _run(args: argparse.Namespace) -> int:
         child.metrics_port = MetricsServer(meters).start()
         child.report("starting")
         directory = DataDirectory(args.data)
+        cluster = directory.read()
         if not _lock(directory.service_lock(name), child, clock):
             return 0
-        worker = _worker(service, config, directory, run, log, watch)
+        worker = _worker(service, config, directory, cluster, run, log, watch)
         watch.worker = worker
         child.report("up", watch.facts)
         log.info("worker_up", service=name)
@@ -135,11 +138,11 @@ def _worker(
     service: Service,
     config: Config,
     directory: DataDirectory,
+    cluster: ClusterFile,
     run: RunDirectory,
     log: Log,
     watch: Watch,
 ) -> Worker:
-    cluster = directory.read()
     return Worker(
         service,
         directory.service(service.name),

@@ -191,7 +191,7 @@ class Desk:
             answer(fx, waiter, wire.pack(accepted))
         elif saga.stuck:
             refuse(fx, waiter, stuck_error(saga))
-        else:
+        elif waiter not in saga.waiters:  # a router forwards a repeat under the number it has
             saga.waiters.append(waiter)
             if len(saga.waiters) > WAITERS_MAX:
                 refuse(fx, saga.waiters.pop(0), superseded())

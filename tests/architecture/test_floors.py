@@ -4,6 +4,10 @@ import pytest
 
 from tests.architecture.floors import FLOORS, PURE, SPEAKERS, _speaks, faults, floor_of, sources
 
+# Every module of the table, empty: the walker's own tests do not depend on today's files.
+NAMES = [name for floor in FLOORS for name in floor.modules if "*" not in name]
+EMPTY = dict.fromkeys([*NAMES, "config.load", "services.pool", "services.inventory"], "")
+
 
 def test_no_import_runs_up() -> None:
     """DESIGN 2: whoever reads a room must not need the rooms above it."""
@@ -55,8 +59,7 @@ def test_no_module_stands_on_two_floors() -> None:
 )
 def test_a_planted_import_is_seen(module: str, text: str, says: str) -> None:
     """A walker that finds nothing proves nothing until it has found something."""
-    texts = {**dict.fromkeys(sources(), ""), "shard.journal": "", module: text}
-    found = faults(texts)
+    found = faults({**EMPTY, module: text})
     assert len(found) == 1, found
     assert module in found[0]
     assert says in found[0]
@@ -74,7 +77,7 @@ def test_a_planted_import_is_seen(module: str, text: str, says: str) -> None:
 )
 def test_an_import_that_runs_down_is_let_be(module: str, text: str) -> None:
     """A walker that cries at everything is soon switched off."""
-    assert faults({**dict.fromkeys(sources(), ""), module: text}) == []
+    assert faults({**EMPTY, module: text}) == []
 
 
 def test_the_engine_stands_among_the_pure() -> None:

@@ -1,9 +1,13 @@
-"""A supervisor of twin children, as a process of its own: `twin_supervisor.py BASE BEHAVIOUR …`.
+"""A supervisor of twin children. Also a process of its own, run from the repository's top:
 
-Prints "ready" and the process ids of all children; runs until it is told to stop, or killed.
+    python -m tests.integration.twin_supervisor BASE router-0=up shard-0=up payment-0=crash
+
+prints "ready" and the process ids of all children, and runs until it is told to stop, or killed.
 """
 
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.clock import SystemClock
@@ -12,30 +16,46 @@ from cluster.fleet import Patience
 from cluster.meters import Meters
 from cluster.supervisor import Supervisor
 from cluster.telemetry import configure_logging
-from sagacity.sockets import context
-from tests.integration.twins import twin_commands
+from sagacity.sockets import Context
+
+TWIN = Path(__file__).with_name("twin_child.py")
+PATIENCE = Patience(
+    restart_ms=5, restart_max_ms=40, quarantine_exits=4, quarantine_within_ms=60_000
+)
 
 
-def main() -> int:
-    base = Path(sys.argv[1])
-    places = dict(word.split("=") for word in sys.argv[2:])
-    run = RunDirectory(base / "run")
-    lock = run.lock()
-    ctx = context()
-    supervisor = Supervisor(
-        twin_commands(base, places),
-        run,
+def make(base: Path, places: Mapping[str, str], ctx: Context, *, drain_ms: int) -> Supervisor:
+    """Make a supervisor of twins: "shard-0" -> how it behaves."""
+    commands = {}
+    for place, behaviour in places.items():
+        role, _, index = place.partition("-")
+        command = [sys.executable, "-P", str(TWIN), "--role", role, "--index", index]
+        command += ["--data", str(base), "--run", str(base / "run"), "--parent", str(os.getpid())]
+        command += ["--behave", behaviour, "--diary", str(base / "diary")]
+        commands[role, int(index)] = command
+    return Supervisor(
+        commands,
+        RunDirectory(base / "run"),
         SystemClock(),
         ctx,
-        patience=Patience(),
-        drain_ms=5_000,
-        about={},
+        patience=PATIENCE,
+        drain_ms=drain_ms,
+        about={"cluster_id": "c" * 32},
         meters=Meters(),
         log=configure_logging("supervisor", 0),
     )
-    supervisor.run(
-        lambda: print("ready", *(m.pid for m in supervisor.fleet.running()), flush=True)
-    )
+
+
+def main() -> int:
+    from sagacity.sockets import context
+
+    base = Path(sys.argv[1])
+    lock = RunDirectory(base / "run").lock()
+    ctx = context()
+    places = dict(word.split("=") for word in sys.argv[2:])
+    supervisor = make(base, places, ctx, drain_ms=5_000)
+    members = supervisor.fleet.members
+    supervisor.run(lambda: print("ready", *(m.pid for m in members.values()), flush=True))
     supervisor.close()
     ctx.term()
     lock.release()

@@ -1,0 +1,132 @@
+"""How fast a cluster is: checkouts a second in a closed loop, and the latency of one alone.
+
+    python -m bench.first_light [--runs 5] [--sagas 40000] [--in-flight 1024] [--shards 2] [--alone 300]
+
+Starts a cluster of its own in a new directory under TMPDIR for each run, everything synced to disk,
+the load generator on the same machine; random ids, the example's cart, every tenth payment
+declined. After each run the books are audited; a run whose books do not balance is no result.
+Prints each run and the medians, CPU per checkout by role included.
+"""
+
+import argparse
+import os
+import secrets
+import statistics
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from cluster.audit import audit
+from cluster.private import ClusterProcess, start_private
+from sagacity import wire
+from sagacity.client import Client, answer
+from sagacity.connection import Connection
+from sagacity.messages import Checkout, Item
+
+CART = [Item("abc123", 2), Item("xyz789", 1)]
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def checkout(declined: bool) -> tuple[str, bytes]:
+    """Make a checkout with a random id."""
+    saga_id = "bench-" + secrets.token_hex(12)
+    user = "u999" if declined else "u42"
+    return saga_id, wire.pack(Checkout(saga_id, user, CART, "123 Main St"))
+
+
+def closed_loop(connection: Connection, sagas: int, in_flight: int) -> tuple[float, Counter[str]]:
+    """Keep `in_flight` checkouts going until `sagas` are final; give seconds and outcomes."""
+    outcomes: Counter[str] = Counter()
+    asked = 0
+    begun = time.perf_counter()
+    while sum(outcomes.values()) < sagas:
+        while asked < sagas and len(connection) < in_flight:
+            connection.ask(wire.START, *checkout(asked % 10 == 9))
+            asked += 1
+        for _, reply in connection.poll(1.0):
+            if reply.code is None:
+                outcomes["completed" if b"COMPLETED" in reply.body else "aborted"] += 1
+            else:
+                outcomes[f"error {reply.code}"] += 1
+    return time.perf_counter() - begun, outcomes
+
+
+def alone(connection: Connection, sagas: int) -> list[float]:
+    """Check out one after the other; give milliseconds, ascending."""
+    took = []
+    for _ in range(sagas):
+        begun = time.perf_counter()
+        connection.ask(wire.START, *checkout(False))
+        while not (settled := connection.poll(1.0)):
+            pass
+        took.append((time.perf_counter() - begun) * 1000)
+        answer(settled[0][1])
+    return sorted(took)
+
+
+def cpu_seconds(processes: list[dict[str, Any]]) -> Counter[str]:
+    """Give the CPU that each role has used."""
+    used: Counter[str] = Counter()
+    for process in processes:
+        with open(f"/proc/{process['pid']}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        used[process["role"]] += (int(fields[11]) + int(fields[12])) / TICKS
+    return used
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Do one run on a new cluster; give its figures."""
+    found: dict[str, Any] = {}
+    with start_private(arguments=["--shards", str(args.shards)]) as cluster:
+        with Connection(cluster.url, timeout_s=120) as connection:
+            if args.alone:
+                closed_loop(connection, 200, 1)  # warm
+                took = alone(connection, args.alone)
+                found["alone p50 ms"] = took[len(took) // 2]
+                found["alone p99 ms"] = took[int(len(took) * 0.99)]
+            if args.sagas:
+                closed_loop(connection, 4 * args.in_flight, args.in_flight)  # warm
+                before, mine = processes_cpu(cluster), time.process_time()
+                seconds, outcomes = closed_loop(connection, args.sagas, args.in_flight)
+                mine, after = time.process_time() - mine, processes_cpu(cluster)
+                found["checkouts/s"] = args.sagas / seconds
+                found |= outcomes
+                found["us client"] = mine / args.sagas * 1e6
+                for role, used in (after - before).items():
+                    found[f"us {role}"] = used / args.sagas * 1e6
+        with Client(cluster.url) as client:
+            report = audit(client)
+        if not report["balanced"]:
+            sys.exit(f"no result: the books do not balance: {report['faults'][:5]}")
+    return found
+
+
+def processes_cpu(cluster: ClusterProcess) -> Counter[str]:
+    """Give the CPU that a cluster's processes have used, by role."""
+    with Client(cluster.url) as client:
+        return cpu_seconds(client.status()["processes"])
+
+
+def main() -> None:
+    """Run, print, print medians."""
+    parser = argparse.ArgumentParser(prog="python -m bench.first_light")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--sagas", type=int, default=40_000)
+    parser.add_argument("--in-flight", type=int, default=1024)
+    parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--alone", type=int, default=300)
+    args = parser.parse_args()
+    runs = []
+    for number in range(args.runs):
+        found = run(args)
+        runs.append(found)
+        shown = "  ".join(f"{name} {value:.1f}" for name, value in found.items())
+        print(f"run {number + 1}: {shown}", flush=True)
+    print(f"median of {len(runs)}:")
+    for name in runs[0]:
+        print(f"  {name:16} {statistics.median(each.get(name, 0) for each in runs):12.1f}")
+
+
+if __name__ == "__main__":
+    main()
