@@ -24,6 +24,7 @@ from cluster.metrics import (
     ROUTER_OUTCOMES,
     SHARD,
     SHARD_DUPLICATES,
+    SHARD_FAULTS,
     SUPERVISOR,
     WORKER,
     Metric,
@@ -178,7 +179,7 @@ class ShardMeters(Meters):
             ],
         )
         self.duplicates = _counts("saga_duplicates_total", _every(SHARD_DUPLICATES))
-        self.faults = _counts("saga_faults_total")
+        self.faults = _counts("saga_faults_total", _every(SHARD_FAULTS))
         self.amount_at_risk = _gauge("saga_amount_at_risk")
         self.journal_commit_duration = _durations("saga_journal_commit_duration_seconds")
         self.journal_records = _counts("saga_journal_records_total")
@@ -199,7 +200,7 @@ class RouterMeters(Meters):
     def __init__(self, shards: int = 0) -> None:
         super().__init__()
         self.duplicates = _counts("saga_duplicates_total", _every(("reply",)))
-        self.faults = _counts("saga_faults_total", _every(("frame",)))
+        self.faults = _counts("saga_faults_total", _every(("frame", "request")))
         self.router_requests = _counts(
             "saga_router_requests_total", _every(KINDS.values(), ROUTER_OUTCOMES)
         )

@@ -46,6 +46,15 @@ SHARD_DUPLICATES: Final = (
     "answer_unknown_saga",
     "refused_fenced",
     "refused_unavailable",
+    "unknown_worker",
+)
+SHARD_FAULTS: Final = (
+    "answer_contradicts",
+    "answer_malformed",
+    "answer_out_of_range",
+    "answer_wrong_pool",
+    "refused_compensated",
+    "refused_forgotten",
 )
 ROUTER_OUTCOMES: Final = ("answered", "not_taken", "no_outcome", "error")
 

@@ -204,7 +204,8 @@ class Supervisor:
                 continue
             if changed is not None and changed.state != STARTING:
                 took_ms = (now_ns - changed.started_ns) // 1_000_000
-                self._log.info(
+                # Debug: an operator hears it from the process itself.
+                self._log.debug(
                     "process_state_changed",
                     state=changed.state,
                     since_start_ms=took_ms,

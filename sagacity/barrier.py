@@ -84,6 +84,8 @@ _SEE: Final = (
     " VALUES (?, ?, ?, ?, ?, ?)"
 )
 
+_INTEGER_MAX: Final = 2**63 - 1  # of SQLite
+_NUMBER_MAX: Final = _INTEGER_MAX >> (STEP_BITS + 1)  # of a saga, so that its keys fit
 _ERROR_LENGTH_MAX: Final = 256  # characters of a failure's text that travel
 
 
@@ -140,6 +142,9 @@ class Barrier:
 
     def see(self, witness: Witness) -> None:
         """Keep a shard's witness if none higher is known, in the transaction."""
+        if max(witness.shard, witness.epoch, witness.seq, witness.number) > _INTEGER_MAX:
+            self._log.error("witness_faulty", witness=repr(witness))
+            return
         known = self.witnesses.get(witness.shard)
         if known is None or (witness.epoch, witness.seq) > (known.epoch, known.seq):
             self.witnesses[witness.shard] = witness
@@ -166,7 +171,14 @@ class Barrier:
             MustUndo: it was not alone, and its effect cannot stay.
             UNAVAILABLE: the database cannot take it.
         """
-        epoch = command.epoch
+        step, direction, epoch = command.step, command.direction, command.epoch
+        if not (
+            0 < command.number <= _NUMBER_MAX
+            and 1 <= step <= STEPS_MAX
+            and ACTION <= direction <= COMPENSATION
+            and 0 <= epoch <= _INTEGER_MAX
+        ):
+            return self._fault(command, "no such number, step, direction or epoch")
         slot = slot_of(command.saga_id)
         known_epoch = self._fence.get(slot, 0)
         if epoch != known_epoch:
@@ -174,9 +186,6 @@ class Barrier:
                 return _answer(command, REFUSED_FENCED, encode(known_epoch))
             self._fence[slot] = epoch
             self._rows.execute(_RAISE, (slot, epoch))
-        step, direction = command.step, command.direction
-        if not 1 <= step <= STEPS_MAX or direction not in (ACTION, COMPENSATION):
-            return self._fault(command, "no such step or direction")
         key = command.number << (STEP_BITS + 1) | step << 1
         rows: Any = self._rows.execute(_NEIGHBOURS, (key, key | 1)).fetchall()
         if rows:

@@ -8,7 +8,7 @@ The same history and the same instants give the same effects, on every machine.
 
 from collections.abc import Mapping
 
-from sagacity.errors import check
+from sagacity.errors import broken
 from sagacity.ids import ACTION, COMPENSATION, barrier_key
 from sagacity.wire import (
     BOOKS,
@@ -310,27 +310,30 @@ class Engine:
         if saga.phase == COMPENSATING and got.outcome == DECLINED:
             self.tally.absorbed("answer_late")  # its compensation is under way and stays so
             return
-        check(current or saga.phase == COMPENSATING, "an unknown step that is not current", s=saga)
+        if not (current or saga.phase == COMPENSATING):
+            broken("an unknown step that is not current", saga=saga)
         fx.entries.append(got)
         self.state.answered(got, self.seq)
-        step = saga.definition.saga.steps[got.step - 1]
-        self.tally.attempted(step.name, ACTION, OUTCOMES[got.outcome], now.ns - saga.sent_at)
+        definition, at = saga.definition, got.step - 1
+        name, took = definition.names[at], now.ns - saga.sent_at
+        self.tally.attempted(name, ACTION, OUTCOMES[got.outcome], took)
         if saga.phase == COMPENSATING:
             return  # late: told in the history; the compensation undoes it
-        self._budgets[step.service].succeeded()
+        self._budgets[definition.services[at]].succeeded()
         if got.outcome == DECLINED:
-            reason = step.reason(saga.definition.readers.declined[got.step - 1](got.body))
+            reason = definition.saga.steps[at].reason(definition.readers.declined[at](got.body))
             self.turn_back(saga, entries.DECLINED, reason, now, fx)
-        elif got.step == saga.definition.last:
+        elif got.step == definition.last:
             self._finish(saga, phases.COMPLETED, now, fx)
         else:
             self._queue(saga)
 
     def _compensation_succeeded(self, saga: Live, got: Answer, now: Instant, fx: Effects) -> None:
-        step = saga.definition.saga.steps[got.step - 1]
-        self.tally.attempted(step.name, COMPENSATION, "ok", now.ns - saga.sent_at)
-        self.tally.compensated(saga.definition.name, step.name, saga.cause)
-        self._budgets[step.service].succeeded()
+        definition, at = saga.definition, got.step - 1
+        name = definition.names[at]
+        self.tally.attempted(name, COMPENSATION, "ok", now.ns - saga.sent_at)
+        self.tally.compensated(definition.name, name, saga.cause)
+        self._budgets[definition.services[at]].succeeded()
         fx.entries.append(got)
         self.state.answered(got, self.seq)
         self._compensate_next(saga, now, fx)
@@ -381,15 +384,15 @@ class Engine:
     def _attempt_ended(self, saga: Live, cause: str, text: str, now: Instant, fx: Effects) -> None:
         """An attempt counts: retry after a wait, or turn back, or mark the saga STUCK."""
         direction, step_number, attempt = saga.direction, saga.step, saga.attempt
-        step = saga.definition.saga.steps[step_number - 1]
+        name = saga.definition.names[step_number - 1]
         retry = saga.definition.retries[step_number - 1]
         entry = AttemptEnded(saga.number, step_number, direction, attempt, cause, text)
         fx.entries.append(entry)
         was_stuck = saga.stuck
         self.state.attempt_ended(entry, self.seq)
-        self.tally.attempted(step.name, direction, cause, now.ns - saga.sent_at)
+        self.tally.attempted(name, direction, cause, now.ns - saga.sent_at)
         if direction == ACTION and attempt >= retry.attempts:
-            self.turn_back(saga, entries.TIMED_OUT, f"Timed out: {step.name}", now, fx)
+            self.turn_back(saga, entries.TIMED_OUT, f"Timed out: {name}", now, fx)
             return
         if saga.stuck and not was_stuck:
             for waiter in saga.waiters:
@@ -469,7 +472,7 @@ class Engine:
     def _look(self, saga: Live, now: Instant, fx: Effects) -> None:
         """A saga's place in the wheel came up: see what is due."""
         if saga.phase == RUNNING and now.ns >= saga.deadline:
-            name = saga.definition.saga.steps[saga.step - 1].name
+            name = saga.definition.names[saga.step - 1]
             self.turn_back(saga, entries.DEADLINE, f"Timed out: {name}", now, fx)
         elif saga.where == BACKING_OFF and now.ns >= saga.due:
             service = saga.definition.services[saga.step - 1]

@@ -92,29 +92,46 @@ class SqliteJournal:
         self._path = path
         self.last = Receipt(0, GENESIS)
         self._wal_pages = 0
-        if not path.exists() and vfs is None:
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         try:
+            if vfs is None:
+                _make(path)
             self._db = apsw.Connection(str(path), vfs=vfs)
+        except (apsw.Error, OSError) as error:
+            raise JournalRefused(f"{path} cannot be opened as a journal: {error}") from None
+        try:
             self._open(cluster_id, shard)
         except apsw.Error as error:
+            self._db.close()
             raise JournalRefused(f"{path} cannot be opened as a journal: {error}") from None
+        except JournalRefused:
+            self._db.close()
+            raise
 
     def _open(self, cluster_id: str, shard: int) -> None:
         db = self._db
+        # Only `close` may copy the WAL: what is refused or has failed stays as it was found.
+        db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         _set(db, "locking_mode", "exclusive")  # no shared memory; the shard's lock guards the file
+        new = self._is_new(cluster_id, shard)
         _set(db, "journal_mode", "wal")
         _set(db, "synchronous", "FULL", expect=2)
         _set(db, "wal_autocheckpoint", 0)  # SQLite swallows errors of its own checkpoints
         db.set_wal_hook(self._on_commit)
-        version = _number(db, "PRAGMA user_version")
-        if version == 0 and _number(db, "SELECT count(*) FROM sqlite_master") == 0:
+        if new:
             with db:
                 db.execute(_SCHEMA)
                 db.execute("INSERT INTO identity VALUES(?, ?)", (cluster_id, shard))
                 db.execute(f"PRAGMA application_id={APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version={FORMAT}")
-            return
+
+    def _is_new(self, cluster_id: str, shard: int) -> bool:
+        """Say whether the file is empty; refuse what is neither that nor ours, before any write."""
+        db = self._db
+        if db.readonly("main"):
+            raise JournalRefused(f"{self._path} cannot be written")
+        version = _number(db, "PRAGMA user_version")
+        if version == 0 and _number(db, "SELECT count(*) FROM sqlite_master") == 0:
+            return True
         if _number(db, "PRAGMA application_id") != APPLICATION_ID:
             raise JournalRefused(f"{self._path} is no journal of Sagacity")
         if version != FORMAT:
@@ -126,6 +143,7 @@ class SqliteJournal:
             raise JournalRefused(
                 f"{self._path} belongs to {found}, not to cluster {cluster_id}, shard {shard}"
             )
+        return False
 
     def _on_commit(self, _db: apsw.Connection, _name: str, pages: int) -> int:
         self._wal_pages = pages
@@ -133,6 +151,7 @@ class SqliteJournal:
 
     def replay(self) -> Iterator[tuple[int, Batch]]:
         """Give every row in order, checked."""
+        self.last = Receipt(0, GENESIS)
         try:
             for seq, chain, packed in self._db.execute(
                 "SELECT seq, chain, batch FROM journal ORDER BY seq"
@@ -186,6 +205,7 @@ class SqliteJournal:
 
     def close(self) -> None:
         """Close the file; SQLite copies the WAL into it."""
+        self._db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         self._db.close()
 
 
@@ -222,7 +242,7 @@ class MemoryJournal:
 
     def read(self, seqs: Iterable[int]) -> list[Batch]:
         """Give single rows, in the order asked."""
-        return [unpack_batch(self.rows[seq - 1][2]) for seq in seqs if seq <= len(self.rows)]
+        return [unpack_batch(self.rows[seq - 1][2]) for seq in seqs if 1 <= seq <= len(self.rows)]
 
     def size_bytes(self) -> int:
         """Give how much room the rows take."""
@@ -230,6 +250,16 @@ class MemoryJournal:
 
     def close(self) -> None:
         """Keep the rows: the next start reads them."""
+
+
+def _make(path: Path) -> None:
+    """Make the file (0600) where there is none."""
+    wal = path.with_name(path.name + "-wal")
+    empty = not path.exists() or path.stat().st_size == 0
+    if empty and wal.exists() and wal.stat().st_size > 0:
+        # SQLite would delete the WAL: acknowledged facts gone without a word.
+        raise JournalRefused(f"{path} is damaged: its WAL is there, the file itself is gone")
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 
 def _set(db: apsw.Connection, name: str, value: str | int, expect: str | int | None = None) -> None:

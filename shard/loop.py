@@ -126,7 +126,8 @@ class Loop:
         after = self._clock.monotonic_ns()
         self._forgive(after - before - wait)
         self._busy_since = after
-        self.now = self._instant()
+        # `after` itself: a pause between it and another reading would be forgiven by nobody.
+        self.now = Instant(after - self._lost_ns, self._clock.wall_ms())
         if received.drained:
             timers_until = self.now.ns
         elif len(self._begun) == RECEIVES_BEFORE_TIMERS:

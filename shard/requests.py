@@ -305,7 +305,7 @@ def in_reply(body: dict[str, object], msg_id: int) -> dict[str, object]:
 def stuck_error(saga: Live) -> SagacityError:
     """Say which compensation does not succeed."""
 
-    name = saga.definition.saga.steps[saga.step - 1].compensation_name
+    name = saga.definition.compensation_names[saga.step - 1]
     return Stuck(f"{Stuck.prefix}{name} of {saga.saga_id} does not succeed; it is tried for ever")
 
 

@@ -38,6 +38,8 @@ class Definition:
         self.last = len(saga.steps)
         self.readers = Readers(saga)
         self.services = [step.service for step in saga.steps]
+        self.names = [step.name for step in saga.steps]
+        self.compensation_names = [step.compensation_name for step in saga.steps]
         self.retries = [step.retry or retry for step in saga.steps]
         self.charging = next(
             (at for at, step in enumerate(saga.steps) if step.charges), None

@@ -7,7 +7,7 @@ replay of the journal gives the state that the live shard had.
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from sagacity.errors import check
+from sagacity.errors import broken, check
 from sagacity.ids import ACTION, count_of
 from sagacity.slots import SLOTS
 from sagacity.wire import DECLINED, OK, Answer
@@ -95,15 +95,10 @@ class State:
     def started(self, entry: Started, seq: int) -> Live:
         """A saga was accepted."""
         definition = self.definitions.get(entry.saga)
-        check(definition, "the journal names a saga that is not configured", saga=entry.saga)
-        assert definition is not None  # for the type checker; check() has stopped already
-        check(
-            definition.version == entry.version,
-            "the journal holds sagas of another version",
-            saga=entry.saga,
-            version=entry.version,
-        )
-        check(entry.number > self.number, "a number was given twice", number=entry.number, seq=seq)
+        if definition is None or definition.version != entry.version:
+            broken("no such definition is configured", saga=entry.saga, version=entry.version)
+        if entry.number <= self.number:
+            broken("a number was given twice", number=entry.number, seq=seq)
         self.number = entry.number
         self.count = count_of(entry.number)
         self.order_counts[entry.slot] = entry.order_count
@@ -138,13 +133,15 @@ class State:
             saga.stuck = False
             _point_at_next_compensation(saga)
             return
-        check(saga.states[at] == UNKNOWN, "an outcome of a step that was settled", entry=entry)
+        if saga.states[at] != UNKNOWN:
+            broken("an outcome of a step that was settled", entry=entry)
         if entry.outcome == DECLINED:
             _move(saga, phases.STEP_DECLINED, seq)
             saga.states[at] = STEP_DECLINED
             return
         _move(saga, phases.STEP_SUCCEEDED, seq)
-        check(entry.outcome == OK, "not an outcome", entry=entry)
+        if entry.outcome != OK:
+            broken("not an outcome", entry=entry)
         saga.states[at] = SUCCEEDED
         if saga.phase == phases.RUNNING:
             # Late ones tell history alone: the compensation that is under way stays as it was sent.
@@ -196,9 +193,11 @@ class State:
         completed = entry.phase == phases.COMPLETED
         _move(saga, phases.ALL_SUCCEEDED if completed else phases.ALL_COMPENSATED, seq)
         if completed:
-            check(saga.states.count(SUCCEEDED) == len(saga.states), "a step is open", saga=saga)
+            if saga.states.count(SUCCEEDED) != len(saga.states):
+                broken("a step is open", saga=saga)
         else:
-            check(saga.step == 0, "a compensation is open", saga=saga)
+            if saga.step != 0:
+                broken("a compensation is open", saga=saga)
             self.compensating -= 1
         settle(saga)
         del self.live[entry.number]
@@ -209,7 +208,8 @@ class State:
 def _move(saga: Live, fact: int, seq: int) -> None:
     """Take a saga to the phase that the table gives; the only place where a phase changes."""
     phase = NEXT[saga.phase][fact]
-    check(phase >= 0, "an illegal transition", saga=saga, fact=phases.FACTS[fact], seq=seq)
+    if phase < 0:
+        broken("an illegal transition", saga=saga, fact=phases.FACTS[fact], seq=seq)
     saga.phase = phase
     if saga.seqs[-1] != seq:
         saga.seqs.append(seq)

@@ -1,0 +1,67 @@
+# Needs Python 3.11 or newer, pip and make. Everything else goes into .venv.
+#   make demo                       see it work
+#   make PYTHON=python3.12 test     with another interpreter, the first time
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo up test bench clean
+
+help:
+	@echo "make demo    start a cluster, run every way a checkout can end, audit the books"
+	@echo "make up      run a cluster in the foreground (options: ARGS='--shards 4'); Ctrl-C drains"
+	@echo "make test    format, lint, types, tests"
+	@echo "make bench   measure checkouts a second on this machine"
+	@echo "make setup   .venv with what tests need"
+	@echo "make clean   remove .venv and caches; data directories stay"
+
+# The stamps stand inside .venv: who removes it starts afresh, and git sees nothing.
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "$(PYTHON) is not there. Name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Sagacity needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	    "Name another: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "$(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; \
+	  exit 1; }
+	@touch $@
+
+$(VENV)/.run: pyproject.toml $(VENV)/.made
+	@echo "installing into $(VENV)"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.made
+	@echo "installing into $(VENV), with what tests need"
+	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.run
+
+setup: $(VENV)/.dev
+
+demo: $(VENV)/.run
+	@$(BIN)/python -m cluster.demo $(ARGS)
+
+up: $(VENV)/.run
+	@$(BIN)/python -m cluster up $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.run
+	@$(BIN)/python -m bench.first_light $(ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
