@@ -42,7 +42,7 @@ FORWARD_AGAIN_NS: Final = 100 * MILLISECOND  # a repeat of an open request soone
 OPEN_NS_MAX: Final = 60 * SECOND  # longer than clients wait: what is older was lost on its way
 REPLY_BODY_BYTES_MAX: Final = wire.FRAME_BYTES_MAX - 64  # leaves room for the envelope
 FRAMES_PER_TURN: Final = 256  # of one socket
-UP_WITHOUT_SHARDS_NS: Final = 2 * SECOND  # then a shard that is missing no longer holds us back
+UP_WITHOUT_SHARDS_NS: Final = 1 * SECOND  # then a shard that is missing no longer holds us back
 
 _STARTS: Final = frozenset({wire.START, wire.SUBMIT})
 _OUTCOMES: Final = {None: "answered", NotTaken.code: "not_taken", NoOutcome.code: "no_outcome"}
@@ -336,7 +336,6 @@ class Loop:
         self._up_at = clock.monotonic_ns() + UP_WITHOUT_SHARDS_NS
         self._expire_at = 0
         self._poller = zmq.Poller()
-        self._poller.register(front, zmq.POLLIN)
         self._poller.register(child.wakeup_fd, zmq.POLLIN)
         for peer in peers:
             self._poller.register(peer.socket, zmq.POLLIN)
@@ -428,6 +427,8 @@ class Loop:
         if self._child.state != "up":
             shards = self._peers[: self._router.shards]
             if all(peer.monitor.connected for peer in shards) or now >= self._up_at:
+                # Not before: what a herd of clients asks a new router at once would be refused.
+                self._poller.register(self._front, zmq.POLLIN)
                 self._child.report("up", self._facts)
         self._child.beat(now, self._facts)
 

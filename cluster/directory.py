@@ -12,8 +12,10 @@ Knows names, owners and modes of files; nothing of what stands in journals and d
 of sockets but their addresses.
 """
 
+import errno
 import fcntl
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -286,10 +288,9 @@ class RunDirectory:
         with _faults_of(self.path, "write in"):
             _write(self.path / "up.json", running)
 
-    def clear(self) -> None:
-        """Remove the sockets and up.json at an orderly end; the caller still holds the lock."""
-        for left in (*self.path.glob("*.sock"), self.path / "up.json"):
-            left.unlink(missing_ok=True)
+    def remove(self) -> None:
+        """Remove all of it at an orderly end; the caller still holds the lock."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def _address(self, name: str) -> str:
         return f"ipc://{self.path}/{name}"
@@ -365,6 +366,9 @@ def _lock(file: Path, *, patience_s: float, make: bool = True) -> Lock | str:
                     return holder or "unknown"
                 time.sleep(0.01)
         if make:
+            if os.fstat(descriptor).st_nlink == 0:
+                # The last holder removed it at its end: a lock of it guards nothing.
+                raise OSError(errno.ENOENT, "removed meanwhile, try again", str(file))
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     except OSError:

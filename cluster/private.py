@@ -18,9 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from sagacity.errors import InternalError, NoOutcome, SagacityError
+from sagacity.errors import Conflict, InternalError, Malformed, NoOutcome, SagacityError
 
 _LINE_BYTES_MAX: Final = 64 << 10
+_BY_EXIT_CODE: Final[dict[int, type[SagacityError]]] = {
+    Malformed.exit_code: Malformed,
+    Conflict.exit_code: Conflict,
+}
 _STOP_S: Final = 15.0  # the drain's 10 s, 2 s more, and some
 
 
@@ -137,10 +141,7 @@ class ClusterProcess:
 
     def _ended(self) -> SagacityError:
         code = self.process.wait()
-        error = next(
-            (kind for kind in SagacityError.__subclasses__() if kind.exit_code == code),
-            InternalError,
-        )
+        error = _BY_EXIT_CODE.get(code, InternalError)
         return error(f"the cluster did not start (exit code {code}); its own words are above")
 
     def _forget(self) -> None:

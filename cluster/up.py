@@ -77,7 +77,7 @@ def run_up(args: argparse.Namespace) -> int:
         cluster = data.open_or_create(config.cluster.shards, insist=shards_chosen)
         run = RunDirectory.of(cluster.cluster_id)
         stack.callback(run.lock().release)
-        stack.callback(run.clear)
+        stack.callback(run.remove)
 
         said = Running(
             pid=os.getpid(),

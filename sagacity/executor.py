@@ -33,6 +33,7 @@ from sagacity.wire import (
 
 FORMAT: Final = 1  # of the tables that every service's database has
 BOOKS_ROWS_MAX: Final = 5_000  # rows of one page
+OPEN_PATIENCE_MS: Final = 5_000  # for another's lock, before there is an executor that waits
 CHECKPOINT_PAGES: Final = 4_096  # a WAL of 16 MiB is written back
 
 # Beside the service's own tables: whose database this is. Its row is written in the transaction
@@ -56,6 +57,7 @@ def open_file(path: Path) -> Connection:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = Connection(str(path))
+        connection.set_busy_timeout(OPEN_PATIENCE_MS)
         # Where the pragma's answer is not read, a file system without WAL goes unnoticed.
         mode = connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "FULL")
@@ -84,11 +86,12 @@ def make_tables(
         Whether it was new. One that has its tables is left as it is.
 
     Raises:
-        Malformed: it belongs to another service or cluster, or has an unknown format.
+        Malformed: it belongs to another service or cluster, or has an unknown format; or the
+            database does not take the tables.
     """
     db = connection.cursor()
-    db.execute("BEGIN IMMEDIATE")
-    with connection:  # in a savepoint: the outer transaction stays ours to end
+    try:
+        db.execute("BEGIN IMMEDIATE")
         made = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'origin'").get is None
         if made:
             for script in (_ORIGIN, TABLES, service.schema):
@@ -97,7 +100,12 @@ def make_tables(
                 service.seed(db, catalog)
             db.execute("INSERT INTO origin VALUES (?, ?, ?, 0)", (FORMAT, service.name, cluster_id))
         found = db.execute("SELECT format, service, cluster_id FROM origin").get
-    db.execute("COMMIT")
+        db.execute("COMMIT")
+    except apsw.Error as error:
+        raise Malformed(f"cannot make the tables of {service.name}: {error}") from error
+    finally:
+        if connection.in_transaction:
+            db.execute("ROLLBACK")
     expected = (FORMAT, service.name, cluster_id)
     if found != expected:
         raise Malformed(f"this database is of (format, service, cluster) {found}, not {expected}")

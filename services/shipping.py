@@ -51,7 +51,7 @@ def cancel(db: Database, call: Call[CancelShipment]) -> Result:
     """Call back what this step has sent, if anything."""
     shipment: Any = db.execute(_SHIPPED, (call.number, call.step)).get
     named = call.body.shipment_id
-    if named is not UNSET and named != f"s{shipment}":
+    if named is not UNSET and (shipment is None or named != f"s{shipment}"):
         return Failed(f"{named} is no shipment of this step")
     if shipment is not None:
         db.execute(_CANCEL, (shipment,))

@@ -498,6 +498,6 @@ class Engine:
 def _text(body: bytes) -> str:
     """Read a failure's text for the history; it decides nothing."""
     try:
-        return str(_map(body).get("error", ""))[:256]
+        return str(_map(body).get("text", ""))[:256]
     except (ValueError, AttributeError):
         return ""

@@ -235,17 +235,19 @@ def test_a_taken_default_metrics_port_gives_way_and_says_so(
     assert f"port 9464 is taken: metrics are on port {port}" in err
 
 
-def test_all_end_with_a_killed_supervisor_and_come_back_at_the_same_address(base: Path) -> None:
+def test_all_end_with_a_killed_supervisor_and_come_back_at_the_same_address(
+    base: Path, env: dict[str, str]
+) -> None:
     """kill -9: nobody is left after 2 s; clients of before find the cluster again."""
     data = base / "killed"
     flags = ["--shards", "1", "--workers", "2"]
-    with start_private(data, arguments=flags) as first:
+    with start_private(data, arguments=flags, env=env) as first:
         pids = [row["pid"] for row in processes_of(first.url)]
         assert len(pids) == 9
         first.process.kill()
         assert wait_until(lambda: all(is_gone(pid) for pid in pids), 2.0)
     assert first.stop() == -9
-    with start_private(data, arguments=flags) as again:
+    with start_private(data, arguments=flags, env=env) as again:
         assert again.url == first.url
         assert {row["state"] for row in processes_of(again.url)} <= {"up", "standby"}
     assert again.stop() == 0
@@ -289,10 +291,12 @@ def test_a_private_cluster_that_cannot_start_says_why(base: Path, env: dict[str,
 
 
 def test_a_private_cluster_is_started_without_waiting_and_found_by_nobody_else(
-    env: dict[str, str],
+    base: Path, env: dict[str, str]
 ) -> None:
     """The Maelstrom node answers `init` long before the cluster serves."""
     flags = ["--shards", "1", "--workers", "1"]
+    (base / "own").mkdir(mode=0o700)
+    env = {**env, "XDG_RUNTIME_DIR": str(base / "own")}
     with ClusterProcess(arguments=flags, env=env) as cluster:
         assert not cluster.ready
         assert not cluster.read_ready()
@@ -302,4 +306,7 @@ def test_a_private_cluster_is_started_without_waiting_and_found_by_nobody_else(
         assert [found.kind for found in running(env)] == ["private"]
         with pytest.raises(NotTaken):
             find_running(env)
+        run = Path(cluster.url.removeprefix("ipc://")).parent
+        assert run.is_dir()
     assert not cluster.data.exists()
+    assert not run.exists()

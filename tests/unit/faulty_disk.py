@@ -6,7 +6,6 @@ from pathlib import Path
 
 import apsw
 
-
 _NAME = "faulty-disk"
 
 

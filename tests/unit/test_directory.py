@@ -307,7 +307,7 @@ def test_discovery_finds_the_one_cluster_that_lives(env: dict[str, str]) -> None
 
     held.release()  # as when its process was killed: up.json is still there
     assert find_running(env) == three.router
-    three.clear()
+    three.remove()
     with pytest.raises(NotTaken):
         find_running(env)
     private.release()

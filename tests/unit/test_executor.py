@@ -266,7 +266,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_long_wal_is_written_back(tmp_path: Path) -> None:
-    """Else it would grow without bound; SQLite's own checkpoints hide their errors, so they are off."""
+    """Else it grows without bound; SQLite's own checkpoints hide their errors and are off."""
     file = tmp_path / "toy.db"
     connection = open_file(file)
     make_tables(connection, toy, CLUSTER_ID)

@@ -168,8 +168,8 @@ def test_a_client_has_a_bound_and_its_reads_a_room_of_their_own(world: World) ->
     world.ask(ALICE, *[request(10 + n, kind=wire.SHOW) for n in range(5)])
     assert len(world.forwarded()) == 4
     assert world.replies() == {ALICE: [(14, 11)]}
-    world.ask(BOB, request(1))
-    assert len(world.forwarded()) == 1
+    world.ask(BOB, request(1, AT_1))
+    assert len(world.forwarded(1)) == 1
     assert world.counted("start", "not_taken") == world.counted("show", "not_taken") == 1
 
 
