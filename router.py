@@ -95,11 +95,6 @@ class Router:
         self._clients: dict[bytes, _Client] = {}
         self._forwards: dict[int, list[Request]] = {}
         self._replies: dict[bytes, list[Reply]] = {}
-        self._labels = {
-            (kind, code): (name, outcome)
-            for kind, name in wire.KINDS.items()
-            for code, outcome in _OUTCOMES.items()
-        }
         meters.router_shard_inflight.source = lambda: {
             (str(shard),): self.inflight[shard] for shard in range(self.shards)
         }
@@ -124,7 +119,7 @@ class Router:
         client = self._clients.get(identity)
         if client is None:
             client = self._clients[identity] = _Client(identity)
-        numbers, opened = client.numbers, self._open
+        numbers, opened, inflight = client.numbers, self._open, self.inflight
         for item in items:
             try:
                 peer = self._peer_of(item)
@@ -132,7 +127,12 @@ class Router:
                 if known is not None:
                     self._again(known, peer, item, now)
                     continue
-                self._admit(client, peer, item.kind)
+                if (
+                    len(numbers) >= self._client_max
+                    or inflight[peer] >= self._peer_max
+                    or self.draining
+                ):
+                    self._admit(client, peer, item.kind)
             except SagacityError as error:
                 # A repeat's mistake is no answer to the request whose number it has.
                 if item.request in numbers:
@@ -143,7 +143,7 @@ class Router:
             self._number = number = self._number + 1
             opened[number] = (client, item.request, peer, item.kind, now, now)
             numbers[item.request] = number
-            self.inflight[peer] += 1
+            inflight[peer] += 1
             self._forward(peer, number, item)
         if not numbers:
             del self._clients[identity]
@@ -151,7 +151,7 @@ class Router:
     def replies(self, peer: int, items: Sequence[Reply]) -> None:
         """Route what a peer answers; what nobody waits for is dropped and counted."""
         opened, replies = self._open, self._replies
-        labels, count = self._labels, self._meters.router_requests.add
+        told: dict[tuple[int, int | None], int] = {}
         for item in items:
             entry = opened.get(item.request)
             if entry is None or entry[2] != peer:
@@ -163,12 +163,14 @@ class Router:
             if len(body) > REPLY_BODY_BYTES_MAX:
                 self._answer(client.identity, request, kind, InternalError("answer too long"))
                 continue
-            count(labels.get((kind, code)) or (wire.KINDS[kind], "error"))
+            told[kind, code] = told.get((kind, code), 0) + 1
             found = replies.get(client.identity)
             if found is None:
                 replies[client.identity] = [Reply(request, code, body)]
             else:
                 found.append(Reply(request, code, body))
+        for (kind, code), count in told.items():
+            self._count(kind, code, count)
 
     def not_forwarded(self, peer: int, items: Sequence[Request], *, connected: bool) -> None:
         """Answer 11 for what could not be sent to a peer, unless an earlier try of it was."""
@@ -273,8 +275,11 @@ class Router:
         reply = Reply(request, error.code, wire.pack(error.body()))
         self._replies.setdefault(identity, []).append(reply)
         if kind in wire.KINDS:
-            outcome = _OUTCOMES.get(error.code, "error")
-            self._meters.router_requests.add((wire.KINDS[kind], outcome))
+            self._count(kind, error.code, 1)
+
+    def _count(self, kind: int, code: int | None, count: int) -> None:
+        outcome = _OUTCOMES.get(code, "error")
+        self._meters.router_requests.add((wire.KINDS[kind], outcome), count)
 
     def _end(self, number: int, entry: _Open, error: SagacityError) -> None:
         self._close(number, entry)
@@ -482,8 +487,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.info("router_started", address=address)
     loop.run(config.supervisor.drain_ms * MILLISECOND)
     sockets.close_politely(front)
-    child.close()
     ctx.destroy()
+    # The child is not closed: a second SIGTERM from here on must not look like a death.
     log.info("router_stopped")
     return 0
 

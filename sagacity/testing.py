@@ -343,7 +343,7 @@ def _reply(
 ) -> tuple[int, dict[str, Any]]:
     """Give the outcome's code and the reply's body."""
     if isinstance(outcome, Fail):
-        return wire.FAILED, {"text": outcome.text}
+        return wire.FAILED, {"type": "failed", "text": outcome.text}
     told = outcome.body if isinstance(outcome, Ok | Decline) else {}
     kind = step.ok if direction == ACTION else step.compensated
     if isinstance(outcome, Decline):

@@ -72,7 +72,7 @@ __all__ = [
 CAPACITY: Final = 256  # commands of each shard before one is answered
 FRAMES_MAX: Final = 64  # of one shard in one turn
 TRIAL_MS: Final = 500  # between two tries of a database that took no write
-LOCK_PATIENCE_MS: Final = 5_000  # for a lock that another connection has
+LOCK_PATIENCE_MS: Final = 2_000  # for another connection's lock; below an attempt's 3 s
 LOCK_RETRY_S: Final = 0.005
 
 EXIT_STOPPED: Final = 0
@@ -366,6 +366,8 @@ class Worker:
 
     def _wait_for_lock(self, calls: int) -> bool:
         """Wait a moment for another connection's lock, alive; False when that took too long."""
+        if not self._executor.available:
+            return False  # a trial: the next one comes soon enough
         now = time.monotonic_ns()
         if calls == 0:
             self._lock_asked = now

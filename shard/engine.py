@@ -250,7 +250,11 @@ class Engine:
             self.tally.absorbed("answer_unknown_saga")
             return
         definition = saga.definition
-        if not (1 <= got.step <= definition.last and got.direction in (ACTION, COMPENSATION)):
+        if not (
+            1 <= got.step <= definition.last
+            and got.direction in (ACTION, COMPENSATION)
+            and OK <= got.outcome <= REFUSED_UNAVAILABLE
+        ):
             self.tally.faulted("answer_out_of_range")
             return
         if definition.services[got.step - 1] != worker.pool.service:
@@ -292,20 +296,20 @@ class Engine:
                 worker.pool.offer_again([saga])
             self.tally.absorbed("refused_unavailable")
         elif current and saga.where == OUT and self._is_latest(saga, got):
-            self.tally.faulted(OUTCOMES[min(got.outcome, len(OUTCOMES) - 1)])
+            self.tally.faulted(OUTCOMES[got.outcome])
         else:
-            self.tally.absorbed(OUTCOMES[min(got.outcome, len(OUTCOMES) - 1)])
+            self.tally.absorbed(OUTCOMES[got.outcome])
 
     def _action_settled(
         self, saga: Live, got: Answer, current: bool, now: Instant, fx: Effects
     ) -> None:
         known = saga.states[got.step - 1]
         if known != UNKNOWN:
-            settled_as = {SUCCEEDED: OK, STEP_DECLINED: DECLINED}.get(known, got.outcome)
+            settled_as = {SUCCEEDED: OK, STEP_DECLINED: DECLINED}.get(known)
             if known == COMPENSATED or settled_as == got.outcome:
                 self.tally.absorbed("answer_repeated")
             else:
-                self.tally.faulted("answer_contradicts")  # the first stands
+                self.tally.faulted("answer_contradicts")  # the first stands; or no command did
             return
         if saga.phase == COMPENSATING and got.outcome == DECLINED:
             self.tally.absorbed("answer_late")  # its compensation is under way and stays so
@@ -457,7 +461,7 @@ class Engine:
             if saga is None or saga.placed != tick:
                 continue
             saga.placed = 0
-            self._look(saga, now, fx)
+            self._look(saga, until, now, fx)
             if saga.placed == 0 and number in self.state.live and self._has_timer(saga):
                 self._arm(saga, self._look_at(saga))
         if now.ns - self._swept_at >= CREDIT_SWEEP_NS:
@@ -469,19 +473,19 @@ class Engine:
     def _has_timer(saga: Live) -> bool:
         return saga.phase == RUNNING or saga.where in (OUT, BACKING_OFF)
 
-    def _look(self, saga: Live, now: Instant, fx: Effects) -> None:
-        """A saga's place in the wheel came up: see what is due."""
-        if saga.phase == RUNNING and now.ns >= saga.deadline:
+    def _look(self, saga: Live, until: int, now: Instant, fx: Effects) -> None:
+        """A saga's place in the wheel came up: see what is due by `until`, not yet by `now`."""
+        if saga.phase == RUNNING and until >= saga.deadline:
             name = saga.definition.names[saga.step - 1]
             self.turn_back(saga, entries.DEADLINE, f"Timed out: {name}", now, fx)
-        elif saga.where == BACKING_OFF and now.ns >= saga.due:
+        elif saga.where == BACKING_OFF and until >= saga.due:
             service = saga.definition.services[saga.step - 1]
             wait = self._budgets[service].take(now.ns)
             if wait:
                 saga.due = now.ns + wait
             else:
                 self._queue(saga)
-        elif saga.where == OUT and now.ns >= saga.due:
+        elif saga.where == OUT and until >= saga.due:
             worker = self._workers.get(saga.worker or b"")
             if worker is None or now.ns - worker.seen_at > self._worker_live_ns:
                 saga.due = now.ns + NOT_LIVE_RECHECK_NS  # no attempt: it may never have had it
@@ -492,12 +496,17 @@ class Engine:
     def _keeps(self, key: int, worker: Worker) -> bool:
         """Say whether a command that is out for long is still its saga's current one."""
         saga = self.state.live.get(key >> 5)
-        return saga is not None and saga.where == OUT and saga.worker == worker.peer
+        return (
+            saga is not None
+            and saga.where == OUT
+            and saga.worker == worker.peer
+            and key == barrier_key(saga.number, saga.step, saga.direction)
+        )
 
 
 def _text(body: bytes) -> str:
     """Read a failure's text for the history; it decides nothing."""
     try:
         return str(_map(body).get("text", ""))[:256]
-    except (ValueError, AttributeError):
+    except (ValueError, RecursionError):
         return ""

@@ -25,7 +25,7 @@ class FinishedInMemory:
     def page(self, start: int, upto: int, limit: int) -> list[Card]:
         """Give cards `start` .. `upto`, at most `limit`, in the order in which they were added."""
         start = max(0, start)
-        return self._in_order[start : min(upto, start + limit)]
+        return self._in_order[start : max(start, min(upto, start + limit))]
 
     def __len__(self) -> int:
         return len(self._in_order)

@@ -7,6 +7,7 @@ must end, and the next start reads what is there.
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -100,12 +101,12 @@ class SqliteJournal:
             raise JournalRefused(f"{path} cannot be opened as a journal: {error}") from None
         try:
             self._open(cluster_id, shard)
-        except apsw.Error as error:
-            self._db.close()
+        except (apsw.Error, JournalRefused) as error:
+            with suppress(apsw.Error):
+                self._db.close()
+            if isinstance(error, JournalRefused):
+                raise
             raise JournalRefused(f"{path} cannot be opened as a journal: {error}") from None
-        except JournalRefused:
-            self._db.close()
-            raise
 
     def _open(self, cluster_id: str, shard: int) -> None:
         db = self._db
@@ -255,8 +256,10 @@ class MemoryJournal:
 def _make(path: Path) -> None:
     """Make the file (0600) where there is none."""
     wal = path.with_name(path.name + "-wal")
-    empty = not path.exists() or path.stat().st_size == 0
-    if empty and wal.exists() and wal.stat().st_size > 0:
+    size = path.stat().st_size if path.exists() else 0
+    if size == 1:  # SQLite reads a single byte as an empty database
+        raise JournalRefused(f"{path} is no database")
+    if size == 0 and wal.exists() and wal.stat().st_size > 0:
         # SQLite would delete the WAL: acknowledged facts gone without a word.
         raise JournalRefused(f"{path} is damaged: its WAL is there, the file itself is gone")
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))

@@ -6,9 +6,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from sagacity.errors import Malformed
 from sagacity.ids import order_id
 from sagacity.saga import Readers, Retry, Run, Saga
-from sagacity.wire import encode
+from sagacity.wire import encode, unpack
 from shard.events import Peer
 from shard.phases import RUNNING
 
@@ -57,8 +58,9 @@ class Definition:
         if not ok:
             readers = self.readers.declined
         try:
-            readers[at](body)
-        except ValueError:
+            if encode(readers[at](body)) != body:
+                unpack(body)  # strictly: it is told by `show` one day, and msgspec takes floats
+        except (ValueError, RecursionError, Malformed):
             return False
         return True
 

@@ -14,6 +14,7 @@ import pytest
 from cluster.private import ClusterProcess, start_private
 from tests.integration.faces import INIT, INIT_OK, Node, alive, checkout, pids_of
 
+LOGGED = {"SAGACITY_LOG": "info", "SAGACITY_URL": ""}
 NOWHERE = ("--connect", "ipc:///nonexistent/router.sock")
 
 
@@ -42,8 +43,7 @@ def test_init_is_answered_before_any_cluster_is_there() -> None:
 
 def test_both_samples_run_on_a_cluster_of_its_own(tmp_path: Path) -> None:
     """SPEC 5: without --connect; afterwards no process and no directory is left."""
-    env = {"TMPDIR": str(tmp_path), "SAGACITY_URL": ""}
-    with Node(env=env) as node:
+    with Node(env={**LOGGED, "TMPDIR": str(tmp_path)}) as node:
         node.write(json.dumps(INIT).encode() + b"\n")
         node.say(checkout("checkout42"), client="c1")
         node.say(checkout("checkout43", "u999"), client="c2")
@@ -64,7 +64,7 @@ def test_both_samples_run_on_a_cluster_of_its_own(tmp_path: Path) -> None:
 
 def test_what_is_in_flight_at_the_end_of_input_is_answered(tmp_path: Path) -> None:
     """SPEC 5: even what came before the cluster served; the directory that was named is kept."""
-    with Node("--data", str(tmp_path / "kept"), env={"SAGACITY_URL": "nowhere"}) as node:
+    with Node("--data", str(tmp_path / "kept"), env={**LOGGED, "SAGACITY_URL": "nowhere"}) as node:
         node.say(checkout("checkout42"))
         code, left, log = node.end()
     assert [body["type"] for body in left] == ["checkout_complete"]
@@ -74,7 +74,7 @@ def test_what_is_in_flight_at_the_end_of_input_is_answered(tmp_path: Path) -> No
 
 
 def test_an_end_before_the_cluster_serves_stops_it(tmp_path: Path) -> None:
-    with Node(env={"TMPDIR": str(tmp_path), "SAGACITY_URL": ""}) as node:
+    with Node(env={**LOGGED, "TMPDIR": str(tmp_path)}) as node:
         code, left, log = node.end()
     assert (code, left) == (0, [])
     assert alive(pids_of(log)) == set()

@@ -249,7 +249,7 @@ def test_all_end_with_a_killed_supervisor_and_come_back_at_the_same_address(
     assert first.stop() == -9
     with start_private(data, arguments=flags, env=env) as again:
         assert again.url == first.url
-        assert {row["state"] for row in processes_of(again.url)} <= {"up", "standby"}
+        assert len(processes_of(again.url)) == 9
     assert again.stop() == 0
 
 

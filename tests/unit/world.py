@@ -145,11 +145,14 @@ class World:
         """Give the heartbeats of all workers."""
         return [WorkerLives(peer, 256) for peer in self.engine.workers()]
 
-    def take(self, peer: Peer, saga_id: str, attempt: int | None = None) -> Command:
-        """Take a saga's newest command (or that of an attempt) from a worker's hands."""
+    def take(
+        self, peer: Peer, saga_id: str, attempt: int | None = None, direction: int | None = None
+    ) -> Command:
+        """Take a saga's newest command (or a certain one) from a worker's hands."""
         held = self.held.get(peer, [])
         for command in reversed(held):
-            if command.saga_id == saga_id and attempt in (None, command.attempt):
+            wanted = attempt in (None, command.attempt) and direction in (None, command.direction)
+            if command.saga_id == saga_id and wanted:
                 held.remove(command)
                 return command
         raise LookupError(f"{peer.decode()} holds no command of {saga_id}")
@@ -172,7 +175,7 @@ class World:
                 step.declined
             )
             return wire.pack(fill(kind, {**(body or {})}, {**_examples(asked, command), **asked}))
-        return wire.pack(dict(body or {"text": "no luck"}))
+        return wire.pack(dict(body or {"type": "failed", "text": "no luck"}))
 
     def _step_of(self, command: Command) -> Any:
         asked = wire.unpack(command.body)["type"]

@@ -1,0 +1,349 @@
+"""The checker of a kill round: invariants 1 to 3 and 6 to 11 of the proof, from rows alone.
+
+Shares no rule with the cluster: what a saga may do is written down here a second time, plainly, and
+every row of the services is held against the entry that must have caused it and against the answer
+that the client was given. What cannot be told is a fault. Pure; knows no file and no process.
+"""
+
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from typing import Final
+
+import msgspec
+
+from sagacity import wire
+from sagacity.ids import ACTION, COMPENSATION, order_id
+from sagacity.messages import Line, Order
+from sagacity.slots import slot_of
+from sagacity.wire import DECLINED, OK, Answer
+from shard import entries
+from shard.entries import AttemptEnded, Finished, TurnedBack
+from shard.phases import ABORTED, COMPLETED
+from tests.chaos.evidence import Evidence, JournalRead, Row, ServiceRead, Story
+from tests.chaos.load import ENDINGS, Asked
+
+STEPS: Final = {1: "inventory", 2: "payment", 3: "shipping"}
+TOMBSTONE: Final = -1
+
+_read_order = msgspec.msgpack.Decoder(Order).decode
+
+
+class Path(msgspec.Struct):
+    """Which way a saga went.
+
+    Args:
+        outcomes: what journals and services must agree on: (step, direction) -> outcome, reply.
+        commanded: the highest step whose action may have been sent.
+        owed: steps whose compensation is due, in the order in which it is.
+        phase: the final one, None if it has none.
+        final: the final answer.
+    """
+
+    outcomes: dict[tuple[int, int], tuple[int, bytes]]
+    commanded: int = 1
+    owed: list[int] = msgspec.field(default_factory=list)
+    phase: int | None = None
+    final: bytes = b""
+
+
+def check(evidence: Evidence, asked: Mapping[str, Asked], prices: Mapping[str, int]) -> list[str]:
+    """Check what a cluster left against what its one client asked and was answered.
+
+    Args:
+        evidence: of the stopped cluster; nothing may be running in it.
+        asked: by saga_id: everything that was ever asked of it.
+        prices: of a piece, minor units, by SKU.
+
+    Returns:
+        The faults found, as sentences.
+    """
+    return list(_faults(evidence, asked, prices))
+
+
+def _faults(
+    evidence: Evidence, asked: Mapping[str, Asked], prices: Mapping[str, int]
+) -> Iterator[str]:
+    paths: dict[int, Path] = {}
+    stories: dict[int, Story] = {}
+    for journal in evidence.journals:
+        yield from _journal(evidence, journal)
+        stories |= journal.stories
+    for number, story in stories.items():
+        paths[number] = Path({})
+        yield from _walk(story, paths[number])
+    yield from _asked(evidence, stories, paths, asked, prices)
+    for step, name in STEPS.items():
+        service = evidence.services[name]
+        yield from _witnesses(evidence, service)
+        yield from _barrier(step, service, stories, paths)
+    yield from _stock(evidence.services["inventory"], stories, paths)
+    yield from _money(evidence.services["payment"], stories, paths)
+    yield from _shipments(evidence.services["shipping"], stories, paths)
+
+
+# -- journals -----------------------------------------------------------------------------------
+
+
+def _journal(evidence: Evidence, journal: JournalRead) -> Iterator[str]:
+    """Invariant 3; that rows are dense, chained and readable was checked when they were read."""
+    name = f"journal {journal.shard}"
+    if journal.epochs != sorted(journal.epochs):
+        yield f"{name}: an epoch fell"
+    opened = [entry.epoch for entry in journal.opened]
+    if opened != list(range(1, len(opened) + 1)):
+        yield f"{name}: taken over with the epochs {opened}"
+    for entry in journal.opened:
+        if (entry.cluster_id, entry.shard) != (evidence.cluster_id, journal.shard):
+            yield f"{name}: opened by {entry}"
+    for stray in journal.strays:
+        yield f"{name}: an entry without its start, or a second one: {stray}"
+    counts = [number >> 10 for number in journal.stories]
+    if counts != list(range(1, len(counts) + 1)):
+        yield f"{name}: numbers are not dense"
+
+
+def _walk(story: Story, path: Path) -> Iterator[str]:
+    """Invariant 6: a saga's entries are a lawful life; tell which way it went."""
+    name = story.started.saga_id
+    unknown = True  # whether the outcome of the step at hand is
+    turned = False
+    step = 1
+    for entry in story.entries:
+        if path.phase is not None:
+            yield f"{name}: an entry after the final one: {entry}"
+        elif isinstance(entry, Answer):
+            key = (entry.step, entry.direction)
+            if entry.saga_id != name or key in path.outcomes:
+                yield f"{name}: a foreign or second outcome: {entry}"
+            path.outcomes[key] = (entry.outcome, entry.body)
+            if entry.direction == ACTION:
+                # After the turn a late success of the unknown step may still be noted.
+                if entry.step != step or not unknown or (turned and entry.outcome != OK):
+                    yield f"{name}: an outcome that nobody waits for: {entry}"
+                unknown = False
+                if entry.outcome == OK and entry.step < len(STEPS) and not turned:
+                    step, unknown = step + 1, True
+                elif entry.outcome not in {OK, DECLINED}:
+                    yield f"{name}: no outcome: {entry}"
+            elif not turned or entry.outcome != OK:
+                yield f"{name}: a compensation that is none: {entry}"
+        elif isinstance(entry, TurnedBack):
+            if turned or entry.step != step:
+                yield f"{name}: cannot turn back here: {entry}"
+            turned = True
+            declined = path.outcomes.get((step, ACTION), (OK, b""))[0] == DECLINED
+            if declined != (entry.cause == entries.DECLINED):
+                yield f"{name}: turned back for no such reason: {entry}"
+            path.owed = list(range(step - declined, 0, -1))
+        elif isinstance(entry, Finished):
+            path.phase, path.final = entry.phase, entry.answer
+        elif not isinstance(entry, AttemptEnded):
+            yield f"{name}: nobody asked for {entry}"
+    path.commanded = step
+    yield from _ended(name, path, turned)
+
+
+def _ended(name: str, path: Path, turned: bool) -> Iterator[str]:
+    undone = [step for step, direction in path.outcomes if direction == COMPENSATION]
+    if path.phase == COMPLETED:
+        done = {key: outcome for key, (outcome, _) in path.outcomes.items()}
+        if turned or done != {(step, ACTION): OK for step in STEPS}:
+            yield f"{name} is COMPLETED with the outcomes {done}"
+    elif path.phase == ABORTED:
+        if not turned or undone != path.owed:
+            yield f"{name} is ABORTED; owed the compensations {path.owed}, had {undone}"
+    else:
+        yield f"{name} is not final"
+
+
+def _asked(
+    evidence: Evidence,
+    stories: Mapping[int, Story],
+    paths: Mapping[int, Path],
+    asked: Mapping[str, Asked],
+    prices: Mapping[str, int],
+) -> Iterator[str]:
+    """Invariants 1, 2 and 11: what the client asked and heard is what the journals hold."""
+    by_id: dict[str, int] = {}
+    orders: set[str] = set()
+    for number, story in stories.items():
+        started = story.started
+        if started.saga_id in by_id:
+            yield f"{started.saga_id} was started twice"
+        by_id[started.saga_id] = number
+        slot, order = slot_of(started.saga_id), order_id(started.order_count, started.slot)
+        if started.slot != slot or evidence.owners[slot] != story.shard:
+            yield f"{started.saga_id} is in journal {story.shard}, slot {started.slot}"
+        if order in orders:
+            yield f"order {order} was given twice"
+        orders.add(order)
+        if started.saga_id not in asked:
+            yield f"{started.saga_id} was started and never asked"
+    for saga_id, sent in asked.items():
+        if saga_id not in by_id:
+            yield f"{saga_id} was asked and is in no journal"
+            continue
+        started, path = stories[by_id[saga_id]].started, paths[by_id[saga_id]]
+        order_sent = _merged(sent)
+        amount = sum(prices[line.sku] * line.quantity for line in order_sent.items)
+        if _read_order(started.order) != order_sent or started.amount != amount:
+            yield f"{saga_id} was started with {_read_order(started.order)}, {started.amount}"
+        if started.fingerprint != blake2b(started.order, digest_size=16).digest():
+            yield f"{saga_id} has another fingerprint"
+        if sent.answer != path.final:
+            yield f"{saga_id} was answered {sent.answer!r}, its journal has {path.final!r}"
+        told = wire.unpack(path.final) if path.final else {}
+        if told.get("order_id", "") != (
+            order_id(started.order_count, started.slot) if path.phase == COMPLETED else ""
+        ):
+            yield f"{saga_id} was given another order id: {told}"
+        wanted = COMPLETED if ENDINGS[sent.ending].status == "COMPLETED" else ABORTED
+        if path.phase != wanted:
+            yield f"{saga_id} ({sent.ending}) ended in phase {path.phase}: {told}"
+
+
+def _merged(sent: Asked) -> Order:
+    checkout = sent.checkout
+    quantities: dict[str, int] = {}
+    for item in checkout.items:
+        quantities[item.sku] = quantities.get(item.sku, 0) + item.quantity
+    lines = [Line(sku, quantity) for sku, quantity in quantities.items()]
+    return Order(checkout.saga_id, checkout.user_id, lines, checkout.shipping_address)
+
+
+# -- services -----------------------------------------------------------------------------------
+
+
+def _witnesses(evidence: Evidence, service: ServiceRead) -> Iterator[str]:
+    """Invariant 3: no service has seen more of a journal than is there."""
+    for seen in service.witnesses:
+        journal = evidence.journals[seen.shard]
+        if journal.chains.get(seen.seq) != seen.chain or seen.cluster_id != evidence.cluster_id:
+            yield f"{service.name} saw {seen}, which journal {seen.shard} does not hold"
+        if seen.epoch > journal.epochs[-1]:
+            yield f"{service.name} saw epoch {seen.epoch} of journal {seen.shard}"
+    for slot, epoch in service.fence.items():
+        if epoch > evidence.journals[evidence.owners[slot]].epochs[-1]:
+            yield f"{service.name} has epoch {epoch} for slot {slot}, its journal never had"
+
+
+def _barrier(
+    step: int, service: ServiceRead, stories: Mapping[int, Story], paths: Mapping[int, Path]
+) -> Iterator[str]:
+    """Invariant 7: every effect has its command, every outcome in a journal its row."""
+    for key, (saga_id, outcome, reply) in service.barrier.items():
+        number, at, direction = key >> 5, key >> 1 & 15, key & 1
+        row = f"{service.name}: the barrier's row of {saga_id}, direction {direction}"
+        story = stories.get(number)
+        if story is None or story.started.saga_id != saga_id or at != step:
+            yield f"{row}, number {number}, step {at}: no such command"
+            continue
+        path = paths[number]
+        if step > path.commanded or (direction == COMPENSATION and step not in path.owed):
+            yield f"{row}: it was never commanded"
+        known = path.outcomes.get((step, direction))
+        if known is None:
+            # An action whose outcome never reached the journal has to be compensated.
+            if step not in path.owed or outcome not in {OK, DECLINED, TOMBSTONE}:
+                yield f"{row}: outcome {outcome}, in no journal"
+        elif known != (outcome, reply):
+            yield f"{row}: outcome {outcome} {reply!r}, in the journal {known}"
+    for number, path in paths.items():
+        for at, direction in path.outcomes:
+            if at == step and (number << 5 | step << 1 | direction) not in service.barrier:
+                name = stories[number].started.saga_id
+                yield f"{service.name}: no row for {name}, direction {direction}"
+
+
+def _ids_told(path: Path, step: int) -> list[str]:
+    """Give the ids that the action's stored reply names."""
+    outcome, reply = path.outcomes.get((step, ACTION), (None, b""))
+    if outcome != OK:
+        return []
+    told = wire.unpack(reply)
+    if step == 1:
+        return [str(each["reservation_id"]) for each in told["reservations"]]
+    return [str(told["payment_id" if step == 2 else "shipment_id"])]
+
+
+def _effects(
+    rows: list[Row], step: int, letter: str, stories: Mapping[int, Story], paths: Mapping[int, Path]
+) -> Iterator[str]:
+    """Rows `id, number, step, ...` are exactly those that the action's replies name."""
+    ids: dict[int, list[str]] = {}
+    for row in rows:
+        ids.setdefault(row[1], []).append(f"{letter}{row[0]}")
+        if row[1] not in stories or row[2] != step:
+            yield f"an effect without a command: {row}"
+    for number, path in paths.items():
+        told, there = _ids_told(path, step), ids.get(number, [])
+        if told != there and (step, ACTION) in path.outcomes:
+            yield f"{stories[number].started.saga_id} was told {told}, there are {there}"
+
+
+def _stock(
+    inventory: ServiceRead, stories: Mapping[int, Story], paths: Mapping[int, Path]
+) -> Iterator[str]:
+    """Invariant 8: initial = available + shipped; what was aborted holds nothing."""
+    reservations = inventory.tables["reservation"]
+    yield from _effects(reservations, 1, "r", stories, paths)
+    gone: dict[str, int] = {}
+    held: dict[int, list[Line]] = {}
+    for _, number, _, line, sku, quantity, released in reservations:
+        if not released:
+            gone[sku] = gone.get(sku, 0) + quantity
+            held.setdefault(number, []).append(Line(sku, quantity))
+            if line != len(held[number]) - 1:
+                yield f"number {number} holds line {line} out of place"
+    for number, path in paths.items():
+        started = stories[number].started
+        wanted = _read_order(started.order).items if path.phase == COMPLETED else []
+        if held.get(number, []) != wanted:
+            yield f"{started.saga_id} holds {held.get(number)}, not {wanted}"
+    for sku, initial, available in inventory.tables["stock"]:
+        if initial - available != gone.pop(sku, 0) or available < 0:
+            yield f"stock of {sku}: {available} of {initial} does not fit what was shipped"
+    if gone:
+        yield f"shipped what was never in stock: {gone}"
+
+
+def _money(
+    payment: ServiceRead, stories: Mapping[int, Story], paths: Mapping[int, Path]
+) -> Iterator[str]:
+    """Invariant 9: a completed saga paid its price once, an aborted one nothing."""
+    payments = payment.tables["payment"]
+    yield from _effects(payments, 2, "p", stories, paths)
+    paid: dict[int, list[int]] = {}
+    for _, number, _, _, amount, refunded in payments:
+        paid.setdefault(number, []).append(amount - refunded)
+        if type(amount) is not int or not 0 <= refunded <= amount:
+            yield f"number {number} was charged {amount} and refunded {refunded}"
+    crashed = {number for (number,) in payment.tables["crash"]}
+    for number, path in paths.items():
+        started = stories[number].started
+        sums = paid.get(number, [])
+        if path.phase == COMPLETED and sums != [started.amount]:
+            yield f"{started.saga_id} is COMPLETED, costs {started.amount} and paid {sums}"
+        if path.phase == ABORTED and sum(sums):
+            yield f"{started.saga_id} is ABORTED and paid {sums}"
+        if (_read_order(started.order).user_id == "u_crash") != (number in crashed):
+            yield f"{started.saga_id}: crash of its worker {number in crashed}"
+    if payment.tables["account"] != [("u999", 0)]:
+        yield f"accounts are {payment.tables['account']}"
+
+
+def _shipments(
+    shipping: ServiceRead, stories: Mapping[int, Story], paths: Mapping[int, Path]
+) -> Iterator[str]:
+    """Invariant 10: one live shipment for each completed saga, none for any other."""
+    shipments = shipping.tables["shipment"]
+    yield from _effects(shipments, 3, "s", stories, paths)
+    live: dict[int, list[str]] = {}
+    for _, number, _, address, cancelled in shipments:
+        if not cancelled:
+            live.setdefault(number, []).append(address)
+    for number, path in paths.items():
+        order = _read_order(stories[number].started.order)
+        wanted = [order.shipping_address] if path.phase == COMPLETED else []
+        if live.get(number, []) != wanted:
+            yield f"{order.saga_id} has live shipments to {live.get(number)}, not {wanted}"

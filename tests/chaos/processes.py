@@ -1,0 +1,95 @@
+"""A cluster's processes as the kernel sees them: found, told apart, killed.
+
+Found by the data directory on their command line, so that one which nobody knows of is found too;
+told apart by their start time, so that a process id that was given again is no match. Knows nothing
+of what the processes do.
+"""
+
+import os
+import select
+import signal
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+END_S = 5.0  # for a killed process to be gone; a dead disk alone takes that long
+
+
+class Process(NamedTuple):
+    """One process; equal only to itself, whoever gets its id later.
+
+    Args:
+        pid: its id.
+        started: clock ticks since the machine's start.
+        command: its command line.
+    """
+
+    pid: int
+    started: int
+    command: tuple[str, ...]
+
+
+def look(pid: int) -> Process | None:
+    """Give a process; None where there is none, or one that has ended and was not waited for."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    if fields[0] in "ZX":
+        return None
+    return Process(pid, int(fields[19]), tuple(os.fsdecode(command).split("\0")[:-1]))
+
+
+def of_cluster(data: Path) -> list[Process]:
+    """Give the processes that run on a data directory."""
+    found = []
+    for entry in os.listdir("/proc"):
+        process = look(int(entry)) if entry.isdecimal() else None
+        if process is not None and _works_on(process, data):
+            found.append(process)
+    return found
+
+
+def is_alive(process: Process) -> bool:
+    """Say whether this very process still runs."""
+    seen = look(process.pid)
+    return seen is not None and seen.started == process.started
+
+
+def kill(process: Process) -> bool:
+    """Kill a process with SIGKILL and wait for its end; False if it had ended before."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # Looked at after the descriptor was had: from now on it can mean no other process.
+        if not is_alive(process):
+            return False
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        ended, _, _ = select.select([descriptor], [], [], END_S)
+        return bool(ended)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def kill_all(processes: list[Process]) -> int:
+    """Kill processes in this order, without waiting in between; say how many were alive."""
+    hit = 0
+    for process in processes:
+        if is_alive(process):
+            hit += 1
+            os.kill(process.pid, signal.SIGKILL)
+    give_up = time.monotonic() + END_S
+    while any(map(is_alive, processes)) and time.monotonic() < give_up:
+        select.select([], [], [], 0.002)
+    return hit
+
+
+def _works_on(process: Process, data: Path) -> bool:
+    words = process.command
+    return ("--data", str(data)) in zip(words, words[1:], strict=False)
