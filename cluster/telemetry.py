@@ -2,12 +2,13 @@
 
 What is counted stands in `metrics` and `meters`; this room logs, renders and serves. structlog,
 http.server and prometheus_client (some 100, 60 and 120 ms) are loaded when they are first needed:
-by the first line that is not filtered, in the server's thread, and at the first scrape. No global
+by the first line that is not filtered, the first connection, and the first scrape. No global
 setting of theirs, nor of `logging`, is touched.
 """
 
 import errno
 import os
+import select
 import socket
 import sys
 import threading
@@ -277,6 +278,11 @@ class MetricsServer:
         self._thread = None
 
     def _serve(self, listener: socket.socket) -> None:
+        # What serves it takes some 60 ms to load, and ten processes start at once: not before use.
+        select.select([listener], [], [])
+        if self._stopping:
+            listener.close()
+            return
         # Not serve_forever, which wakes twice a second to see whether it should stop.
         with _http_server(listener, self._routes) as server:
             while not self._stopping:

@@ -411,6 +411,8 @@ class BodyReader(Generic[T]):
 
     def __init__(self, kind: Any) -> None:
         self.decode: Callable[[bytes], T] = msgspec.msgpack.Decoder(kind).decode
+        config = getattr(kind, "__struct_config__", None)
+        self._tag_field: str | None = config and config.tag_field
 
     def read(self, body: bytes) -> tuple[T, bytes]:
         """Read a body.
@@ -424,7 +426,9 @@ class BodyReader(Generic[T]):
             value = self.decode(body)
             canonical = encode(value)
             if canonical != body:
-                unpack(body)
+                found = unpack(body)
+                if self._tag_field is not None and self._tag_field not in found:
+                    raise Malformed(f"`{self._tag_field}` is missing")  # msgspec asks none of one
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError) as error:
             raise Malformed(str(error)) from None
         return value, canonical

@@ -194,9 +194,10 @@ class Worker:
         return self._capacity if self._executor.available else 0
 
     def stop(self) -> None:
-        """Have `run` end after the batch at hand. Any thread or signal handler may."""
-        with suppress(BlockingIOError):  # full of earlier calls
-            os.write(self._wake, b"s")
+        """Have `run` end after the batch at hand. Any thread or signal handler may, at any time."""
+        if self._wake >= 0:
+            with suppress(BlockingIOError):  # full of earlier calls
+                os.write(self._wake, b"s")
 
     def run(self) -> int:
         """Serve until `stop`, or until a shard rejects this worker.
@@ -397,8 +398,9 @@ class Worker:
             close_politely(link.socket)
         ctx.term()
         self._executor.close()
+        wake, self._wake = self._wake, -1  # a late `stop` must not write into another's file
+        os.close(wake)
         os.close(self._woken)
-        os.close(self._wake)
 
 
 def _default_log() -> Log:

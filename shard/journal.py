@@ -128,8 +128,6 @@ class SqliteJournal:
     def _is_new(self, cluster_id: str, shard: int) -> bool:
         """Say whether the file is empty; refuse what is neither that nor ours, before any write."""
         db = self._db
-        if db.readonly("main"):
-            raise JournalRefused(f"{self._path} cannot be written")
         version = _number(db, "PRAGMA user_version")
         if version == 0 and _number(db, "SELECT count(*) FROM sqlite_master") == 0:
             return True

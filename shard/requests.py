@@ -30,14 +30,14 @@ from shard.sagas import Card, Definition, Live, Waiter
 if TYPE_CHECKING:
     from shard.engine import Engine
 
-BOOKS_PAGE_MAX = 5_000  # rows of one page
+BOOKS_PAGE_MAX = 1_500  # rows of one page: with the longest ids still under wire.BODY_BYTES_MAX
 WAITERS_MAX = 64  # requests that wait for one saga; the oldest are told to ask again
 
 
 class _Typed(Struct):
     """The one key that says which definition a body starts."""
 
-    type: str = ""
+    type: str
 
 
 class BooksRequest(Struct, forbid_unknown_fields=True):
@@ -94,7 +94,11 @@ class Desk:
 
     def _start(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
         definition = self._only or self._definition(request.body)
-        asked, _ = definition.readers.request.read(request.body)
+        try:
+            asked, _ = definition.readers.request.read(request.body)
+        except Malformed:
+            self._definition(request.body)  # a type that starts nothing is told so first
+            raise
         msg_id = getattr(asked, "msg_id", UNSET)
         waiter = Waiter(origin, request.request, None if msg_id is UNSET else msg_id)
         try:
@@ -126,7 +130,7 @@ class Desk:
     def _definition(self, body: bytes) -> Definition:
         try:
             kind = _type_of(body).type
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Malformed(str(error)) from None
         found = self._by_type.get(kind)
         if found is None:
@@ -173,7 +177,7 @@ class Desk:
         saga = state.started(entry, engine.seq)
         saga.started_at = now.ns
         engine.tally.started(definition.name)
-        self._await(saga, waiter, wait, fx)
+        self._await(saga, waiter, wait or unpriced, fx)  # one that ends at once tells how
         if unpriced:
             assert isinstance(priced, Unstartable)  # for the type checker
             engine.turn_back(saga, UNPRICED, priced.reason, now, fx)
@@ -184,7 +188,7 @@ class Desk:
         """Have a request answered: when the saga is final, or at once if that is all it asks."""
         if not wait:
             accepted = {
-                "type": "checkout_accepted",
+                "type": f"{saga.definition.saga.request_type}_accepted",
                 "saga_id": saga.saga_id,
                 "status": phases.PHASES[saga.phase],
             }

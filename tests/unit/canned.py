@@ -1,4 +1,4 @@
-"""What the three services of the checkout would answer, made up: for tests that have no services."""
+"""What the checkout's three services would answer, made up: for tests that have no services."""
 
 from typing import Any
 

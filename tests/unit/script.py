@@ -7,7 +7,7 @@ writes the lower parts anew; read the difference before you believe it.
     rules deadline_ms=5000 attempts=2 inflight_max=1      the first block, where defaults will not do
     workers inventory payment [capacity=8]                HELLO, each called like its service
     worker NAME SERVICE [capacity=8] · beat NAME|all [capacity=0] · gone NAME
-    start ID [user= items=abc123*2,xyz789 address= msg= from=] [submit] · body KIND ID JSON
+    start ID [user= items=abc123*2,xyz789 address= msg= by=CLIENT] [submit] · body KIND ID JSON
     cancel|retry ID REASON [msg=] · show ID · books sagas|finished|SERVICE [from= upto=]
     ok|declined|failed|... NAME ID [action] [attempt=] [keep]      `keep`: the worker still has it
        [body=JSON raw=HEX by=OTHER epoch= step= number= direction= outcome=]
@@ -66,13 +66,20 @@ def play_transcript(text: str) -> str:
     player = Player()
     out = []
     for block in text.strip("\n").split("\n\n"):
-        above = block.split(f"\n{LINE}")[0]
-        lines = [line for line in above.splitlines() if not line.startswith("#")]
-        if not lines:
-            out.append(above)
-            continue
-        out.append("\n".join([above, LINE, *(player.play(lines) or ["nothing"])]))
+        upper = block.split(f"\n{LINE}")[0]
+        said = player.play(_events(upper)) if _events(upper) else None
+        out.append("\n".join([upper] if said is None else [upper, LINE, *(said or ["nothing"])]))
     return "\n\n".join(out) + "\n"
+
+
+def above(text: str) -> list[list[str]]:
+    """Give the upper parts of a transcript's blocks, without comments."""
+    blocks = text.strip("\n").split("\n\n")
+    return [lines for block in blocks if (lines := _events(block.split(f"\n{LINE}")[0]))]
+
+
+def _events(upper: str) -> list[str]:
+    return [line for line in upper.splitlines() if not line.startswith("#")]
 
 
 class Player:
@@ -207,7 +214,7 @@ class _Batch:
         return Answered(by, [answer])
 
     def _request(self, verb: str, plain: list[str], given: dict[str, str]) -> Requests:
-        origin = given.get("from", "client").encode()
+        origin = given.pop("by", "client").encode()
         msg = {"msg_id": int(given["msg"])} if "msg" in given else {}
         saga_id = plain[0]
         if verb == "start":

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.audit import audit
+from cluster.audit import FINISHED_ROWS, PAGE_ROWS, audit
 from cluster.judge import FAULTS_MAX
+from sagacity import wire
 from sagacity.errors import NotTaken
 from sagacity.ids import number_of
 
@@ -119,7 +120,7 @@ class Books:
             }
         if book == "finished":
             assert body["upto"] <= len(self.finished[shard]) + self.gone
-            return {"rows": self.finished[shard][body["from"] :][: self.page]}
+            return {"rows": self.finished[shard][body["from"] : body["upto"]][: self.page]}
         if shard in self.down:
             raise NotTaken("no worker")
         rows = [row for row in getattr(self, table) if row[0] > body["after"]]
@@ -481,3 +482,17 @@ def test_an_audit_that_cannot_read_never_says_balanced() -> None:
     books.down = {0, 1}
     with pytest.raises(NotTaken):
         audit(books)
+
+
+def test_a_page_of_the_longest_rows_fits_in_a_body() -> None:
+    """A body has at most 256 KiB; a larger one would be no answer."""
+    longest: dict[str, list[Any]] = {
+        "reservations": [2**45, 2**45, 1, 99, "s" * 64, 100_000, False],
+        "stock": ["s" * 64, 2**62, 2**62],
+        "payments": [2**45, 2**45, 2, "\U0001f6d2" * 128, 10**14, 10**14],
+        "shipments": [2**45, 2**45, 3, False],
+    }
+    pages = [[row] * PAGE_ROWS[table] for table, row in longest.items()]
+    pages.append([[2**45, "x" * 128, "COMPLETED", 10**14]] * FINISHED_ROWS)
+    for rows in pages:
+        assert len(wire.pack({"type": "books", "rows": rows})) < wire.BODY_BYTES_MAX
