@@ -8,23 +8,13 @@ The same history and the same instants give the same effects, on every machine.
 
 from collections.abc import Mapping
 
-from sagacity.errors import broken
-from sagacity.ids import ACTION, COMPENSATION, barrier_key
+from sagacity.ids import ACTION, barrier_key
 from sagacity.wire import (
     BOOKS,
     CANCEL,
-    DECLINED,
-    FAILED,
-    OK,
-    OUTCOMES,
-    REFUSED,
-    REFUSED_FENCED,
-    REFUSED_UNAVAILABLE,
     RETRY,
     SHOW,
-    Answer,
     Command,
-    decoder,
     encode,
 )
 from shard import entries, phases
@@ -42,19 +32,16 @@ from shard.events import (
     WorkerLives,
     WorkerWent,
 )
-from shard.phases import COMPENSATING, RUNNING
+from shard.outcomes import Outcomes
+from shard.phases import RUNNING
 from shard.pools import Pool, Worker, sent
 from shard.requests import Desk, answer, refuse, stuck_error
 from shard.retries import RetryBudget, backoff_ns
 from shard.sagas import (
     BACKING_OFF,
-    COMPENSATED,
     MS,
     OUT,
     QUEUED,
-    STEP_DECLINED,
-    SUCCEEDED,
-    UNKNOWN,
     Live,
     settle,
 )
@@ -65,8 +52,6 @@ RECOVERED_MIN_MS = 10_000  # what a deadline leaves at least after an outage
 NOT_LIVE_RECHECK_NS = 500 * MS
 CREDIT_SWEEP_NS = 1_000 * MS
 
-_epoch_of = decoder(int)
-_map = decoder(dict)
 _SOONER = frozenset((CANCEL, RETRY, SHOW, BOOKS))  # before starts, which could end what they mean
 
 
@@ -111,9 +96,10 @@ class Engine:
         self._workers: dict[Peer, Worker] = {}
         services = sorted({name for d in state.definitions.values() for name in d.services})
         self._pools = {name: Pool(name) for name in services}
-        self._budgets = {name: budget.copy() for name in services}
+        self.budgets = {name: budget.copy() for name in services}
         self._longest = max(t for d in state.definitions.values() for t in d.timeouts)
         self._desk = Desk(self)
+        self._outcomes = Outcomes(self)
 
     # -- the loop's side ------------------------------------------------------------------------
 
@@ -237,117 +223,16 @@ class Engine:
             self.tally.absorbed("unknown_worker")
             return
         worker.seen_at = now.ns
+        take = self._outcomes.take
         for each in event.items:
-            self._outcome(worker, each, now, fx)
-
-    # -- outcomes -------------------------------------------------------------------------------
-
-    def _outcome(self, worker: Worker, got: Answer, now: Instant, fx: Effects) -> None:
-        """Take one answer; what moves nothing is absorbed and counted."""
-        worker.out.pop(barrier_key(got.number, got.step, got.direction), None)
-        saga = self.state.live.get(got.number)
-        if saga is None or saga.saga_id != got.saga_id:
-            self.tally.absorbed("answer_unknown_saga")
-            return
-        definition = saga.definition
-        if not (
-            1 <= got.step <= definition.last
-            and got.direction in (ACTION, COMPENSATION)
-            and OK <= got.outcome <= REFUSED_UNAVAILABLE
-        ):
-            self.tally.faulted("answer_out_of_range")
-            return
-        if definition.services[got.step - 1] != worker.pool.service:
-            self.tally.faulted("answer_wrong_pool")
-            return
-        current = got.step == saga.step and got.direction == saga.direction
-        if got.outcome >= REFUSED:
-            self._refused(worker, saga, got, current, fx)
-        elif got.outcome == FAILED or (got.direction == COMPENSATION and got.outcome == DECLINED):
-            if current and saga.where == OUT and self._is_latest(saga, got):
-                self._attempt_ended(saga, "failed", _text(got.body), now, fx)
-            else:
-                self.tally.absorbed("answer_late")
-        elif not definition.outcome_readable(got.step, got.direction, got.outcome == OK, got.body):
-            self.tally.faulted("answer_malformed")
-        elif got.direction == ACTION:
-            self._action_settled(saga, got, current, now, fx)
-        elif current and saga.phase == COMPENSATING:
-            self._compensation_succeeded(saga, got, now, fx)
-        else:
-            self.tally.absorbed("answer_late")
-
-    def _is_latest(self, saga: Live, got: Answer) -> bool:
-        return got.attempt == saga.attempt and got.epoch == self.state.epoch
-
-    def _refused(self, worker: Worker, saga: Live, got: Answer, current: bool, fx: Effects) -> None:
-        """A refusal is no outcome and never moves a saga."""
-        if got.outcome == REFUSED_FENCED:
-            try:
-                known = _epoch_of(got.body)
-            except ValueError:
-                known = 0
-            if known > self.state.epoch:
-                fx.fenced_by = known
-            self.tally.absorbed("refused_fenced")
-        elif got.outcome == REFUSED_UNAVAILABLE:
-            worker.capacity = 0  # until its heartbeat says otherwise
-            if current and saga.where == OUT and saga.worker == worker.peer:
-                worker.pool.offer_again([saga])
-            self.tally.absorbed("refused_unavailable")
-        elif current and saga.where == OUT and self._is_latest(saga, got):
-            self.tally.faulted(OUTCOMES[got.outcome])
-        else:
-            self.tally.absorbed(OUTCOMES[got.outcome])
-
-    def _action_settled(
-        self, saga: Live, got: Answer, current: bool, now: Instant, fx: Effects
-    ) -> None:
-        known = saga.states[got.step - 1]
-        if known != UNKNOWN:
-            settled_as = {SUCCEEDED: OK, STEP_DECLINED: DECLINED}.get(known)
-            if known == COMPENSATED or settled_as == got.outcome:
-                self.tally.absorbed("answer_repeated")
-            else:
-                self.tally.faulted("answer_contradicts")  # the first stands; or no command did
-            return
-        if saga.phase == COMPENSATING and got.outcome == DECLINED:
-            self.tally.absorbed("answer_late")  # its compensation is under way and stays so
-            return
-        if not (current or saga.phase == COMPENSATING):
-            broken("an unknown step that is not current", saga=saga)
-        fx.entries.append(got)
-        self.state.answered(got, self.seq)
-        definition, at = saga.definition, got.step - 1
-        name, took = definition.names[at], now.ns - saga.sent_at
-        self.tally.attempted(name, ACTION, OUTCOMES[got.outcome], took)
-        if saga.phase == COMPENSATING:
-            return  # late: told in the history; the compensation undoes it
-        self._budgets[definition.services[at]].succeeded()
-        if got.outcome == DECLINED:
-            reason = definition.saga.steps[at].reason(definition.readers.declined[at](got.body))
-            self.turn_back(saga, entries.DECLINED, reason, now, fx)
-        elif got.step == definition.last:
-            self._finish(saga, phases.COMPLETED, now, fx)
-        else:
-            self._queue(saga)
-
-    def _compensation_succeeded(self, saga: Live, got: Answer, now: Instant, fx: Effects) -> None:
-        definition, at = saga.definition, got.step - 1
-        name = definition.names[at]
-        self.tally.attempted(name, COMPENSATION, "ok", now.ns - saga.sent_at)
-        self.tally.compensated(definition.name, name, saga.cause)
-        self._budgets[definition.services[at]].succeeded()
-        fx.entries.append(got)
-        self.state.answered(got, self.seq)
-        self._compensate_next(saga, now, fx)
+            take(worker, each, now, fx)
 
     # -- decisions ------------------------------------------------------------------------------
 
     def begin(self, saga: Live, now: Instant, deadline: int | None = None) -> None:
         """Have the current command of a saga given out, and its deadline watched."""
         saga.deadline = now.ns + self.deadline_ms * MS if deadline is None else deadline
-        self._queue(saga)
+        self.queue(saga)
         # Looked at when its first attempt would be over: the usual saga never moves this place.
         first = now.ns + saga.definition.timeouts[saga.step - 1]
         self._arm(saga, min(first, saga.deadline))
@@ -358,21 +243,23 @@ class Engine:
         fx.entries.append(entry)
         self.state.turned_back(entry, self.seq)
         settle(saga)
-        self._compensate_next(saga, now, fx)
+        self.compensate_next(saga, now, fx)
 
     def send_now(self, saga: Live, now: Instant) -> None:
         """Give a saga's current command out again without waiting for its backoff."""
         if saga.where == BACKING_OFF:
-            self._queue(saga)
+            self.queue(saga)
             self._arm(saga, now.ns + saga.definition.timeouts[saga.step - 1])
 
-    def _compensate_next(self, saga: Live, now: Instant, fx: Effects) -> None:
+    def compensate_next(self, saga: Live, now: Instant, fx: Effects) -> None:
+        """Have the next step compensated; without one the saga is aborted."""
         if saga.step == 0:
-            self._finish(saga, phases.ABORTED, now, fx)
+            self.finish(saga, phases.ABORTED, now, fx)
         else:
-            self._queue(saga)
+            self.queue(saga)
 
-    def _finish(self, saga: Live, phase: int, now: Instant, fx: Effects) -> None:
+    def finish(self, saga: Live, phase: int, now: Instant, fx: Effects) -> None:
+        """End a saga: its answer, built once, goes to all who wait and never changes."""
         completed = phase == phases.COMPLETED
         plan = saga.definition.saga
         run = saga.run()
@@ -385,7 +272,7 @@ class Engine:
         outcome = "completed" if completed else "aborted"
         self.tally.finished(saga.definition.name, outcome, now.ns - saga.started_at)
 
-    def _attempt_ended(self, saga: Live, cause: str, text: str, now: Instant, fx: Effects) -> None:
+    def attempt_ended(self, saga: Live, cause: str, text: str, now: Instant, fx: Effects) -> None:
         """An attempt counts: retry after a wait, or turn back, or mark the saga STUCK."""
         direction, step_number, attempt = saga.direction, saga.step, saga.attempt
         name = saga.definition.names[step_number - 1]
@@ -409,7 +296,8 @@ class Engine:
 
     # -- commands and time ----------------------------------------------------------------------
 
-    def _queue(self, saga: Live) -> None:
+    def queue(self, saga: Live) -> None:
+        """Have the current command of a saga given to a worker with credit."""
         self._pools[saga.definition.services[saga.step - 1]].offer(saga)
 
     def _assign(self, now: Instant, fx: Effects) -> None:
@@ -480,18 +368,18 @@ class Engine:
             self.turn_back(saga, entries.DEADLINE, f"Timed out: {name}", now, fx)
         elif saga.where == BACKING_OFF and until >= saga.due:
             service = saga.definition.services[saga.step - 1]
-            wait = self._budgets[service].take(now.ns)
+            wait = self.budgets[service].take(now.ns)
             if wait:
                 saga.due = now.ns + wait
             else:
-                self._queue(saga)
+                self.queue(saga)
         elif saga.where == OUT and until >= saga.due:
             worker = self._workers.get(saga.worker or b"")
             if worker is None or now.ns - worker.seen_at > self._worker_live_ns:
                 saga.due = now.ns + NOT_LIVE_RECHECK_NS  # no attempt: it may never have had it
                 return
             worker.out.pop(barrier_key(saga.number, saga.step, saga.direction), None)
-            self._attempt_ended(saga, "timed_out", "", now, fx)
+            self.attempt_ended(saga, "timed_out", "", now, fx)
 
     def _keeps(self, key: int, worker: Worker) -> bool:
         """Say whether a command that is out for long is still its saga's current one."""
@@ -502,11 +390,3 @@ class Engine:
             and saga.worker == worker.peer
             and key == barrier_key(saga.number, saga.step, saga.direction)
         )
-
-
-def _text(body: bytes) -> str:
-    """Read a failure's text for the history; it decides nothing."""
-    try:
-        return str(_map(body).get("text", ""))[:256]
-    except (ValueError, RecursionError):
-        return ""

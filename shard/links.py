@@ -149,6 +149,8 @@ class Links:
             events.append(Answered(peer, said.items))
         elif isinstance(said, Beat):
             events.append(WorkerLives(peer, said.capacity))
+            # A departure that was told long before its connection was gone is found here.
+            self._probes = max(self._probes, 1)
         elif isinstance(said, BooksPage):
             asked = self._books.pop(said.token, None)
             if asked is not None:

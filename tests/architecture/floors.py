@@ -40,7 +40,7 @@ FLOORS: Final = (
         "decisions",
         (
             *("shard", *_of("shard", "admission deadlines effects engine entries events finished")),
-            *_of("shard", "history phases pools requests retries sagas state tally"),
+            *_of("shard", "history outcomes phases pools requests retries sagas state tally"),
         ),
     ),
     Floor(

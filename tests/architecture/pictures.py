@@ -1,6 +1,6 @@
 """Pictures that the docs print from the code's own tables.
 
-    python -m tests.architecture.pictures          write them into the docs
+python -m tests.architecture.pictures          write them into the docs
 """
 
 from tests.architecture.floors import ROOT, picture

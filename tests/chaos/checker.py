@@ -28,7 +28,7 @@ TOMBSTONE: Final = -1
 _read_order = msgspec.msgpack.Decoder(Order).decode
 
 
-class Path(msgspec.Struct):
+class Way(msgspec.Struct):
     """Which way a saga went.
 
     Args:
@@ -63,22 +63,22 @@ def check(evidence: Evidence, asked: Mapping[str, Asked], prices: Mapping[str, i
 def _faults(
     evidence: Evidence, asked: Mapping[str, Asked], prices: Mapping[str, int]
 ) -> Iterator[str]:
-    paths: dict[int, Path] = {}
+    ways: dict[int, Way] = {}
     stories: dict[int, Story] = {}
     for journal in evidence.journals:
         yield from _journal(evidence, journal)
         stories |= journal.stories
     for number, story in stories.items():
-        paths[number] = Path({})
-        yield from _walk(story, paths[number])
-    yield from _asked(evidence, stories, paths, asked, prices)
+        ways[number] = Way({})
+        yield from _walk(story, ways[number])
+    yield from _asked(evidence, stories, ways, asked, prices)
     for step, name in STEPS.items():
         service = evidence.services[name]
         yield from _witnesses(evidence, service)
-        yield from _barrier(step, service, stories, paths)
-    yield from _stock(evidence.services["inventory"], stories, paths)
-    yield from _money(evidence.services["payment"], stories, paths)
-    yield from _shipments(evidence.services["shipping"], stories, paths)
+        yield from _barrier(step, service, stories, ways)
+    yield from _stock(evidence.services["inventory"], stories, ways)
+    yield from _money(evidence.services["payment"], stories, ways)
+    yield from _shipments(evidence.services["shipping"], stories, ways)
 
 
 # -- journals -----------------------------------------------------------------------------------
@@ -102,20 +102,20 @@ def _journal(evidence: Evidence, journal: JournalRead) -> Iterator[str]:
         yield f"{name}: numbers are not dense"
 
 
-def _walk(story: Story, path: Path) -> Iterator[str]:
+def _walk(story: Story, way: Way) -> Iterator[str]:
     """Invariant 6: a saga's entries are a lawful life; tell which way it went."""
     name = story.started.saga_id
     unknown = True  # whether the outcome of the step at hand is
     turned = False
     step = 1
     for entry in story.entries:
-        if path.phase is not None:
+        if way.phase is not None:
             yield f"{name}: an entry after the final one: {entry}"
         elif isinstance(entry, Answer):
             key = (entry.step, entry.direction)
-            if entry.saga_id != name or key in path.outcomes:
+            if entry.saga_id != name or key in way.outcomes:
                 yield f"{name}: a foreign or second outcome: {entry}"
-            path.outcomes[key] = (entry.outcome, entry.body)
+            way.outcomes[key] = (entry.outcome, entry.body)
             if entry.direction == ACTION:
                 # After the turn a late success of the unknown step may still be noted.
                 if entry.step != step or not unknown or (turned and entry.outcome != OK):
@@ -131,27 +131,27 @@ def _walk(story: Story, path: Path) -> Iterator[str]:
             if turned or entry.step != step:
                 yield f"{name}: cannot turn back here: {entry}"
             turned = True
-            declined = path.outcomes.get((step, ACTION), (OK, b""))[0] == DECLINED
+            declined = way.outcomes.get((step, ACTION), (OK, b""))[0] == DECLINED
             if declined != (entry.cause == entries.DECLINED):
                 yield f"{name}: turned back for no such reason: {entry}"
-            path.owed = list(range(step - declined, 0, -1))
+            way.owed = list(range(step - declined, 0, -1))
         elif isinstance(entry, Finished):
-            path.phase, path.final = entry.phase, entry.answer
+            way.phase, way.final = entry.phase, entry.answer
         elif not isinstance(entry, AttemptEnded):
             yield f"{name}: nobody asked for {entry}"
-    path.commanded = step
-    yield from _ended(name, path, turned)
+    way.commanded = step
+    yield from _ended(name, way, turned)
 
 
-def _ended(name: str, path: Path, turned: bool) -> Iterator[str]:
-    undone = [step for step, direction in path.outcomes if direction == COMPENSATION]
-    if path.phase == COMPLETED:
-        done = {key: outcome for key, (outcome, _) in path.outcomes.items()}
+def _ended(name: str, way: Way, turned: bool) -> Iterator[str]:
+    undone = [step for step, direction in way.outcomes if direction == COMPENSATION]
+    if way.phase == COMPLETED:
+        done = {key: outcome for key, (outcome, _) in way.outcomes.items()}
         if turned or done != {(step, ACTION): OK for step in STEPS}:
             yield f"{name} is COMPLETED with the outcomes {done}"
-    elif path.phase == ABORTED:
-        if not turned or undone != path.owed:
-            yield f"{name} is ABORTED; owed the compensations {path.owed}, had {undone}"
+    elif way.phase == ABORTED:
+        if not turned or undone != way.owed:
+            yield f"{name} is ABORTED; owed the compensations {way.owed}, had {undone}"
     else:
         yield f"{name} is not final"
 
@@ -159,7 +159,7 @@ def _ended(name: str, path: Path, turned: bool) -> Iterator[str]:
 def _asked(
     evidence: Evidence,
     stories: Mapping[int, Story],
-    paths: Mapping[int, Path],
+    ways: Mapping[int, Way],
     asked: Mapping[str, Asked],
     prices: Mapping[str, int],
 ) -> Iterator[str]:
@@ -183,23 +183,23 @@ def _asked(
         if saga_id not in by_id:
             yield f"{saga_id} was asked and is in no journal"
             continue
-        started, path = stories[by_id[saga_id]].started, paths[by_id[saga_id]]
+        started, way = stories[by_id[saga_id]].started, ways[by_id[saga_id]]
         order_sent = _merged(sent)
         amount = sum(prices[line.sku] * line.quantity for line in order_sent.items)
         if _read_order(started.order) != order_sent or started.amount != amount:
             yield f"{saga_id} was started with {_read_order(started.order)}, {started.amount}"
         if started.fingerprint != blake2b(started.order, digest_size=16).digest():
             yield f"{saga_id} has another fingerprint"
-        if sent.answer != path.final:
-            yield f"{saga_id} was answered {sent.answer!r}, its journal has {path.final!r}"
-        told = wire.unpack(path.final) if path.final else {}
+        if sent.answer != way.final:
+            yield f"{saga_id} was answered {sent.answer!r}, its journal has {way.final!r}"
+        told = wire.unpack(way.final) if way.final else {}
         if told.get("order_id", "") != (
-            order_id(started.order_count, started.slot) if path.phase == COMPLETED else ""
+            order_id(started.order_count, started.slot) if way.phase == COMPLETED else ""
         ):
             yield f"{saga_id} was given another order id: {told}"
         wanted = COMPLETED if ENDINGS[sent.ending].status == "COMPLETED" else ABORTED
-        if path.phase != wanted:
-            yield f"{saga_id} ({sent.ending}) ended in phase {path.phase}: {told}"
+        if way.phase != wanted:
+            yield f"{saga_id} ({sent.ending}) ended in phase {way.phase}: {told}"
 
 
 def _merged(sent: Asked) -> Order:
@@ -228,7 +228,7 @@ def _witnesses(evidence: Evidence, service: ServiceRead) -> Iterator[str]:
 
 
 def _barrier(
-    step: int, service: ServiceRead, stories: Mapping[int, Story], paths: Mapping[int, Path]
+    step: int, service: ServiceRead, stories: Mapping[int, Story], ways: Mapping[int, Way]
 ) -> Iterator[str]:
     """Invariant 7: every effect has its command, every outcome in a journal its row."""
     for key, (saga_id, outcome, reply) in service.barrier.items():
@@ -238,26 +238,26 @@ def _barrier(
         if story is None or story.started.saga_id != saga_id or at != step:
             yield f"{row}, number {number}, step {at}: no such command"
             continue
-        path = paths[number]
-        if step > path.commanded or (direction == COMPENSATION and step not in path.owed):
+        way = ways[number]
+        if step > way.commanded or (direction == COMPENSATION and step not in way.owed):
             yield f"{row}: it was never commanded"
-        known = path.outcomes.get((step, direction))
+        known = way.outcomes.get((step, direction))
         if known is None:
             # An action whose outcome never reached the journal has to be compensated.
-            if step not in path.owed or outcome not in {OK, DECLINED, TOMBSTONE}:
+            if step not in way.owed or outcome not in {OK, DECLINED, TOMBSTONE}:
                 yield f"{row}: outcome {outcome}, in no journal"
         elif known != (outcome, reply):
             yield f"{row}: outcome {outcome} {reply!r}, in the journal {known}"
-    for number, path in paths.items():
-        for at, direction in path.outcomes:
+    for number, way in ways.items():
+        for at, direction in way.outcomes:
             if at == step and (number << 5 | step << 1 | direction) not in service.barrier:
                 name = stories[number].started.saga_id
                 yield f"{service.name}: no row for {name}, direction {direction}"
 
 
-def _ids_told(path: Path, step: int) -> list[str]:
+def _ids_told(way: Way, step: int) -> list[str]:
     """Give the ids that the action's stored reply names."""
-    outcome, reply = path.outcomes.get((step, ACTION), (None, b""))
+    outcome, reply = way.outcomes.get((step, ACTION), (None, b""))
     if outcome != OK:
         return []
     told = wire.unpack(reply)
@@ -267,7 +267,7 @@ def _ids_told(path: Path, step: int) -> list[str]:
 
 
 def _effects(
-    rows: list[Row], step: int, letter: str, stories: Mapping[int, Story], paths: Mapping[int, Path]
+    rows: list[Row], step: int, letter: str, stories: Mapping[int, Story], ways: Mapping[int, Way]
 ) -> Iterator[str]:
     """Rows `id, number, step, ...` are exactly those that the action's replies name."""
     ids: dict[int, list[str]] = {}
@@ -275,18 +275,18 @@ def _effects(
         ids.setdefault(row[1], []).append(f"{letter}{row[0]}")
         if row[1] not in stories or row[2] != step:
             yield f"an effect without a command: {row}"
-    for number, path in paths.items():
-        told, there = _ids_told(path, step), ids.get(number, [])
-        if told != there and (step, ACTION) in path.outcomes:
+    for number, way in ways.items():
+        told, there = _ids_told(way, step), ids.get(number, [])
+        if told != there and (step, ACTION) in way.outcomes:
             yield f"{stories[number].started.saga_id} was told {told}, there are {there}"
 
 
 def _stock(
-    inventory: ServiceRead, stories: Mapping[int, Story], paths: Mapping[int, Path]
+    inventory: ServiceRead, stories: Mapping[int, Story], ways: Mapping[int, Way]
 ) -> Iterator[str]:
     """Invariant 8: initial = available + shipped; what was aborted holds nothing."""
     reservations = inventory.tables["reservation"]
-    yield from _effects(reservations, 1, "r", stories, paths)
+    yield from _effects(reservations, 1, "r", stories, ways)
     gone: dict[str, int] = {}
     held: dict[int, list[Line]] = {}
     for _, number, _, line, sku, quantity, released in reservations:
@@ -295,9 +295,9 @@ def _stock(
             held.setdefault(number, []).append(Line(sku, quantity))
             if line != len(held[number]) - 1:
                 yield f"number {number} holds line {line} out of place"
-    for number, path in paths.items():
+    for number, way in ways.items():
         started = stories[number].started
-        wanted = _read_order(started.order).items if path.phase == COMPLETED else []
+        wanted = _read_order(started.order).items if way.phase == COMPLETED else []
         if held.get(number, []) != wanted:
             yield f"{started.saga_id} holds {held.get(number)}, not {wanted}"
     for sku, initial, available in inventory.tables["stock"]:
@@ -308,23 +308,23 @@ def _stock(
 
 
 def _money(
-    payment: ServiceRead, stories: Mapping[int, Story], paths: Mapping[int, Path]
+    payment: ServiceRead, stories: Mapping[int, Story], ways: Mapping[int, Way]
 ) -> Iterator[str]:
     """Invariant 9: a completed saga paid its price once, an aborted one nothing."""
     payments = payment.tables["payment"]
-    yield from _effects(payments, 2, "p", stories, paths)
+    yield from _effects(payments, 2, "p", stories, ways)
     paid: dict[int, list[int]] = {}
     for _, number, _, _, amount, refunded in payments:
         paid.setdefault(number, []).append(amount - refunded)
         if type(amount) is not int or not 0 <= refunded <= amount:
             yield f"number {number} was charged {amount} and refunded {refunded}"
     crashed = {number for (number,) in payment.tables["crash"]}
-    for number, path in paths.items():
+    for number, way in ways.items():
         started = stories[number].started
         sums = paid.get(number, [])
-        if path.phase == COMPLETED and sums != [started.amount]:
+        if way.phase == COMPLETED and sums != [started.amount]:
             yield f"{started.saga_id} is COMPLETED, costs {started.amount} and paid {sums}"
-        if path.phase == ABORTED and sum(sums):
+        if way.phase == ABORTED and any(sums):
             yield f"{started.saga_id} is ABORTED and paid {sums}"
         if (_read_order(started.order).user_id == "u_crash") != (number in crashed):
             yield f"{started.saga_id}: crash of its worker {number in crashed}"
@@ -333,17 +333,17 @@ def _money(
 
 
 def _shipments(
-    shipping: ServiceRead, stories: Mapping[int, Story], paths: Mapping[int, Path]
+    shipping: ServiceRead, stories: Mapping[int, Story], ways: Mapping[int, Way]
 ) -> Iterator[str]:
     """Invariant 10: one live shipment for each completed saga, none for any other."""
     shipments = shipping.tables["shipment"]
-    yield from _effects(shipments, 3, "s", stories, paths)
+    yield from _effects(shipments, 3, "s", stories, ways)
     live: dict[int, list[str]] = {}
     for _, number, _, address, cancelled in shipments:
         if not cancelled:
             live.setdefault(number, []).append(address)
-    for number, path in paths.items():
+    for number, way in ways.items():
         order = _read_order(stories[number].started.order)
-        wanted = [order.shipping_address] if path.phase == COMPLETED else []
+        wanted = [order.shipping_address] if way.phase == COMPLETED else []
         if live.get(number, []) != wanted:
             yield f"{order.saga_id} has live shipments to {live.get(number)}, not {wanted}"

@@ -143,7 +143,7 @@ def _service(file: Path, name: str) -> ServiceRead:
                 db, "SELECT key, saga_id, outcome, reply FROM barrier"
             )
         }
-        fence = {slot: epoch for slot, epoch in _rows(db, "SELECT slot, epoch FROM fence")}
+        fence: dict[int, int] = dict(_rows(db, "SELECT slot, epoch FROM fence"))
         witnesses = [
             Witness(*row)
             for row in _rows(db, "SELECT cluster_id, shard, epoch, seq, chain, number FROM witness")

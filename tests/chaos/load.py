@@ -1,7 +1,7 @@
 """The client of a kill round: keeps checkouts in flight, asks again, records what it was told.
 
 Knows what every checkout has to come to, whatever is killed meanwhile. One thread, one connection,
-no clock of the cluster. What is not as it has to be is a sentence in `faults`.
+no clock of the cluster.
 """
 
 import random
@@ -75,20 +75,22 @@ class Load:
     Args:
         url: the router's address.
         rng: decides ids, carts and endings.
+        faults: where what is not as it has to be is told, in sentences.
         in_flight: checkouts that wait for their answer at any time.
 
     Attributes:
         asked: by saga_id, in the order in which they were first asked.
         answered: instant (time.monotonic) and saga_id of each answer, in order.
         repeats: how often an id was asked again by this client's own will.
-        faults: what was not as it has to be.
     """
 
-    def __init__(self, url: str, rng: random.Random, in_flight: int = 256) -> None:
+    def __init__(
+        self, url: str, rng: random.Random, faults: list[str], in_flight: int = 256
+    ) -> None:
         self.asked: dict[str, Asked] = {}
         self.answered: list[tuple[float, str]] = []
         self.repeats = 0
-        self.faults: list[str] = []
+        self._faults = faults
         self._rng = rng
         self._in_flight = in_flight
         self._connection = Connection(url, timeout_s=WAIT_S)
@@ -105,8 +107,8 @@ class Load:
 
     def fault(self, text: str) -> None:
         """Note what was not as it has to be."""
-        if len(self.faults) < FAULTS_MAX:
-            self.faults.append(text)
+        if len(self._faults) < FAULTS_MAX:
+            self._faults.append(text)
 
     def turn(self, wait_s: float = TURN_S) -> None:
         """Ask until as many are in flight as should be, then take what is answered."""

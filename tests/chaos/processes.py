@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,4 +93,4 @@ def kill_all(processes: list[Process]) -> int:
 
 def _works_on(process: Process, data: Path) -> bool:
     words = process.command
-    return ("--data", str(data)) in zip(words, words[1:], strict=False)
+    return ("--data", str(data)) in pairwise(words)

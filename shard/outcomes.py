@@ -1,0 +1,151 @@
+"""Outcomes: what a worker's answer means for its saga. Pure.
+
+A success or a decline counts, of whatever attempt or epoch; *failed* only of the current attempt;
+a refusal is no outcome. What moves nothing is absorbed, what should never come is a fault; both
+are counted.
+"""
+
+from typing import TYPE_CHECKING
+
+from sagacity.errors import broken
+from sagacity.ids import ACTION, COMPENSATION, barrier_key
+from sagacity.wire import (
+    DECLINED,
+    FAILED,
+    OK,
+    OUTCOMES,
+    REFUSED,
+    REFUSED_FENCED,
+    REFUSED_UNAVAILABLE,
+    Answer,
+    decoder,
+)
+from shard import entries, phases
+from shard.effects import Effects
+from shard.events import Instant
+from shard.phases import COMPENSATING
+from shard.pools import Worker
+from shard.sagas import COMPENSATED, OUT, STEP_DECLINED, SUCCEEDED, UNKNOWN, Live
+
+if TYPE_CHECKING:
+    from shard.engine import Engine
+
+_epoch_of = decoder(int)
+_map = decoder(dict)
+
+
+class Outcomes:
+    """Takes answers, for an engine whose state it reads and whose decisions it asks for."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._state = engine.state
+        self._tally = engine.tally
+
+    def take(self, worker: Worker, got: Answer, now: Instant, fx: Effects) -> None:
+        """Take one answer; what moves nothing is absorbed and counted."""
+        worker.out.pop(barrier_key(got.number, got.step, got.direction), None)
+        saga = self._state.live.get(got.number)
+        if saga is None or saga.saga_id != got.saga_id:
+            self._tally.absorbed("answer_unknown_saga")
+            return
+        definition = saga.definition
+        if not (
+            1 <= got.step <= definition.last
+            and got.direction in (ACTION, COMPENSATION)
+            and OK <= got.outcome <= REFUSED_UNAVAILABLE
+        ):
+            self._tally.faulted("answer_out_of_range")
+            return
+        if definition.services[got.step - 1] != worker.pool.service:
+            self._tally.faulted("answer_wrong_pool")
+            return
+        current = got.step == saga.step and got.direction == saga.direction
+        if got.outcome >= REFUSED:
+            self._refused(worker, saga, got, current, fx)
+        elif got.outcome == FAILED or (got.direction == COMPENSATION and got.outcome == DECLINED):
+            if current and saga.where == OUT and self._is_latest(saga, got):
+                self._engine.attempt_ended(saga, "failed", _text(got.body), now, fx)
+            else:
+                self._tally.absorbed("answer_late")
+        elif not definition.outcome_readable(got.step, got.direction, got.outcome == OK, got.body):
+            self._tally.faulted("answer_malformed")
+        elif got.direction == ACTION:
+            self._action_settled(saga, got, current, now, fx)
+        elif current and saga.phase == COMPENSATING:
+            self._compensation_succeeded(saga, got, now, fx)
+        else:
+            self._tally.absorbed("answer_late")
+
+    def _is_latest(self, saga: Live, got: Answer) -> bool:
+        return got.attempt == saga.attempt and got.epoch == self._state.epoch
+
+    def _refused(self, worker: Worker, saga: Live, got: Answer, current: bool, fx: Effects) -> None:
+        """A refusal is no outcome and never moves a saga."""
+        if got.outcome == REFUSED_FENCED:
+            try:
+                known = _epoch_of(got.body)
+            except ValueError:
+                known = 0
+            if known > self._state.epoch:
+                fx.fenced_by = known
+            self._tally.absorbed("refused_fenced")
+        elif got.outcome == REFUSED_UNAVAILABLE:
+            worker.capacity = 0  # until its heartbeat says otherwise
+            if current and saga.where == OUT and saga.worker == worker.peer:
+                worker.pool.offer_again([saga])
+            self._tally.absorbed("refused_unavailable")
+        elif current and saga.where == OUT and self._is_latest(saga, got):
+            self._tally.faulted(OUTCOMES[got.outcome])
+        else:
+            self._tally.absorbed(OUTCOMES[got.outcome])
+
+    def _action_settled(
+        self, saga: Live, got: Answer, current: bool, now: Instant, fx: Effects
+    ) -> None:
+        known = saga.states[got.step - 1]
+        if known != UNKNOWN:
+            settled_as = {SUCCEEDED: OK, STEP_DECLINED: DECLINED}.get(known)
+            if known == COMPENSATED or settled_as == got.outcome:
+                self._tally.absorbed("answer_repeated")
+            else:
+                self._tally.faulted("answer_contradicts")  # the first stands; or no command did
+            return
+        if saga.phase == COMPENSATING and got.outcome == DECLINED:
+            self._tally.absorbed("answer_late")  # its compensation is under way and stays so
+            return
+        if not (current or saga.phase == COMPENSATING):
+            broken("an unknown step that is not current", saga=saga)
+        fx.entries.append(got)
+        self._state.answered(got, self._engine.seq)
+        definition, at = saga.definition, got.step - 1
+        name, took = definition.names[at], now.ns - saga.sent_at
+        self._tally.attempted(name, ACTION, OUTCOMES[got.outcome], took)
+        if saga.phase == COMPENSATING:
+            return  # late: told in the history; the compensation undoes it
+        self._engine.budgets[definition.services[at]].succeeded()
+        if got.outcome == DECLINED:
+            reason = definition.saga.steps[at].reason(definition.readers.declined[at](got.body))
+            self._engine.turn_back(saga, entries.DECLINED, reason, now, fx)
+        elif got.step == definition.last:
+            self._engine.finish(saga, phases.COMPLETED, now, fx)
+        else:
+            self._engine.queue(saga)
+
+    def _compensation_succeeded(self, saga: Live, got: Answer, now: Instant, fx: Effects) -> None:
+        definition, at = saga.definition, got.step - 1
+        name = definition.names[at]
+        self._tally.attempted(name, COMPENSATION, "ok", now.ns - saga.sent_at)
+        self._tally.compensated(definition.name, name, saga.cause)
+        self._engine.budgets[definition.services[at]].succeeded()
+        fx.entries.append(got)
+        self._state.answered(got, self._engine.seq)
+        self._engine.compensate_next(saga, now, fx)
+
+
+def _text(body: bytes) -> str:
+    """Read a failure's text for the history; it decides nothing."""
+    try:
+        return str(_map(body).get("text", ""))[:256]
+    except (ValueError, RecursionError):
+        return ""

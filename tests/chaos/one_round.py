@@ -1,0 +1,280 @@
+"""One round: a cluster under load, one kill, and what must hold afterwards (PROOF, layer K).
+
+Starts real processes, kills the target at a random moment, goes on, ends, and looks at everything:
+answers, repeats, books, metrics, processes, sockets, the log, the rows on disk. Whatever is not as
+it has to be is a fault of the round; so is a kill that hit nobody, or nothing in flight.
+"""
+
+import json
+import os
+import random
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from msgspec import Struct
+
+from cluster.audit import audit
+from cluster.directory import DataDirectory
+from cluster.private import ClusterProcess, start_private
+from config.load import load_catalog
+from sagacity.client import Client
+from sagacity.errors import SagacityError
+from tests.chaos import checker, evidence, processes, scrape
+from tests.chaos.load import ENDINGS, WAIT_S, Load, RoundFailed
+
+SHARDS: Final = 2
+SERVICES: Final = ("inventory", "payment", "shipping")
+ORPHANS_S: Final = 2.0  # children outlive their supervisor by this at most
+BACK_S: Final = 30.0  # for everything to be up again
+STOPPED_S: Final = 2.0  # for the kernel to forget who was stopped
+
+
+class Target(NamedTuple):
+    """Whom a round kills: a role, and which of its processes, by index or by state."""
+
+    role: str
+    which: int | str = 0
+
+    def __str__(self) -> str:
+        alone = self.role in {"router", "supervisor", "all"}
+        return self.role if alone else f"{self.role}-{self.which}"
+
+
+TARGETS: Final = {
+    "router": [Target("router")],
+    "shard": [Target("shard", index) for index in range(SHARDS)],
+    **{name: [Target(name, "up"), Target(name, "standby")] for name in SERVICES},
+    "supervisor": [Target("supervisor")],
+    "all": [Target("all")],
+}
+
+
+class Figures(Struct):
+    """What a round saw; times in milliseconds after the kill."""
+
+    target: Target
+    killed: int = 0  # processes
+    in_flight: int = 0  # at the kill
+    before: int = 0  # answers until then
+    gone_ms: float = 0.0  # a killed supervisor's children
+    answer_ms: float = 0.0  # the next answer; of a killed shard's, if one was killed
+    silence_ms: float = 0.0  # longest time without an answer, afterwards
+    up_ms: float = 0.0  # everything is up again
+    checkouts: int = 0
+    repeats: int = 0  # during the load
+    again: int = 0  # after it
+    endings: dict[str, int] = {}
+    faults: list[str] = []
+
+    def line(self) -> str:
+        """Give it as one line."""
+        gone = f"gone {self.gone_ms:.0f} ms, " if self.gone_ms else ""
+        ends = " ".join(f"{name} {times}" for name, times in sorted(self.endings.items()))
+        return (
+            f"{self.target}: {self.killed} killed, {self.in_flight} in flight, "
+            f"{self.before} answered before; {gone}next answer {self.answer_ms:.0f} ms, longest "
+            f"silence {self.silence_ms:.0f} ms, all up {self.up_ms:.0f} ms; "
+            f"{self.checkouts} checkouts ({ends}), {self.repeats} + {self.again} repeats; "
+            + (f"{len(self.faults)} FAULTS" if self.faults else "ok")
+        )
+
+
+class Round:
+    """One round, on a directory of its own.
+
+    Args:
+        target: whom to kill.
+        seed: of all that is random in it.
+        base: an empty directory with a short path, for the cluster's directory, sockets and log.
+        seconds: the kill comes in the second half of this time.
+
+    Attributes:
+        data: the cluster's directory.
+        load: what was asked and answered, once it has started.
+        figures: what was seen; `figures.faults` is empty after a good round.
+    """
+
+    load: Load
+
+    def __init__(self, target: Target, seed: str, base: Path, seconds: float) -> None:
+        self.data = base / "data"
+        self.figures = Figures(target, endings={}, faults=[])
+        self._base = base
+        self._rng = random.Random(f"{seed}/{target}")
+        self._seconds = seconds
+        self._killed_at = 0.0
+        self._log = base / "cluster.log"
+
+    def run(self) -> Figures:
+        """Do all of it; no process is left afterwards, whatever happened."""
+        figures = self.figures
+        try:
+            with ExitStack() as stack:
+                self._start(stack)
+                self.load.turn_for(self._seconds * self._rng.uniform(0.5, 1.0))
+                self._kill()
+                self.load.turn_for(self._seconds / 2)
+                self.load.finish(WAIT_S)
+                self._measure_answers()
+                figures.endings = dict(self.load.judge())
+                figures.again = self.load.ask_all_again(WAIT_S)
+                self.load.ask_other_content(20)
+                self._check_running()
+                self._stop()
+            figures.checkouts, figures.repeats = len(self.load.asked), self.load.repeats
+            found = checker.check(evidence.read(self.data), self.load.asked, load_catalog().prices)
+            for fault in found:
+                self.load.fault(fault)
+        except (RoundFailed, SagacityError) as error:
+            figures.faults.append(f"{type(error).__name__}: {error}")
+        return figures
+
+    def _start(self, stack: ExitStack) -> None:
+        runtime = self._base / "runtime"
+        runtime.mkdir(mode=0o700)
+        self._env = {"XDG_RUNTIME_DIR": str(runtime), "SAGACITY_LOG": "warning"}
+        self._stderr = os.open(self._log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        stack.callback(os.close, self._stderr)
+        self._cluster = start_private(
+            self.data, arguments=["--shards", str(SHARDS)], env=self._env, stderr=self._stderr
+        )
+        stack.callback(self._kill_what_is_left)
+        self.url = self._cluster.url
+        self.load = Load(self.url, self._rng, self.figures.faults)
+        stack.callback(self.load.close)
+
+    # -- the kill -------------------------------------------------------------------------------
+
+    def _kill(self) -> None:
+        """Kill the target, then go on until everything is up again."""
+        figures, role = self.figures, self.figures.target.role
+        give_up = time.monotonic() + BACK_S
+        while not figures.killed:
+            if time.monotonic() > give_up:
+                raise RoundFailed("the round is void: no live process of the target was hit")
+            victims = self._victims(self.load.status()["processes"])
+            figures.in_flight, figures.before = self.load.open, len(self.load.answered)
+            self._killed_at = time.monotonic()
+            figures.killed = processes.kill_all(victims)
+        if not figures.in_flight:
+            raise RoundFailed("the round is void: nothing was in flight")
+        if role in {"supervisor", "all"}:
+            self._restart()
+        dead = {process.pid for process in victims}
+        self.load.turn_until(lambda: self._all_up(dead), BACK_S, "everything being up again")
+        figures.up_ms = (time.monotonic() - self._killed_at) * 1000
+
+    def _victims(self, rows: list[dict[str, Any]]) -> list[processes.Process]:
+        """Give the processes to kill, in order; none if the target is not there at this moment."""
+        role, which = self.figures.target
+        if role == "all":
+            everyone = processes.of_cluster(self.data)
+            self._rng.shuffle(everyone)
+            return everyone
+        pids = [
+            row["pid"]
+            for row in rows
+            if row["role"] == role and which in {row["index"], row["state"]}
+        ]
+        seen = [processes.look(pid) for pid in pids if pid]
+        return [process for process in seen if process is not None]
+
+    def _restart(self) -> None:
+        """Wait for the end of a killed supervisor's children; start the cluster once more."""
+        self._cluster.process.wait()
+        self.load.turn_until(
+            lambda: not processes.of_cluster(self.data), BACK_S, "the end of the children"
+        )
+        self.figures.gone_ms = (time.monotonic() - self._killed_at) * 1000
+        if self.figures.gone_ms > ORPHANS_S * 1000:
+            self.load.fault(f"children outlived their supervisor by {self.figures.gone_ms:.0f} ms")
+        self._cluster.stop()
+        self._cluster = ClusterProcess(self.data, env=self._env, stderr=self._stderr)
+        self.load.turn_until(self._cluster.read_ready, BACK_S, "the cluster serving again")
+        if self._cluster.url != self.url:
+            self.load.fault(f"the address was {self.url}, now it is {self._cluster.url}")
+
+    def _all_up(self, dead: set[int]) -> bool:
+        rows = self.load.status()["processes"]
+        states: dict[str, list[str]] = {}
+        for row in rows:
+            states.setdefault(row["role"], []).append(row["state"])
+        wanted = {"supervisor": ["up"], "router": ["up"], "shard": ["up"] * SHARDS}
+        wanted |= {name: ["standby", "up"] for name in SERVICES}
+        if self.load.open and self.figures.target.role != "payment":
+            states["payment"] = wanted["payment"]  # u_crash goes on ending its workers
+        found = {role: sorted(each) for role, each in states.items()}
+        return found == wanted and not dead & {row["pid"] for row in rows}
+
+    # -- afterwards -----------------------------------------------------------------------------
+
+    def _measure_answers(self) -> None:
+        target, slots = self.figures.target, DataDirectory(self.data).read().slots
+        at = before = self._killed_at
+        first = 0.0
+        for at, saga_id in self.load.answered[self.figures.before :]:
+            self.figures.silence_ms = max(self.figures.silence_ms, (at - before) * 1000)
+            if not first and (target.role != "shard" or slots.owner(saga_id) == target.which):
+                first = at
+            before = at
+        if first:
+            self.figures.answer_ms = (first - self._killed_at) * 1000
+        else:
+            self.load.fault("nothing was answered after the kill")
+
+    def _check_running(self) -> None:
+        """Look at the cluster at rest: all up, books balanced, no fault counted."""
+        self.load.turn_until(lambda: self._all_up(set()), BACK_S, "everything being up")
+        rows = self.load.status()["processes"]
+        known = {row["pid"] for row in rows}
+        there = {process.pid for process in processes.of_cluster(self.data)}
+        if known != there:
+            self.load.fault(f"status knows the processes {known}, there are {there}")
+        for fault in scrape.faults(rows):
+            self.load.fault(fault)
+        with Client(self.url, timeout_s=WAIT_S) as client:
+            report = audit(client)
+        ends = [ENDINGS[asked.ending].status for asked in self.load.asked.values()]
+        sagas = {
+            "completed": ends.count("COMPLETED"),
+            "aborted": ends.count("ABORTED"),
+            "stuck": 0,
+            "running": 0,
+        }
+        if not report["balanced"] or report["sagas"] != sagas:
+            self.load.fault(f"audit: {report['sagas']}, not {sagas}; {report['faults'][:3]}")
+
+    def _stop(self) -> None:
+        there = processes.of_cluster(self.data)
+        sockets = Path(self.url.removeprefix("ipc://")).parent
+        code = self._cluster.stop()
+        if code != 0:
+            self.load.fault(f"the cluster ended with {code}")
+        give_up = time.monotonic() + STOPPED_S
+        while processes.of_cluster(self.data) or any(map(processes.is_alive, there)):
+            if time.monotonic() > give_up:
+                self.load.fault(f"left after the stop: {processes.of_cluster(self.data)}")
+                break
+        if left := list(sockets.glob("*.sock")):
+            self.load.fault(f"left after the stop: {left}")
+        lines = self._log.read_text(errors="replace").splitlines()
+        if alarming := [line for line in lines if _is_alarming(line)]:
+            self.load.fault(f"the log says: {' | '.join(alarming)[:2000]}")
+
+    def _kill_what_is_left(self) -> None:
+        """End what a round that failed has not stopped."""
+        if self._cluster.process.poll() is None:
+            self._cluster.stop()
+        for process in processes.of_cluster(self.data):
+            processes.kill(process)
+
+
+def _is_alarming(line: str) -> bool:
+    """Say whether a line of the log tells of more than a process that ended."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return bool(line.strip())  # a traceback, an assertion, a library's last words
+    return said.get("level") not in {"debug", "info", "warning"}
