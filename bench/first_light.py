@@ -1,6 +1,6 @@
 """How fast a cluster is: checkouts a second in a closed loop, and the latency of one alone.
 
-    python -m bench.first_light [--runs 5] [--sagas 40000] [--in-flight 1024] [--shards 2] [--alone 300]
+    python -m bench.first_light [--runs 5] [--sagas 40000] [--in-flight 1024] [--alone 300]
 
 Starts a cluster of its own in a new directory under TMPDIR for each run, everything synced to disk,
 the load generator on the same machine; random ids, the example's cart, every tenth payment

@@ -11,7 +11,6 @@ from cluster.judge import Judge, Row
 from sagacity.errors import NotTaken
 
 # Rows asked for at once; with the longest ids, SKUs and users they stay below a body's 256 KiB.
-FINISHED_ROWS = 1500
 PAGE_ROWS = {"reservations": 2000, "stock": 2000, "payments": 400, "shipments": 2000}
 
 
@@ -41,11 +40,13 @@ def audit(reader: Reader) -> dict[str, Any]:
     counts = {}
     for shard in shards:
         book = reader.books(shard, {"book": "sagas"})
-        judge.journal(shard, book["highest"], book["running"])
+        ask = {"book": "running", "snapshot": book["snapshot"]}
+        running = _pages(reader, shard, ask, book["running"])
+        judge.journal(shard, book["highest"], [row for rows in running for row in rows])
         counts[shard] = book["finished"]
     for shard, upto in counts.items():
         seen = 0
-        for rows in _finished(reader, shard, upto):
+        for rows in _pages(reader, shard, {"book": "finished", "upto": upto}, upto):
             judge.finished(shard, rows)
             seen += len(rows)
         judge.finished_end(shard, seen, upto)
@@ -63,11 +64,11 @@ def audit(reader: Reader) -> dict[str, Any]:
     return judge.report()
 
 
-def _finished(reader: Reader, shard: int, upto: int) -> Iterator[list[Row]]:
+def _pages(reader: Reader, shard: int, ask: dict[str, Any], count: int) -> Iterator[list[Row]]:
+    """Give a shard's book page by page: until `count` rows, or an empty page."""
     at = 0
-    while at < upto:
-        page = {"book": "finished", "from": at, "upto": min(at + FINISHED_ROWS, upto)}
-        rows = reader.books(shard, page)["rows"]
+    while at < count:
+        rows = reader.books(shard, {**ask, "from": at})["rows"]
         if not rows:
             return
         yield rows

@@ -114,7 +114,7 @@ def close_politely(socket: Socket, *, pause_ms: int = 100, linger_ms: int = 250)
         pause_ms: for the peers of a ROUTER to read.
         linger_ms: for the rest to leave; the context waits for that when it is terminated.
     """
-    if socket.socket_type == zmq.ROUTER:
+    if socket.type == zmq.ROUTER:
         time.sleep(pause_ms / 1000)
     socket.close(linger=linger_ms)
 

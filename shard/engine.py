@@ -210,12 +210,9 @@ class Engine:
         if worker is None:
             return
         del worker.pool.workers[peer]
-        lost = []
-        for key in worker.out:
-            saga = self.state.live.get(key >> 5)
-            if saga is not None and saga.worker == peer and saga.where == OUT:
-                lost.append(saga)
-        worker.pool.offer_again(lost)
+        # Not from `worker.out`: an older attempt's late answer has taken the credit back already.
+        lost = [s for s in self.state.live.values() if s.worker == peer and s.where == OUT]
+        worker.pool.offer_again(sorted(lost, key=lambda saga: saga.sent_at))
 
     def _answered(self, event: Answered, now: Instant, fx: Effects) -> None:
         worker = self._workers.get(event.worker)

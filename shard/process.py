@@ -223,8 +223,7 @@ class Shard:
         while not self._is_over(stop_at):
             self._loop.turn()
             self._child.beat(self._clock.monotonic_ns(), self._facts)
-            if stop_at is None and self._child.stopping:
-                self._child.woken()
+            if self._child.stopping and self._child.woken() and stop_at is None:
                 self._admission.draining = True
                 stop_at = self._clock.monotonic_ns() + self._drain_ns
         self._log.info("shard_drained", in_flight=self._engine.inflight)

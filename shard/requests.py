@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec import UNSET, Struct
 
 from sagacity import wire
@@ -22,7 +21,8 @@ from sagacity.saga import Unstartable
 from sagacity.slots import slot_of
 from sagacity.wire import BodyReader, Reply, Request
 from shard import phases
-from shard.effects import BooksForwarded, Effects, HistoryAsked
+from shard.books import Books
+from shard.effects import Effects, HistoryAsked
 from shard.entries import CANCELLED, UNPRICED, RetryAsked, Started
 from shard.events import Instant, Peer
 from shard.sagas import Card, Definition, Live, Waiter
@@ -30,7 +30,6 @@ from shard.sagas import Card, Definition, Live, Waiter
 if TYPE_CHECKING:
     from shard.engine import Engine
 
-BOOKS_PAGE_MAX = 1_500  # rows of one page: with the longest ids still under wire.BODY_BYTES_MAX
 WAITERS_MAX = 64  # requests that wait for one saga; the oldest are told to ask again
 
 
@@ -40,21 +39,9 @@ class _Typed(Struct):
     type: str
 
 
-class BooksRequest(Struct, forbid_unknown_fields=True):
-    """Which page of which books: "sagas", "finished", or a service's name with a table."""
-
-    book: str
-    start: int = msgspec.field(default=0, name="from")
-    upto: int = 0
-    table: str | None = None
-    after: int | str | None = None
-    limit: int | None = None
-
-
 _type_of = wire.decoder(_Typed)
 _cancel: BodyReader[Cancel] = BodyReader(Cancel)
 _retry: BodyReader[RetryNow] = BodyReader(RetryNow)
-_books: BodyReader[BooksRequest] = BodyReader(BooksRequest)
 
 
 class Desk:
@@ -67,6 +54,7 @@ class Desk:
             definition.saga.request_type: definition
             for definition in engine.state.definitions.values()
         }
+        self._books = Books(engine)
         self._only = next(iter(self._by_type.values())) if len(self._by_type) == 1 else None
 
     def take(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
@@ -82,7 +70,7 @@ class Desk:
                     HistoryAsked(origin, request.request, self._find(request.saga_id).dossier())
                 )
             elif kind == wire.BOOKS:
-                self._books(origin, request, fx)
+                self._books.take(origin, request, fx)
             elif kind == wire.RETRY:
                 self._retry(origin, request, now, fx)
             else:
@@ -246,35 +234,6 @@ class Desk:
         except SagacityError as error:
             refuse(fx, waiter, error)
 
-    def _books(self, origin: Peer, request: Request, fx: Effects) -> None:
-        asked, _ = _books.read(request.body)
-        state = self._state
-        page: dict[str, object]
-        if asked.book == "sagas":
-            page = {
-                "shard": self._engine.shard,
-                "highest": state.number,
-                "finished": len(state.finished),
-                "running": [
-                    [s.number, s.saga_id, phases.PHASES[s.phase], s.stuck, s.amount]
-                    for s in state.live.values()
-                ],
-            }
-        elif asked.book == "finished":
-            cards = state.finished.page(asked.start, asked.upto, BOOKS_PAGE_MAX)
-            page = {
-                "from": asked.start,
-                "rows": [[c.number, c.saga_id, phases.PHASES[c.phase], c.amount] for c in cards],
-            }
-        else:
-            worker = self._engine.any_worker(asked.book)
-            if worker is None:
-                raise NotTaken(f"no worker of {asked.book!r} is here", retry_after_ms=250)
-            fx.books.append(BooksForwarded(origin, request.request, worker, request.body))
-            return
-        body = wire.pack({"type": "books", "book": asked.book, **page})
-        fx.reply(origin, Reply(request.request, None, body))
-
 
 def same_content(first: bytes, now: bytes) -> None:
     """Refuse an id that was used for other content.
@@ -308,12 +267,10 @@ def in_reply(body: dict[str, object], msg_id: int) -> dict[str, object]:
 
 def stuck_error(saga: Live) -> SagacityError:
     """Say which compensation does not succeed."""
-
     name = saga.definition.compensation_names[saga.step - 1]
     return Stuck(f"{Stuck.prefix}{name} of {saga.saga_id} does not succeed; it is tried for ever")
 
 
 def superseded() -> SagacityError:
     """Tell a request that too many others wait for the same saga."""
-
     return NoOutcome(f"more than {WAITERS_MAX} requests wait for this saga; ask again")

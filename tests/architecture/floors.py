@@ -39,7 +39,10 @@ FLOORS: Final = (
     Floor(
         "decisions",
         (
-            *("shard", *_of("shard", "admission deadlines effects engine entries events finished")),
+            *(
+                "shard",
+                *_of("shard", "admission books deadlines effects engine entries events finished"),
+            ),
             *_of("shard", "history outcomes phases pools requests retries sagas state tally"),
         ),
     ),

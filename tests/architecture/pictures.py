@@ -3,9 +3,8 @@
 python -m tests.architecture.pictures          write them into the docs
 """
 
-from tests.architecture.floors import ROOT, picture
-
 from shard.phases import FACTS, PHASES, TRANSITIONS
+from tests.architecture.floors import ROOT, picture
 
 PLACES = {"docs/protocol.md": "phases", "ARCHITECTURE.md": "floors"}
 

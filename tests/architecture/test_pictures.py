@@ -1,6 +1,7 @@
 """The docs' pictures are prints of the code's tables."""
 
 import pytest
+
 from tests.architecture.floors import ROOT
 from tests.architecture.pictures import PLACES, printed
 

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _one(target: Target, seed: str, number: int, seconds: float) -> Figures:
     base = Path(tempfile.mkdtemp(prefix="sg-"))
-    figures = Round(target, seed, base, seconds).run()
+    figures = Round([target], seed, base, seconds).run()
     print(f"{number:3} {figures.line()}", flush=True)
     for fault in figures.faults:
         print(f"      {fault}", flush=True)
@@ -74,16 +74,18 @@ def _summary(target: Target, done: list[Figures]) -> str:
     told = f"{target}: {len(good)} of {len(done)} rounds good"
     if not good:
         return told
+    kills = [kill for figures in good for kill in figures.kills]
     middle = statistics.median
     return (
-        f"{told}; median in flight {middle(f.in_flight for f in good):.0f}, "
-        f"next answer {middle(f.answer_ms for f in good):.0f} ms, "
-        f"silence {middle(f.silence_ms for f in good):.0f} ms "
-        f"(longest {max(f.silence_ms for f in good):.0f}), "
-        f"all up {middle(f.up_ms for f in good):.0f} ms "
-        f"(longest {max(f.up_ms for f in good):.0f}); "
-        f"{sum(f.checkouts for f in good)} checkouts, "
-        f"{sum(f.repeats + f.again for f in good)} repeats"
+        f"{told}; median in flight {middle(kill.in_flight for kill in kills):.0f}, "
+        f"next answer {middle(kill.answer_ms for kill in kills):.0f} ms, "
+        f"longest silence {middle(kill.silence_ms for kill in kills):.0f} ms "
+        f"(worst {max(kill.silence_ms for kill in kills):.0f}), "
+        f"all up {middle(kill.up_ms for kill in kills):.0f} ms "
+        f"(worst {max(kill.up_ms for kill in kills):.0f}), "
+        f"children gone {max(kill.gone_ms for kill in kills):.0f} ms at worst; "
+        f"{sum(figures.checkouts for figures in good)} checkouts, "
+        f"{sum(figures.repeats + figures.again for figures in good)} repeats"
     )
 
 

@@ -1,4 +1,4 @@
-"""One round: a cluster under load, one kill, and what must hold afterwards (PROOF, layer K).
+"""One round: a cluster under load, a kill, and what must hold afterwards (PROOF, layer K).
 
 Starts real processes, kills the target at a random moment, goes on, ends, and looks at everything:
 answers, repeats, books, metrics, processes, sockets, the log, the rows on disk. Whatever is not as
@@ -9,6 +9,7 @@ import json
 import os
 import random
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -51,32 +52,44 @@ TARGETS: Final = {
 }
 
 
-class Figures(Struct):
-    """What a round saw; times in milliseconds after the kill."""
+class Kill(Struct):
+    """One kill; times in milliseconds after it."""
 
     target: Target
-    killed: int = 0  # processes
-    in_flight: int = 0  # at the kill
+    processes: int = 0  # that were alive and were killed
+    in_flight: int = 0  # checkouts, at that moment
     before: int = 0  # answers until then
     gone_ms: float = 0.0  # a killed supervisor's children
     answer_ms: float = 0.0  # the next answer; of a killed shard's, if one was killed
-    silence_ms: float = 0.0  # longest time without an answer, afterwards
+    silence_ms: float = 0.0  # longest time without an answer, from then on
     up_ms: float = 0.0  # everything is up again
+
+    def line(self) -> str:
+        """Give it as a part of a line."""
+        gone = f"gone {self.gone_ms:.0f} ms, " if self.gone_ms else ""
+        return (
+            f"{self.target}: {self.processes} killed, {self.in_flight} in flight, {self.before} "
+            f"answered before; {gone}next answer {self.answer_ms:.0f} ms, longest silence "
+            f"{self.silence_ms:.0f} ms, all up {self.up_ms:.0f} ms"
+        )
+
+
+class Figures(Struct):
+    """What a round saw."""
+
+    kills: list[Kill]
+    faults: list[str]
     checkouts: int = 0
     repeats: int = 0  # during the load
     again: int = 0  # after it
     endings: dict[str, int] = {}
-    faults: list[str] = []
 
     def line(self) -> str:
         """Give it as one line."""
-        gone = f"gone {self.gone_ms:.0f} ms, " if self.gone_ms else ""
         ends = " ".join(f"{name} {times}" for name, times in sorted(self.endings.items()))
         return (
-            f"{self.target}: {self.killed} killed, {self.in_flight} in flight, "
-            f"{self.before} answered before; {gone}next answer {self.answer_ms:.0f} ms, longest "
-            f"silence {self.silence_ms:.0f} ms, all up {self.up_ms:.0f} ms; "
-            f"{self.checkouts} checkouts ({ends}), {self.repeats} + {self.again} repeats; "
+            "; ".join(kill.line() for kill in self.kills)
+            + f"; {self.checkouts} checkouts ({ends}), {self.repeats} + {self.again} repeats; "
             + (f"{len(self.faults)} FAULTS" if self.faults else "ok")
         )
 
@@ -85,10 +98,10 @@ class Round:
     """One round, on a directory of its own.
 
     Args:
-        target: whom to kill.
+        targets: whom to kill, one after the other, each when everything is up again.
         seed: of all that is random in it.
         base: an empty directory with a short path, for the cluster's directory, sockets and log.
-        seconds: the kill comes in the second half of this time.
+        seconds: the first kill comes in the second half of this time.
 
     Attributes:
         data: the cluster's directory.
@@ -98,13 +111,14 @@ class Round:
 
     load: Load
 
-    def __init__(self, target: Target, seed: str, base: Path, seconds: float) -> None:
+    def __init__(self, targets: Sequence[Target], seed: str, base: Path, seconds: float) -> None:
         self.data = base / "data"
-        self.figures = Figures(target, endings={}, faults=[])
+        self.figures = Figures([], [])
+        self._targets = targets
         self._base = base
-        self._rng = random.Random(f"{seed}/{target}")
+        self._rng = random.Random(f"{seed}/{'/'.join(map(str, targets))}")
         self._seconds = seconds
-        self._killed_at = 0.0
+        self._killed_at: list[float] = []
         self._log = base / "cluster.log"
 
     def run(self) -> Figures:
@@ -114,8 +128,9 @@ class Round:
             with ExitStack() as stack:
                 self._start(stack)
                 self.load.turn_for(self._seconds * self._rng.uniform(0.5, 1.0))
-                self._kill()
-                self.load.turn_for(self._seconds / 2)
+                for target in self._targets:
+                    self._kill(target)
+                    self.load.turn_for(self._seconds / 2)
                 self.load.finish(WAIT_S)
                 self._measure_answers()
                 figures.endings = dict(self.load.judge())
@@ -124,8 +139,8 @@ class Round:
                 self._check_running()
                 self._stop()
             figures.checkouts, figures.repeats = len(self.load.asked), self.load.repeats
-            found = checker.check(evidence.read(self.data), self.load.asked, load_catalog().prices)
-            for fault in found:
+            found = evidence.read(self.data)
+            for fault in checker.check(found, self.load.asked, load_catalog().prices):
                 self.load.fault(fault)
         except (RoundFailed, SagacityError) as error:
             figures.faults.append(f"{type(error).__name__}: {error}")
@@ -147,28 +162,32 @@ class Round:
 
     # -- the kill -------------------------------------------------------------------------------
 
-    def _kill(self) -> None:
+    def _kill(self, target: Target) -> None:
         """Kill the target, then go on until everything is up again."""
-        figures, role = self.figures, self.figures.target.role
         give_up = time.monotonic() + BACK_S
-        while not figures.killed:
+        kill = Kill(target)
+        while not kill.processes:
             if time.monotonic() > give_up:
                 raise RoundFailed("the round is void: no live process of the target was hit")
-            victims = self._victims(self.load.status()["processes"])
-            figures.in_flight, figures.before = self.load.open, len(self.load.answered)
-            self._killed_at = time.monotonic()
-            figures.killed = processes.kill_all(victims)
-        if not figures.in_flight:
+            victims = self._victims(target, self.load.status()["processes"])
+            kill.in_flight, kill.before = self.load.open, len(self.load.answered)
+            killed_at = time.monotonic()
+            kill.processes = processes.kill(victims)
+        self.figures.kills.append(kill)
+        self._killed_at.append(killed_at)
+        if not kill.in_flight:
             raise RoundFailed("the round is void: nothing was in flight")
-        if role in {"supervisor", "all"}:
-            self._restart()
+        if target.role in {"supervisor", "all"}:
+            kill.gone_ms = self._restart(killed_at)
         dead = {process.pid for process in victims}
-        self.load.turn_until(lambda: self._all_up(dead), BACK_S, "everything being up again")
-        figures.up_ms = (time.monotonic() - self._killed_at) * 1000
+        self.load.turn_until(
+            lambda: self._all_up(dead, target.role), BACK_S, "everything being up again"
+        )
+        kill.up_ms = (time.monotonic() - killed_at) * 1000
 
-    def _victims(self, rows: list[dict[str, Any]]) -> list[processes.Process]:
+    def _victims(self, target: Target, rows: list[dict[str, Any]]) -> list[processes.Process]:
         """Give the processes to kill, in order; none if the target is not there at this moment."""
-        role, which = self.figures.target
+        role, which = target
         if role == "all":
             everyone = processes.of_cluster(self.data)
             self._rng.shuffle(everyone)
@@ -181,29 +200,30 @@ class Round:
         seen = [processes.look(pid) for pid in pids if pid]
         return [process for process in seen if process is not None]
 
-    def _restart(self) -> None:
-        """Wait for the end of a killed supervisor's children; start the cluster once more."""
+    def _restart(self, killed_at: float) -> float:
+        """Start the cluster once more; say how long its children outlived their supervisor."""
         self._cluster.process.wait()
         self.load.turn_until(
             lambda: not processes.of_cluster(self.data), BACK_S, "the end of the children"
         )
-        self.figures.gone_ms = (time.monotonic() - self._killed_at) * 1000
-        if self.figures.gone_ms > ORPHANS_S * 1000:
-            self.load.fault(f"children outlived their supervisor by {self.figures.gone_ms:.0f} ms")
+        gone_ms = (time.monotonic() - killed_at) * 1000
+        if gone_ms > ORPHANS_S * 1000:
+            self.load.fault(f"children outlived their supervisor by {gone_ms:.0f} ms")
         self._cluster.stop()
         self._cluster = ClusterProcess(self.data, env=self._env, stderr=self._stderr)
         self.load.turn_until(self._cluster.read_ready, BACK_S, "the cluster serving again")
         if self._cluster.url != self.url:
             self.load.fault(f"the address was {self.url}, now it is {self._cluster.url}")
+        return gone_ms
 
-    def _all_up(self, dead: set[int]) -> bool:
+    def _all_up(self, dead: set[int], killed: str) -> bool:
         rows = self.load.status()["processes"]
         states: dict[str, list[str]] = {}
         for row in rows:
             states.setdefault(row["role"], []).append(row["state"])
         wanted = {"supervisor": ["up"], "router": ["up"], "shard": ["up"] * SHARDS}
         wanted |= {name: ["standby", "up"] for name in SERVICES}
-        if self.load.open and self.figures.target.role != "payment":
+        if self.load.open and killed != "payment":
             states["payment"] = wanted["payment"]  # u_crash goes on ending its workers
         found = {role: sorted(each) for role, each in states.items()}
         return found == wanted and not dead & {row["pid"] for row in rows}
@@ -211,22 +231,21 @@ class Round:
     # -- afterwards -----------------------------------------------------------------------------
 
     def _measure_answers(self) -> None:
-        target, slots = self.figures.target, DataDirectory(self.data).read().slots
-        at = before = self._killed_at
-        first = 0.0
-        for at, saga_id in self.load.answered[self.figures.before :]:
-            self.figures.silence_ms = max(self.figures.silence_ms, (at - before) * 1000)
-            if not first and (target.role != "shard" or slots.owner(saga_id) == target.which):
-                first = at
-            before = at
-        if first:
-            self.figures.answer_ms = (first - self._killed_at) * 1000
-        else:
-            self.load.fault("nothing was answered after the kill")
+        slots = DataDirectory(self.data).read().slots
+        for kill, killed_at in zip(self.figures.kills, self._killed_at, strict=True):
+            before = killed_at
+            for at, saga_id in self.load.answered[kill.before :]:
+                kill.silence_ms = max(kill.silence_ms, (at - before) * 1000)
+                shard = kill.target.which if kill.target.role == "shard" else slots.owner(saga_id)
+                if not kill.answer_ms and slots.owner(saga_id) == shard:
+                    kill.answer_ms = (at - killed_at) * 1000
+                before = at
+            if not kill.answer_ms:
+                self.load.fault(f"nothing was answered after the kill of {kill.target}")
 
     def _check_running(self) -> None:
         """Look at the cluster at rest: all up, books balanced, no fault counted."""
-        self.load.turn_until(lambda: self._all_up(set()), BACK_S, "everything being up")
+        self.load.turn_until(lambda: self._all_up(set(), ""), BACK_S, "everything being up")
         rows = self.load.status()["processes"]
         known = {row["pid"] for row in rows}
         there = {process.pid for process in processes.of_cluster(self.data)}
@@ -267,8 +286,7 @@ class Round:
         """End what a round that failed has not stopped."""
         if self._cluster.process.poll() is None:
             self._cluster.stop()
-        for process in processes.of_cluster(self.data):
-            processes.kill(process)
+        processes.kill(processes.of_cluster(self.data))
 
 
 def _is_alarming(line: str) -> bool:

@@ -8,7 +8,8 @@ of what the processes do.
 import os
 import select
 import signal
-import time
+from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -59,36 +60,28 @@ def is_alive(process: Process) -> bool:
     return seen is not None and seen.started == process.started
 
 
-def kill(process: Process) -> bool:
-    """Kill a process with SIGKILL and wait for its end; False if it had ended before."""
+def kill(victims: Sequence[Process]) -> int:
+    """Kill processes with SIGKILL, all in one go and in this order; wait for their end.
+
+    Returns:
+        How many of them were alive.
+    """
+    descriptors = []
     try:
-        descriptor = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return False
-    try:
-        # Looked at after the descriptor was had: from now on it can mean no other process.
-        if not is_alive(process):
-            return False
-        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        ended, _, _ = select.select([descriptor], [], [], END_S)
-        return bool(ended)
-    except ProcessLookupError:
-        return False
+        for process in victims:
+            with suppress(ProcessLookupError):
+                descriptors.append((os.pidfd_open(process.pid), process))
+        # Looked at when the descriptor is had: from then on it can mean no other process.
+        alive = [descriptor for descriptor, process in descriptors if is_alive(process)]
+        for descriptor in alive:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        for descriptor in alive:
+            select.select([descriptor], [], [], END_S)
+        return len(alive)
     finally:
-        os.close(descriptor)
-
-
-def kill_all(processes: list[Process]) -> int:
-    """Kill processes in this order, without waiting in between; say how many were alive."""
-    hit = 0
-    for process in processes:
-        if is_alive(process):
-            hit += 1
-            os.kill(process.pid, signal.SIGKILL)
-    give_up = time.monotonic() + END_S
-    while any(map(is_alive, processes)) and time.monotonic() < give_up:
-        select.select([], [], [], 0.002)
-    return hit
+        for descriptor, _ in descriptors:
+            os.close(descriptor)
 
 
 def _works_on(process: Process, data: Path) -> bool:

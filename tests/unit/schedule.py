@@ -20,6 +20,8 @@ from sagacity.ids import ACTION, barrier_key
 from sagacity.wire import Answer, Command
 from shard.effects import Effects
 from shard.events import Answered, Event, Peer, Requests, WorkerCame, WorkerWent
+from shard.loop import WAIT_MAX_NS
+from shard.sagas import MS
 from tests.unit.world import Rules, World, answer_to, order
 
 TOMBSTONE = -1
@@ -126,6 +128,7 @@ class Schedule:
         """No more faults: everything is delivered, until nothing runs."""
         for zombie in self.zombies:
             self.twin.handle(zombie, wire.OK)
+        self._hello()
         for _ in range(SETTLE_TURNS_MAX):
             self.answers.clear()
             if not self.world.engine.inflight:
@@ -137,8 +140,8 @@ class Schedule:
             self.world.held.clear()
             if len(events) == len(self.world.engine.workers()):
                 due = self.world.engine.next_due()
-                assert due is not None, "sagas run and nothing is due"
-                self.world.after(max(1, -(-(due - self.world.now.ns) // 1_000_000)))
+                left_ns = WAIT_MAX_NS if due is None else due - self.world.now.ns
+                self.world.after(max(1, -(-left_ns // MS)))
             self._step(*events)
         raise AssertionError(f"not final: {list(self.world.engine.state.live.values())}")
 

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.audit import FINISHED_ROWS, PAGE_ROWS, audit
+from cluster.audit import PAGE_ROWS, audit
 from cluster.judge import FAULTS_MAX
 from sagacity import wire
 from sagacity.errors import NotTaken
 from sagacity.ids import number_of
+from shard.books import PAGE_MAX
 
 SHARDS = 2
 Rows = list[list[Any]]
@@ -116,8 +117,12 @@ class Books:
             return {
                 "highest": self.highest[shard],
                 "finished": finished,
-                "running": [*self.running[shard]],
+                "snapshot": 7 + shard,
+                "running": len(self.running[shard]),
             }
+        if book == "running":
+            assert body["snapshot"] == 7 + shard
+            return {"rows": self.running[shard][body["from"] :][: self.page]}
         if book == "finished":
             assert body["upto"] <= len(self.finished[shard]) + self.gone
             return {"rows": self.finished[shard][body["from"] : body["upto"]][: self.page]}
@@ -493,6 +498,6 @@ def test_a_page_of_the_longest_rows_fits_in_a_body() -> None:
         "shipments": [2**45, 2**45, 3, False],
     }
     pages = [[row] * PAGE_ROWS[table] for table, row in longest.items()]
-    pages.append([[2**45, "x" * 128, "COMPLETED", 10**14]] * FINISHED_ROWS)
+    pages.append([[2**45, "x" * 128, "COMPENSATING", False, 10**14]] * PAGE_MAX)
     for rows in pages:
         assert len(wire.pack({"type": "books", "rows": rows})) < wire.BODY_BYTES_MAX

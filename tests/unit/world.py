@@ -273,10 +273,7 @@ def types(of: Iterable[Command]) -> list[str]:
     return [wire.unpack(command.body)["type"] for command in of]
 
 
-_FOLDED = (
-    "number saga_id order fingerprint amount order_id headers phase step states results attempt "
-    "cause reason stuck cancelled deadline_ms seqs"
-).split()
+_FOLDED = ["number", "saga_id", "order", "fingerprint", "amount", "order_id", "headers", "phase", "step", "states", "results", "attempt", "cause", "reason", "stuck", "cancelled", "deadline_ms", "seqs"]
 
 
 def snapshot(state: State) -> dict[str, Any]:
