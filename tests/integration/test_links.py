@@ -283,7 +283,7 @@ def test_a_worker_that_goes_and_comes_back_is_another(shard: Shard) -> None:
 
 
 def test_a_worker_that_does_not_read_blocks_nobody(shard: Shard) -> None:
-    """A stopped process fills its queue; the others are served, and its end is seen all the same."""
+    """A stopped process fills its queue; the others are served, and its end is seen."""
     hung, peer = shard.worker(capacity=10_000)
     healthy, other = shard.worker()
     body = pack({"pad": "x" * 200_000})
