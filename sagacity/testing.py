@@ -50,6 +50,7 @@ from shard.tally import PlainTally
 FOREVER = 1 << 30  # times: more than any saga asks
 
 _CLIENT = b"client"
+_CREDIT = 1 << 20  # a silent worker keeps what it has
 _TURNS_MAX = 10_000  # a play that takes longer would never end
 
 
@@ -262,7 +263,7 @@ class _Play:
         self.messages: list[dict[str, Any]] = []
         self._keep(self._engine.resume("0" * 32, self._now, 1))
         for service in sorted(self._engine.services()):
-            self._inbox.append(WorkerCame(service.encode(), service, 1, 1))
+            self._inbox.append(WorkerCame(service.encode(), service, 1, _CREDIT))
 
     def run(self, request: Mapping[str, Any]) -> Played:
         saga_id = str(request.get("saga_id", ""))
@@ -280,7 +281,7 @@ class _Play:
             assert due is not None, "a running saga has a timer"
             ns = max(due, self._now.ns)
             self._now = Instant(ns, ns // MS)
-        alive = [WorkerLives(peer, 1) for peer in self._engine.workers()]
+        alive = [WorkerLives(peer, _CREDIT) for peer in self._engine.workers()]
         events, self._inbox = [*alive, *self._inbox], []
         self._keep(self._engine.step(events, self._now, len(self._rows) + 1, self._now.ns))
 

@@ -24,6 +24,7 @@ from tests.chaos.load import ENDINGS, Asked
 
 STEPS: Final = {1: "inventory", 2: "payment", 3: "shipping"}
 TOMBSTONE: Final = -1
+FLAKY_ATTEMPTS: Final = 3  # of u_flaky_3 that fail; of any other checkout none does
 
 _read_order = msgspec.msgpack.Decoder(Order).decode
 
@@ -34,6 +35,7 @@ class Way(msgspec.Struct):
     Args:
         outcomes: what journals and services must agree on: (step, direction) -> outcome, reply.
         commanded: the highest step whose action may have been sent.
+        attempts: that ended without an outcome.
         owed: steps whose compensation is due, in the order in which it is.
         phase: the final one, None if it has none.
         final: the final answer.
@@ -41,6 +43,7 @@ class Way(msgspec.Struct):
 
     outcomes: dict[tuple[int, int], tuple[int, bytes]]
     commanded: int = 1
+    attempts: int = 0
     owed: list[int] = msgspec.field(default_factory=list)
     phase: int | None = None
     final: bytes = b""
@@ -137,7 +140,9 @@ def _walk(story: Story, way: Way) -> Iterator[str]:
             way.owed = list(range(step - declined, 0, -1))
         elif isinstance(entry, Finished):
             way.phase, way.final = entry.phase, entry.answer
-        elif not isinstance(entry, AttemptEnded):
+        elif isinstance(entry, AttemptEnded):
+            way.attempts += 1
+        else:
             yield f"{name}: nobody asked for {entry}"
     way.commanded = step
     yield from _ended(name, way, turned)
@@ -197,6 +202,9 @@ def _asked(
             order_id(started.order_count, started.slot) if way.phase == COMPLETED else ""
         ):
             yield f"{saga_id} was given another order id: {told}"
+        if way.attempts != FLAKY_ATTEMPTS * (sent.ending == "flaky"):
+            # A delivery that was lost with its worker, or with its shard, is none.
+            yield f"{saga_id} ({sent.ending}) used {way.attempts} attempts"
         wanted = COMPLETED if ENDINGS[sent.ending].status == "COMPLETED" else ABORTED
         if way.phase != wanted:
             yield f"{saga_id} ({sent.ending}) ended in phase {way.phase}: {told}"

@@ -180,9 +180,7 @@ class Round:
         if target.role in {"supervisor", "all"}:
             kill.gone_ms = self._restart(killed_at)
         dead = {process.pid for process in victims}
-        self.load.turn_until(
-            lambda: self._all_up(dead, target.role), BACK_S, "everything being up again"
-        )
+        self.load.turn_until(lambda: self._all_up(dead), BACK_S, "everything being up again")
         kill.up_ms = (time.monotonic() - killed_at) * 1000
 
     def _victims(self, target: Target, rows: list[dict[str, Any]]) -> list[processes.Process]:
@@ -216,14 +214,14 @@ class Round:
             self.load.fault(f"the address was {self.url}, now it is {self._cluster.url}")
         return gone_ms
 
-    def _all_up(self, dead: set[int], killed: str) -> bool:
+    def _all_up(self, dead: set[int]) -> bool:
         rows = self.load.status()["processes"]
         states: dict[str, list[str]] = {}
         for row in rows:
             states.setdefault(row["role"], []).append(row["state"])
         wanted = {"supervisor": ["up"], "router": ["up"], "shard": ["up"] * SHARDS}
         wanted |= {name: ["standby", "up"] for name in SERVICES}
-        if self.load.open and killed != "payment":
+        if self.load.open and "up" in states["payment"]:
             states["payment"] = wanted["payment"]  # u_crash goes on ending its workers
         found = {role: sorted(each) for role, each in states.items()}
         return found == wanted and not dead & {row["pid"] for row in rows}
@@ -245,7 +243,7 @@ class Round:
 
     def _check_running(self) -> None:
         """Look at the cluster at rest: all up, books balanced, no fault counted."""
-        self.load.turn_until(lambda: self._all_up(set(), ""), BACK_S, "everything being up")
+        self.load.turn_until(lambda: self._all_up(set()), BACK_S, "everything being up")
         rows = self.load.status()["processes"]
         known = {row["pid"] for row in rows}
         there = {process.pid for process in processes.of_cluster(self.data)}

@@ -8,7 +8,7 @@ DESIGN 5 as one dictionary.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from random import Random
 from typing import Any
@@ -26,6 +26,7 @@ from tests.unit.world import Rules, World, answer_to, order
 
 TOMBSTONE = -1
 SETTLE_TURNS_MAX = 3_000
+STARTS = {f"s{at}": order(f"s{at}") for at in range(4)}
 
 
 class Dice:
@@ -91,8 +92,14 @@ class Told(Struct):
 class Schedule:
     """One run: `play` with faults, `settle` without."""
 
-    def __init__(self, thrown: bytes, rules: Rules | None = None) -> None:
+    def __init__(
+        self,
+        thrown: bytes,
+        rules: Rules | None = None,
+        starts: Mapping[str, Mapping[str, Any]] = STARTS,
+    ) -> None:
         self.world = World(rules)
+        self._starts = starts
         self.twin = Twin(self.world)
         self.told = Told()
         self.digest = sha256()
@@ -101,7 +108,7 @@ class Schedule:
         self._dice = Dice(thrown)
         self._came = 0
         self._asked: dict[int, str] = {}
-        self._ids = [f"s{at}" for at in range(4)]
+        self._ids = list(starts)
         self._moves: list[Callable[[], None]] = [
             self._work,
             self._work,
@@ -173,7 +180,7 @@ class Schedule:
 
     def _start(self) -> None:
         saga_id = self._ids[self._dice.pick(len(self._ids))]
-        self._step(self._ask(wire.START, saga_id, order(saga_id)))
+        self._step(self._ask(wire.START, saga_id, self._starts[saga_id]))
 
     def _cancel(self) -> None:
         saga_id = self._ids[self._dice.pick(len(self._ids))]
@@ -202,7 +209,9 @@ class Schedule:
         self._step(WorkerWent(peer))
         if not self._dice.pick(2):
             self.answers = [each for each in self.answers if each[0] != peer]
-        if len(self.world.engine.workers()) < 3 or self._dice.pick(2):
+        if len(self.world.engine.workers()) < len(self.world.engine.services()) or self._dice.pick(
+            2
+        ):
             self._hello()
 
     def _zombie(self) -> None:
@@ -223,15 +232,11 @@ class Schedule:
 
     def _hello(self) -> None:
         self._came += 1
-        services = ("inventory", "payment", "shipping")
-        self._step(
-            *(
-                WorkerCame(f"{name}-{self._came}".encode(), name, self._came, 2)
-                for name in services
-            )
-        )
+        services = sorted(self.world.engine.services())
+        names = [(name, f"{name}-{self._came}".encode()) for name in services]
+        self._step(*(WorkerCame(peer, name, self._came, 2) for name, peer in names))
 
-    def _ask(self, kind: int, saga_id: str, body: dict[str, Any]) -> Requests:
+    def _ask(self, kind: int, saga_id: str, body: Mapping[str, Any]) -> Requests:
         self._asked[self.world.requests + 1] = f"{kind} {saga_id}"
         return self.world.ask(kind, saga_id, body)
 

@@ -4,7 +4,7 @@ A file is a sequence of blocks. The lines above `----` are one batch of events; 
 what the engine asked for. `SAGACITY_REWRITE=1 pytest tests/unit/test_engine_transcripts.py`
 writes the lower parts anew; read the difference before you believe it.
 
-    rules deadline_ms=5000 attempts=2 inflight_max=1      the first block, where defaults will not do
+    rules deadline_ms=5000 attempts=2 inflight_max=1      the first block, where needed
     workers inventory payment [capacity=8]                HELLO, each called like its service
     worker NAME SERVICE [capacity=8] · beat NAME|all [capacity=0] · gone NAME
     start ID [user= items=abc123*2,xyz789 address= msg= by=CLIENT] [submit] · body KIND ID JSON

@@ -175,8 +175,10 @@ class World:
         asked = wire.unpack(command.body)
         if outcome in (wire.OK, wire.DECLINED):
             step = self._step_of(command)
-            kind = (step.compensated if command.direction else step.ok) if not outcome else (
-                step.declined
+            kind = (
+                (step.compensated if command.direction else step.ok)
+                if not outcome
+                else (step.declined)
             )
             return wire.pack(fill(kind, {**(body or {})}, {**_examples(asked, command), **asked}))
         return wire.pack(dict(body or {"type": "failed", "text": "no luck"}))
@@ -273,7 +275,26 @@ def types(of: Iterable[Command]) -> list[str]:
     return [wire.unpack(command.body)["type"] for command in of]
 
 
-_FOLDED = ["number", "saga_id", "order", "fingerprint", "amount", "order_id", "headers", "phase", "step", "states", "results", "attempt", "cause", "reason", "stuck", "cancelled", "deadline_ms", "seqs"]
+_FOLDED = [
+    "number",
+    "saga_id",
+    "order",
+    "fingerprint",
+    "amount",
+    "order_id",
+    "headers",
+    "phase",
+    "step",
+    "states",
+    "results",
+    "attempt",
+    "cause",
+    "reason",
+    "stuck",
+    "cancelled",
+    "deadline_ms",
+    "seqs",
+]
 
 
 def snapshot(state: State) -> dict[str, Any]:
@@ -289,4 +310,3 @@ def snapshot(state: State) -> dict[str, Any]:
         "at_risk": state.at_risk,
         "orders": list(state.order_counts),
     }
-

@@ -1,0 +1,122 @@
+"""Pools: credit, queues, and what a worker that goes leaves behind."""
+
+from sagacity.ids import barrier_key
+from sagacity.saga import Retry
+from services.checkout import checkout
+from shard.pools import Pool, Worker, sent
+from shard.sagas import OUT, QUEUED, Definition, Live, settle
+
+DEFINITION = Definition(checkout, Retry())
+
+
+def saga(number: int) -> Live:
+    return Live(DEFINITION, number, f"s{number}", b"", b"", 0, 1, 0, 0, {})
+
+
+def worker(pool: Pool, name: bytes, capacity: int) -> Worker:
+    made = Worker(name, pool, 1, capacity, 0)
+    pool.workers[name] = made
+    return made
+
+
+def test_commands_come_out_in_the_order_in_which_they_went_in() -> None:
+    """First come, first served."""
+    pool = Pool("inventory")
+    sagas = [saga(number) for number in range(3)]
+    for each in sagas:
+        pool.offer(each)
+    assert [pool.take(), pool.take(), pool.take(), pool.take()] == [*sagas, None]
+
+
+def test_a_command_that_is_no_longer_wanted_is_passed_over() -> None:
+    """A cancel settles its saga; the queue is not searched for it."""
+    pool = Pool("inventory")
+    first, second = saga(1), saga(2)
+    pool.offer(first)
+    pool.offer(second)
+    settle(first)
+    assert pool.take() is second
+
+
+def test_a_saga_that_moved_on_waits_in_one_pool_only() -> None:
+    """A late success moves a saga while its retry waits in the old pool."""
+    before, after = Pool("inventory"), Pool("payment")
+    moving = saga(1)
+    before.offer(moving)
+    after.offer(moving)
+    assert before.take() is None
+    assert after.take() is moving
+    assert after.take() is None
+
+
+def test_offered_twice_it_is_given_out_once() -> None:
+    """Two commands of one saga would be two attempts."""
+    pool = Pool("inventory")
+    each = saga(1)
+    pool.offer(each)
+    pool.offer(each)
+    assert pool.take() is each
+    assert pool.take() is None
+
+
+def test_what_a_lost_worker_had_goes_first() -> None:
+    """It has waited longest."""
+    pool = Pool("inventory")
+    waiting, lost, lost_too = saga(1), saga(2), saga(3)
+    pool.offer(waiting)
+    pool.offer_again([lost, lost_too])
+    assert lost.where == QUEUED
+    assert [pool.take(), pool.take(), pool.take()] == [lost, lost_too, waiting]
+
+
+def test_the_worker_with_most_credit_is_the_freest() -> None:
+    """None has any: the command waits."""
+    pool = Pool("inventory")
+    assert pool.freest() is None
+    small, big = worker(pool, b"small", 1), worker(pool, b"big", 2)
+    assert pool.freest() is big
+    sent(big, saga(1), 0, 10)
+    assert pool.freest() is small  # equal: the one that came first
+    sent(small, saga(2), 0, 10)
+    assert pool.freest() is big
+    sent(big, saga(3), 0, 10)
+    assert pool.freest() is None
+
+
+def test_a_worker_without_capacity_gets_nothing() -> None:
+    """Its database is full, busy or fails."""
+    pool = Pool("inventory")
+    worker(pool, b"sick", 0)
+    assert pool.freest() is None
+
+
+def test_a_delivery_starts_the_attempts_clock() -> None:
+    """Waiting in the shard counts against the saga's deadline alone."""
+    pool = Pool("inventory")
+    serving, each = worker(pool, b"w", 1), saga(1)
+    sent(serving, each, 100, 30)
+    assert (each.where, each.worker, each.sent_at, each.due) == (OUT, b"w", 100, 130)
+    assert serving.out == {barrier_key(1, 1, 0): 100}
+
+
+def test_credit_of_what_nobody_waits_for_comes_back() -> None:
+    """Only of what is old enough; the young may still be answered."""
+    pool = Pool("inventory")
+    serving = worker(pool, b"w", 3)
+    for number, at in ((1, 10), (2, 20), (3, 30)):
+        sent(serving, saga(number), at, 5)
+    kept = barrier_key(2, 1, 0)
+    pool.forget_before(20, lambda key, _: key == kept)
+    assert list(serving.out) == [kept, barrier_key(3, 1, 0)]
+
+
+def test_sent_again_it_counts_as_young() -> None:
+    """`forget_before` stops at the first that is young enough: order is by time."""
+    pool = Pool("inventory")
+    serving = worker(pool, b"w", 3)
+    first, second = saga(1), saga(2)
+    sent(serving, first, 10, 5)
+    sent(serving, second, 20, 5)
+    sent(serving, first, 30, 5)
+    pool.forget_before(25, lambda *_: False)
+    assert serving.out == {barrier_key(1, 1, 0): 30}
