@@ -14,7 +14,7 @@ import secrets
 import statistics
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 from cluster.audit import audit
@@ -65,9 +65,9 @@ def alone(connection: Connection, sagas: int) -> list[float]:
     return sorted(took)
 
 
-def cpu_seconds(processes: list[dict[str, Any]]) -> Counter[str]:
+def cpu_seconds(processes: list[dict[str, Any]]) -> dict[str, float]:
     """Give the CPU that each role has used."""
-    used: Counter[str] = Counter()
+    used: dict[str, float] = defaultdict(float)
     for process in processes:
         with open(f"/proc/{process['pid']}/stat") as stat:
             fields = stat.read().rpartition(")")[2].split()
@@ -93,8 +93,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 found["checkouts/s"] = args.sagas / seconds
                 found |= outcomes
                 found["us client"] = mine / args.sagas * 1e6
-                for role, used in (after - before).items():
-                    found[f"us {role}"] = used / args.sagas * 1e6
+                for role, used in after.items():
+                    found[f"us {role}"] = (used - before[role]) / args.sagas * 1e6
         with Client(cluster.url) as client:
             report = audit(client)
         if not report["balanced"]:
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def processes_cpu(cluster: ClusterProcess) -> Counter[str]:
+def processes_cpu(cluster: ClusterProcess) -> dict[str, float]:
     """Give the CPU that a cluster's processes have used, by role."""
     with Client(cluster.url) as client:
         return cpu_seconds(client.status()["processes"])

@@ -282,6 +282,8 @@ def from_json(value: dict[str, Any], kind: type[T]) -> T:
     """
     try:
         refuse_floats(value, DEPTH_MAX)
+        if "type" not in value:  # which msgspec does not ask of a single kind
+            raise Malformed("Object missing required field `type`")
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, UnicodeEncodeError, OverflowError) as error:
         raise Malformed(str(error)) from None

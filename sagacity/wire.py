@@ -341,10 +341,10 @@ def pack(body: Any) -> bytes:
 
 
 def _refuse_foreign(value: Any, depth: int) -> None:
-    if depth == 0:
-        raise ValueError(f"more than {DEPTH_MAX} levels")
     if isinstance(value, float):
         raise TypeError("a number is an integer; money counts minor units")
+    if depth == 0 and isinstance(value, dict | list | tuple):
+        raise ValueError(f"more than {DEPTH_MAX} levels")
     if isinstance(value, dict):
         for member in value.values():
             _refuse_foreign(member, depth - 1)
@@ -427,8 +427,9 @@ class BodyReader(Generic[T]):
             canonical = encode(value)
             if canonical != body:
                 found = unpack(body)
+                # Of a single kind msgspec asks no tag.
                 if self._tag_field is not None and self._tag_field not in found:
-                    raise Malformed(f"`{self._tag_field}` is missing")  # msgspec asks none of one
+                    raise Malformed(f"Object missing required field `{self._tag_field}`")
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError) as error:
             raise Malformed(str(error)) from None
         return value, canonical

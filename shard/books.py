@@ -5,19 +5,15 @@ among the running, whose pages the snapshot keeps, or among the first `finished`
 move. A service's books are asked of one of its workers.
 """
 
-from typing import TYPE_CHECKING
-
 import msgspec
 from msgspec import Struct
 
 from sagacity.errors import Conflict, NotTaken
 from sagacity.wire import BodyReader, Reply, Request, pack
+from shard.course import Course
 from shard.effects import BooksForwarded, Effects
 from shard.events import Peer
 from shard.phases import PHASES
-
-if TYPE_CHECKING:
-    from shard.engine import Engine
 
 PAGE_MAX = 1_500  # rows of one page: with the longest ids still under wire.BODY_BYTES_MAX
 SNAPSHOTS_MAX = 4  # audits that may read one shard at once
@@ -39,11 +35,11 @@ _read: BodyReader[BooksRequest] = BodyReader(BooksRequest)
 
 
 class Books:
-    """Gives pages, for an engine whose state it reads."""
+    """Gives pages of what the course holds."""
 
-    def __init__(self, engine: "Engine") -> None:
-        self._engine = engine
-        self._state = engine.state
+    def __init__(self, course: Course) -> None:
+        self._course = course
+        self._state = course.state
         self._snapshots: dict[int, list[list[object]]] = {}  # what ran then
         self._asked = 0
 
@@ -70,7 +66,7 @@ class Books:
             finished = [[c.number, c.saga_id, PHASES[c.phase], c.amount] for c in cards]
             page = {"from": asked.start, "rows": finished}
         else:
-            worker = self._engine.any_worker(asked.book)
+            worker = self._course.any_worker(asked.book)
             if worker is None:
                 raise NotTaken(f"no worker of {asked.book!r} is here", retry_after_ms=250)
             fx.books.append(BooksForwarded(origin, request.request, worker, request.body))
@@ -88,7 +84,7 @@ class Books:
         if len(self._snapshots) > SNAPSHOTS_MAX:
             del self._snapshots[next(iter(self._snapshots))]
         return {
-            "shard": self._engine.shard,
+            "shard": self._course.shard,
             "highest": state.number,
             "finished": len(state.finished),
             "snapshot": self._asked,

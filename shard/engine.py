@@ -8,20 +8,19 @@ The same history and the same instants give the same effects, on every machine.
 
 from collections.abc import Mapping
 
-from sagacity.ids import ACTION, barrier_key
+from sagacity.ids import barrier_key
 from sagacity.wire import (
     BOOKS,
     CANCEL,
     RETRY,
     SHOW,
     Command,
-    encode,
 )
-from shard import entries, phases
+from shard import entries
 from shard.admission import Admission
-from shard.deadlines import Wheel
+from shard.course import Course
 from shard.effects import Effects
-from shard.entries import AttemptEnded, Batch, Finished, Opened, TurnedBack
+from shard.entries import Batch, Opened
 from shard.events import (
     Answered,
     Event,
@@ -34,16 +33,14 @@ from shard.events import (
 )
 from shard.outcomes import Outcomes
 from shard.phases import RUNNING
-from shard.pools import Pool, Worker, sent
-from shard.requests import Desk, answer, refuse, stuck_error
-from shard.retries import RetryBudget, backoff_ns
+from shard.pools import Worker, sent
+from shard.requests import Desk
+from shard.retries import RetryBudget
 from shard.sagas import (
     BACKING_OFF,
     MS,
     OUT,
-    QUEUED,
     Live,
-    settle,
 )
 from shard.state import State
 from shard.tally import Tally
@@ -82,24 +79,33 @@ class Engine:
         deadline_ms: int = 30_000,
         worker_live_ns: int = 2_500 * MS,
     ) -> None:
-        self.shard = shard
-        self.slots = slots
         self.state = state
-        self.prices = prices
         self.admission = admission
         self.tally = tally
-        self.deadline_ms = deadline_ms
-        self.seq = 0  # of the journal row that the current batch will become
         self._worker_live_ns = worker_live_ns
-        self._wheel = Wheel()
-        self._swept_at = 0
+        self._course = course = Course(
+            shard, slots, state, prices, admission, budget, tally, deadline_ms
+        )
         self._workers: dict[Peer, Worker] = {}
-        services = sorted({name for d in state.definitions.values() for name in d.services})
-        self._pools = {name: Pool(name) for name in services}
-        self.budgets = {name: budget.copy() for name in services}
+        self._swept_at = 0
         self._longest = max(t for d in state.definitions.values() for t in d.timeouts)
-        self._desk = Desk(self)
-        self._outcomes = Outcomes(self)
+        self._desk = Desk(course)
+        self._outcomes = Outcomes(course)
+
+    @property
+    def shard(self) -> int:
+        """The shard's index."""
+        return self._course.shard
+
+    @property
+    def seq(self) -> int:
+        """The journal row that the last batch of effects becomes."""
+        return self._course.seq
+
+    @property
+    def deadline_ms(self) -> int:
+        """From a saga's start until it turns back."""
+        return self._course.deadline_ms
 
     # -- the loop's side ------------------------------------------------------------------------
 
@@ -114,7 +120,7 @@ class Engine:
         A deadline has what was left of it, at least 10 s and at most the whole: neither an outage
         nor a clock that jumped turns sagas back in bulk.
         """
-        self.seq = seq
+        self._course.seq = seq
         fx = Effects()
         opened = Opened(cluster_id, self.shard, self.state.epoch + 1)
         fx.entries.append(opened)
@@ -123,7 +129,7 @@ class Engine:
             left = saga.deadline_ms - now.wall_ms
             left = min(max(left, min(RECOVERED_MIN_MS, self.deadline_ms)), self.deadline_ms)
             saga.started_at = now.ns
-            self.begin(saga, now, deadline=now.ns + left * MS)
+            self._course.begin(saga, now, deadline=now.ns + left * MS)
         self.tally.recovered(len(self.state.live))
         return fx
 
@@ -136,7 +142,7 @@ class Engine:
             seq: of the journal row that the entries will become.
             timers_until: loop time; what was due by then fires, after the answers.
         """
-        self.seq = seq
+        self._course.seq = seq
         fx = Effects()
         requests: list[Requests] = []
         for event in events:
@@ -162,17 +168,12 @@ class Engine:
 
     def next_due(self) -> int | None:
         """Give the loop time at which a timer is next to be looked at."""
-        return self._wheel.next_ns()
+        return self._course.wheel.next_ns()
 
     @property
     def inflight(self) -> int:
         """Sagas that are not final."""
         return len(self.state.live)
-
-    def any_worker(self, service: str) -> Peer | None:
-        """Give a worker of a service; None when none is here."""
-        pool = self._pools.get(service)
-        return next(iter(pool.workers), None) if pool else None
 
     def workers(self) -> list[Peer]:
         """Give every worker's connection."""
@@ -180,20 +181,14 @@ class Engine:
 
     def services(self) -> frozenset[str]:
         """Give the services that the definitions need."""
-        return frozenset(self._pools)
-
-    def busy(self, service: str) -> tuple[int, int, int]:
-        """Give commands out, capacity, and sagas waiting, of a service."""
-        pool = self._pools[service]
-        out = sum(len(worker.out) for worker in pool.workers.values())
-        return out, sum(w.capacity for w in pool.workers.values()), len(pool.waiting)
+        return frozenset(self._course.pools)
 
     # -- workers --------------------------------------------------------------------------------
 
     def _of_worker(self, event: Event, now: Instant) -> None:
         if isinstance(event, WorkerCame):
             self._went(event.worker)
-            pool = self._pools[event.service]
+            pool = self._course.pools[event.service]
             worker = Worker(event.worker, pool, event.incarnation, event.capacity, now.ns)
             self._workers[event.worker] = pool.workers[event.worker] = worker
         elif isinstance(event, WorkerLives):
@@ -224,82 +219,11 @@ class Engine:
         for each in event.items:
             take(worker, each, now, fx)
 
-    # -- decisions ------------------------------------------------------------------------------
-
-    def begin(self, saga: Live, now: Instant, deadline: int | None = None) -> None:
-        """Have the current command of a saga given out, and its deadline watched."""
-        saga.deadline = now.ns + self.deadline_ms * MS if deadline is None else deadline
-        self.queue(saga)
-        # Looked at when its first attempt would be over: the usual saga never moves this place.
-        first = now.ns + saga.definition.timeouts[saga.step - 1]
-        self._arm(saga, min(first, saga.deadline))
-
-    def turn_back(self, saga: Live, cause: str, reason: str, now: Instant, fx: Effects) -> None:
-        """Turn a running saga back, for good; the reason is what its client will read."""
-        entry = TurnedBack(saga.number, saga.step, cause, reason)
-        fx.entries.append(entry)
-        self.state.turned_back(entry, self.seq)
-        settle(saga)
-        self.compensate_next(saga, now, fx)
-
-    def send_now(self, saga: Live, now: Instant) -> None:
-        """Give a saga's current command out again without waiting for its backoff."""
-        if saga.where == BACKING_OFF:
-            self.queue(saga)
-            self._arm(saga, now.ns + saga.definition.timeouts[saga.step - 1])
-
-    def compensate_next(self, saga: Live, now: Instant, fx: Effects) -> None:
-        """Have the next step compensated; without one the saga is aborted."""
-        if saga.step == 0:
-            self.finish(saga, phases.ABORTED, now, fx)
-        else:
-            self.queue(saga)
-
-    def finish(self, saga: Live, phase: int, now: Instant, fx: Effects) -> None:
-        """End a saga: its answer, built once, goes to all who wait and never changes."""
-        completed = phase == phases.COMPLETED
-        plan = saga.definition.saga
-        run = saga.run()
-        final = encode(plan.completed(run) if completed else plan.aborted(run, saga.reason))
-        entry = Finished(saga.number, phase, final)
-        fx.entries.append(entry)
-        self.state.finish(entry, self.seq)
-        for waiter in saga.waiters:
-            answer(fx, waiter, final)
-        outcome = "completed" if completed else "aborted"
-        self.tally.finished(saga.definition.name, outcome, now.ns - saga.started_at)
-
-    def attempt_ended(self, saga: Live, cause: str, text: str, now: Instant, fx: Effects) -> None:
-        """An attempt counts: retry after a wait, or turn back, or mark the saga STUCK."""
-        direction, step_number, attempt = saga.direction, saga.step, saga.attempt
-        name = saga.definition.names[step_number - 1]
-        retry = saga.definition.retries[step_number - 1]
-        entry = AttemptEnded(saga.number, step_number, direction, attempt, cause, text)
-        fx.entries.append(entry)
-        was_stuck = saga.stuck
-        self.state.attempt_ended(entry, self.seq)
-        self.tally.attempted(name, direction, cause, now.ns - saga.sent_at)
-        if direction == ACTION and attempt >= retry.attempts:
-            self.turn_back(saga, entries.TIMED_OUT, f"Timed out: {name}", now, fx)
-            return
-        if saga.stuck and not was_stuck:
-            for waiter in saga.waiters:
-                refuse(fx, waiter, stuck_error(saga))
-            saga.waiters.clear()
-        saga.where = BACKING_OFF
-        saga.worker = None
-        saga.due = now.ns + backoff_ns(retry, saga.saga_id, step_number, attempt)
-        self._arm(saga, self._look_at(saga))
-
     # -- commands and time ----------------------------------------------------------------------
-
-    def queue(self, saga: Live) -> None:
-        """Have the current command of a saga given to a worker with credit."""
-        self._pools[saga.definition.services[saga.step - 1]].offer(saga)
 
     def _assign(self, now: Instant, fx: Effects) -> None:
         """Give commands to workers with credit; each attempt's clock starts here."""
-        for pool in self._pools.values():
+        for pool in self._course.pools.values():
             while pool.waiting:
                 worker = pool.freest()
                 if worker is None:
@@ -312,7 +236,7 @@ class Engine:
                         break
                     commands.append(self._command(saga))
                     sent(worker, saga, now.ns, saga.definition.timeouts[saga.step - 1])
-                    self._arm(saga, self._look_at(saga))
+                    self._course.arm(saga, self._course.look_at(saga))
         for peer in [peer for peer, commands in fx.commands.items() if not commands]:
             del fx.commands[peer]
 
@@ -328,30 +252,18 @@ class Engine:
             saga.command_body(),
         )
 
-    def _look_at(self, saga: Live) -> int:
-        """Give the loop time at which a saga needs a look."""
-        if saga.phase == RUNNING:
-            return saga.deadline if saga.where == QUEUED else min(saga.due, saga.deadline)
-        return saga.due
-
-    def _arm(self, saga: Live, at_ns: int) -> None:
-        tick = Wheel.tick_of(at_ns)
-        if saga.placed == 0 or tick < saga.placed:
-            self._wheel.place(saga.number, tick)
-            saga.placed = tick
-
     def _fire(self, until: int, now: Instant, fx: Effects) -> None:
-        for tick, number in self._wheel.take(until):
+        for tick, number in self._course.wheel.take(until):
             saga = self.state.live.get(number)
             if saga is None or saga.placed != tick:
                 continue
             saga.placed = 0
             self._look(saga, until, now, fx)
             if saga.placed == 0 and number in self.state.live and self._has_timer(saga):
-                self._arm(saga, self._look_at(saga))
+                self._course.arm(saga, self._course.look_at(saga))
         if now.ns - self._swept_at >= CREDIT_SWEEP_NS:
             self._swept_at = now.ns
-            for pool in self._pools.values():
+            for pool in self._course.pools.values():
                 pool.forget_before(now.ns - self._longest, self._keeps)
 
     @staticmethod
@@ -362,21 +274,21 @@ class Engine:
         """A saga's place in the wheel came up: see what is due by `until`, not yet by `now`."""
         if saga.phase == RUNNING and until >= saga.deadline:
             name = saga.definition.names[saga.step - 1]
-            self.turn_back(saga, entries.DEADLINE, f"Timed out: {name}", now, fx)
+            self._course.turn_back(saga, entries.DEADLINE, f"Timed out: {name}", now, fx)
         elif saga.where == BACKING_OFF and until >= saga.due:
             service = saga.definition.services[saga.step - 1]
-            wait = self.budgets[service].take(now.ns)
+            wait = self._course.budgets[service].take(now.ns)
             if wait:
                 saga.due = now.ns + wait
             else:
-                self.queue(saga)
+                self._course.queue(saga)
         elif saga.where == OUT and until >= saga.due:
             worker = self._workers.get(saga.worker or b"")
             if worker is None or now.ns - worker.seen_at > self._worker_live_ns:
                 saga.due = now.ns + NOT_LIVE_RECHECK_NS  # no attempt: it may never have had it
                 return
             worker.out.pop(barrier_key(saga.number, saga.step, saga.direction), None)
-            self.attempt_ended(saga, "timed_out", "", now, fx)
+            self._course.attempt_ended(saga, "timed_out", "", now, fx)
 
     def _keeps(self, key: int, worker: Worker) -> bool:
         """Say whether a command that is out for long is still its saga's current one."""

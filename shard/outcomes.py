@@ -5,8 +5,6 @@ a refusal is no outcome. What moves nothing is absorbed, what should never come 
 are counted.
 """
 
-from typing import TYPE_CHECKING
-
 from sagacity.errors import broken
 from sagacity.ids import ACTION, COMPENSATION, barrier_key
 from sagacity.wire import (
@@ -21,26 +19,24 @@ from sagacity.wire import (
     decoder,
 )
 from shard import entries, phases
+from shard.course import Course
 from shard.effects import Effects
 from shard.events import Instant
 from shard.phases import COMPENSATING
 from shard.pools import Worker
 from shard.sagas import COMPENSATED, OUT, STEP_DECLINED, SUCCEEDED, UNKNOWN, Live
 
-if TYPE_CHECKING:
-    from shard.engine import Engine
-
 _epoch_of = decoder(int)
 _map = decoder(dict)
 
 
 class Outcomes:
-    """Takes answers, for an engine whose state it reads and whose decisions it asks for."""
+    """Takes answers, and asks the course for what follows."""
 
-    def __init__(self, engine: "Engine") -> None:
-        self._engine = engine
-        self._state = engine.state
-        self._tally = engine.tally
+    def __init__(self, course: Course) -> None:
+        self._course = course
+        self._state = course.state
+        self._tally = course.tally
 
     def take(self, worker: Worker, got: Answer, now: Instant, fx: Effects) -> None:
         """Take one answer; what moves nothing is absorbed and counted."""
@@ -65,7 +61,7 @@ class Outcomes:
             self._refused(worker, saga, got, current, fx)
         elif got.outcome == FAILED or (got.direction == COMPENSATION and got.outcome == DECLINED):
             if current and saga.where == OUT and self._is_latest(saga, got):
-                self._engine.attempt_ended(saga, "failed", _text(got.body), now, fx)
+                self._course.attempt_ended(saga, "failed", _text(got.body), now, fx)
             else:
                 self._tally.absorbed("answer_late")
         elif not definition.outcome_readable(got.step, got.direction, got.outcome == OK, got.body):
@@ -117,30 +113,30 @@ class Outcomes:
         if not (current or saga.phase == COMPENSATING):
             broken("an unknown step that is not current", saga=saga)
         fx.entries.append(got)
-        self._state.answered(got, self._engine.seq)
+        self._state.answered(got, self._course.seq)
         definition, at = saga.definition, got.step - 1
         name, took = definition.names[at], now.ns - saga.sent_at
         self._tally.attempted(name, ACTION, OUTCOMES[got.outcome], took)
         if saga.phase == COMPENSATING:
             return  # late: told in the history; the compensation undoes it
-        self._engine.budgets[definition.services[at]].succeeded()
+        self._course.budgets[definition.services[at]].succeeded()
         if got.outcome == DECLINED:
             reason = definition.saga.steps[at].reason(definition.readers.declined[at](got.body))
-            self._engine.turn_back(saga, entries.DECLINED, reason, now, fx)
+            self._course.turn_back(saga, entries.DECLINED, reason, now, fx)
         elif got.step == definition.last:
-            self._engine.finish(saga, phases.COMPLETED, now, fx)
+            self._course.finish(saga, phases.COMPLETED, now, fx)
         else:
-            self._engine.queue(saga)
+            self._course.queue(saga)
 
     def _compensation_succeeded(self, saga: Live, got: Answer, now: Instant, fx: Effects) -> None:
         definition, at = saga.definition, got.step - 1
         name = definition.names[at]
         self._tally.attempted(name, COMPENSATION, "ok", now.ns - saga.sent_at)
         self._tally.compensated(definition.name, name, saga.cause)
-        self._engine.budgets[definition.services[at]].succeeded()
+        self._course.budgets[definition.services[at]].succeeded()
         fx.entries.append(got)
-        self._state.answered(got, self._engine.seq)
-        self._engine.compensate_next(saga, now, fx)
+        self._state.answered(got, self._course.seq)
+        self._course.compensate_next(saga, now, fx)
 
 
 def _text(body: bytes) -> str:

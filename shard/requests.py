@@ -1,7 +1,5 @@
 """Requests: what clients ask of a shard: start, repeat, cancel, retry, show, books. Pure."""
 
-from typing import TYPE_CHECKING
-
 from msgspec import UNSET, Struct
 
 from sagacity import wire
@@ -12,23 +10,21 @@ from sagacity.errors import (
     NotSupported,
     NotTaken,
     SagacityError,
-    Stuck,
     UnknownSaga,
 )
 from sagacity.ids import is_saga_id, number_of
 from sagacity.messages import Cancel, RetryNow, check_text
 from sagacity.saga import Unstartable
 from sagacity.slots import slot_of
-from sagacity.wire import BodyReader, Reply, Request
+from sagacity.wire import BodyReader, Request
 from shard import phases
 from shard.books import Books
+from shard.course import Course
 from shard.effects import Effects, HistoryAsked
 from shard.entries import CANCELLED, UNPRICED, RetryAsked, Started
 from shard.events import Instant, Peer
+from shard.replies import answer, refuse
 from shard.sagas import Card, Definition, Live, Waiter
-
-if TYPE_CHECKING:
-    from shard.engine import Engine
 
 WAITERS_MAX = 64  # requests that wait for one saga; the oldest are told to ask again
 
@@ -45,16 +41,16 @@ _retry: BodyReader[RetryNow] = BodyReader(RetryNow)
 
 
 class Desk:
-    """Takes requests, for an engine whose state it reads and whose decisions it asks for."""
+    """Takes requests, and asks the course for what follows."""
 
-    def __init__(self, engine: "Engine") -> None:
-        self._engine = engine
-        self._state = engine.state
+    def __init__(self, course: Course) -> None:
+        self._course = course
+        self._state = course.state
         self._by_type = {
             definition.saga.request_type: definition
-            for definition in engine.state.definitions.values()
+            for definition in course.state.definitions.values()
         }
-        self._books = Books(engine)
+        self._books = Books(course)
         self._only = next(iter(self._by_type.values())) if len(self._by_type) == 1 else None
 
     def take(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
@@ -101,13 +97,13 @@ class Desk:
             wait = request.kind == wire.START
             live = self._state.by_id.get(saga_id)
             if live is not None:
-                self._engine.tally.absorbed("start")
+                self._course.tally.absorbed("start")
                 same_content(live.fingerprint, fingerprint)
                 self._await(live, waiter, wait, fx)
                 return
             card = self._state.finished.find(saga_id)
             if card is not None:
-                self._engine.tally.absorbed("start")
+                self._course.tally.absorbed("start")
                 same_content(card.fingerprint, fingerprint)
                 answer(fx, waiter, card.answer)
                 return
@@ -137,17 +133,17 @@ class Desk:
         now: Instant,
         fx: Effects,
     ) -> None:
-        engine, state = self._engine, self._state
+        course, state = self._course, self._state
         slot = slot_of(request.saga_id)
-        if slot not in engine.slots:
+        if slot not in course.slots:
             raise NotTaken(f"slot {slot} belongs to another shard", retry_after_ms=250)
-        refusal = engine.admission.refusal(len(state.live))
+        refusal = course.admission.refusal(len(state.live))
         if refusal is not None:
             raise refusal
-        priced = definition.saga.price(order, engine.prices)
+        priced = definition.saga.price(order, course.prices)
         unpriced = isinstance(priced, Unstartable)
         entry = Started(
-            number_of(state.count + 1, engine.shard),
+            number_of(state.count + 1, course.shard),
             request.saga_id,
             definition.name,
             definition.version,
@@ -157,20 +153,20 @@ class Desk:
             state.order_counts[slot] + 1,
             slot,
             state.epoch,
-            now.wall_ms + engine.deadline_ms,
+            now.wall_ms + course.deadline_ms,
             request.headers,
             packed,
         )
         fx.entries.append(entry)
-        saga = state.started(entry, engine.seq)
+        saga = state.started(entry, course.seq)
         saga.started_at = now.ns
-        engine.tally.started(definition.name)
+        course.tally.started(definition.name)
         self._await(saga, waiter, wait or unpriced, fx)  # one that ends at once tells how
         if unpriced:
             assert isinstance(priced, Unstartable)  # for the type checker
-            engine.turn_back(saga, UNPRICED, priced.reason, now, fx)
+            course.turn_back(saga, UNPRICED, priced.reason, now, fx)
         else:
-            engine.begin(saga, now)
+            course.begin(saga, now)
 
     def _await(self, saga: Live, waiter: Waiter, wait: bool, fx: Effects) -> None:
         """Have a request answered: when the saga is final, or at once if that is all it asks."""
@@ -182,7 +178,7 @@ class Desk:
             }
             answer(fx, waiter, wire.pack(accepted))
         elif saga.stuck:
-            refuse(fx, waiter, stuck_error(saga))
+            refuse(fx, waiter, self._course.stuck_error(saga))
         elif waiter not in saga.waiters:  # a router forwards a repeat under the number it has
             saga.waiters.append(waiter)
             if len(saga.waiters) > WAITERS_MAX:
@@ -209,7 +205,7 @@ class Desk:
             if not saga.cancelled:
                 if not isinstance(saga, Live) or saga.phase != phases.RUNNING:
                     raise Conflict(f"the saga is {phases.PHASES[saga.phase]}: too late to cancel")
-                self._engine.turn_back(saga, CANCELLED, f"Cancelled: {asked.reason}", now, fx)
+                self._course.turn_back(saga, CANCELLED, f"Cancelled: {asked.reason}", now, fx)
             done = {"type": "cancel_ok", "saga_id": asked.saga_id, "status": "COMPENSATING"}
             answer(fx, waiter, wire.pack(done))
         except SagacityError as error:
@@ -227,8 +223,8 @@ class Desk:
                 raise Conflict("only a stuck saga's compensation can be retried")
             entry = RetryAsked(saga.number, saga.step, asked.reason)
             fx.entries.append(entry)
-            self._state.retry_asked(entry, self._engine.seq)
-            self._engine.send_now(saga, now)
+            self._state.retry_asked(entry, self._course.seq)
+            self._course.send_now(saga, now)
             done = {"type": "retry_ok", "saga_id": asked.saga_id, "status": "COMPENSATING"}
             answer(fx, waiter, wire.pack(done))
         except SagacityError as error:
@@ -243,32 +239,6 @@ def same_content(first: bytes, now: bytes) -> None:
     """
     if first != now:
         raise Conflict("this id was used for other content", fingerprint=first.hex())
-
-
-def answer(fx: Effects, waiter: Waiter, body: bytes) -> None:
-    """Answer a request, with in_reply_to after type where it had a msg_id."""
-    if waiter.msg_id is not None:
-        body = wire.pack(in_reply(wire.unpack(body), waiter.msg_id))
-    fx.reply(waiter.origin, Reply(waiter.request, None, body))
-
-
-def refuse(fx: Effects, waiter: Waiter, error: SagacityError) -> None:
-    """Answer a request with an error of the one table."""
-    body = error.body()
-    if waiter.msg_id is not None:
-        body = in_reply(body, waiter.msg_id)
-    fx.reply(waiter.origin, Reply(waiter.request, error.code, wire.pack(body)))
-
-
-def in_reply(body: dict[str, object], msg_id: int) -> dict[str, object]:
-    """Put in_reply_to after type."""
-    return {"type": body["type"], "in_reply_to": msg_id, **body}
-
-
-def stuck_error(saga: Live) -> SagacityError:
-    """Say which compensation does not succeed."""
-    name = saga.definition.compensation_names[saga.step - 1]
-    return Stuck(f"{Stuck.prefix}{name} of {saga.saga_id} does not succeed; it is tried for ever")
 
 
 def superseded() -> SagacityError:

@@ -41,9 +41,14 @@ FLOORS: Final = (
         (
             *(
                 "shard",
-                *_of("shard", "admission books deadlines effects engine entries events finished"),
+                *_of(
+                    "shard",
+                    "admission books course deadlines effects engine entries events finished",
+                ),
             ),
-            *_of("shard", "history outcomes phases pools requests retries sagas state tally"),
+            *_of(
+                "shard", "history outcomes phases pools replies requests retries sagas state tally"
+            ),
         ),
     ),
     Floor(

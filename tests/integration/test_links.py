@@ -198,6 +198,7 @@ def test_a_hello_tells_service_incarnation_and_capacity(shard: Shard) -> None:
         (hello(service="shipping"), "shipping"),
         (hello(service=""), "service"),
     ],
+    ids=["protocol", "cluster", "service", "nameless"],
 )
 def test_a_worker_that_does_not_belong_here_is_told_why(
     shard: Shard, said: bytes, why: str

@@ -1,0 +1,160 @@
+"""Course: the moves that a saga can make, and what each writes down. Pure.
+
+    begin -> queue -> ... -> finish(completed)
+                   -> attempt_ended -> retried later, or turn_back
+             turn_back -> compensate_next -> ... -> finish(aborted)
+
+Who decides that a move is due stands above: `requests`, `outcomes`, and the engine for time.
+"""
+
+from collections.abc import Mapping
+
+from sagacity.errors import Stuck
+from sagacity.ids import ACTION
+from sagacity.wire import encode
+from shard import entries, phases
+from shard.admission import Admission
+from shard.deadlines import Wheel
+from shard.effects import Effects
+from shard.entries import AttemptEnded, Finished, TurnedBack
+from shard.events import Instant, Peer
+from shard.phases import RUNNING
+from shard.pools import Pool
+from shard.replies import answer, refuse
+from shard.retries import RetryBudget, backoff_ns
+from shard.sagas import BACKING_OFF, MS, QUEUED, Live, settle
+from shard.state import State
+from shard.tally import Tally
+
+
+class Course:
+    """What requests, outcomes and time do to the sagas of one shard.
+
+    Args:
+        shard: its index.
+        slots: the slots that it owns.
+        state: what its journal says.
+        prices: SKU -> minor units.
+        admission: whether a new start is taken.
+        budget: a full retry budget; each service gets its own.
+        tally: is told what happens.
+        deadline_ms: of a saga.
+    """
+
+    def __init__(
+        self,
+        shard: int,
+        slots: frozenset[int],
+        state: State,
+        prices: Mapping[str, int],
+        admission: Admission,
+        budget: RetryBudget,
+        tally: Tally,
+        deadline_ms: int,
+    ) -> None:
+        self.shard = shard
+        self.slots = slots
+        self.state = state
+        self.prices = prices
+        self.admission = admission
+        self.tally = tally
+        self.deadline_ms = deadline_ms
+        self.seq = 0  # of the journal row that the current batch will become
+        self.wheel = Wheel()
+        services = sorted({name for d in state.definitions.values() for name in d.services})
+        self.pools = {name: Pool(name) for name in services}
+        self.budgets = {name: budget.copy() for name in services}
+
+    def any_worker(self, service: str) -> Peer | None:
+        """Give a worker of a service; None when none is here."""
+        pool = self.pools.get(service)
+        return next(iter(pool.workers), None) if pool else None
+
+    def begin(self, saga: Live, now: Instant, deadline: int | None = None) -> None:
+        """Have the current command of a saga given out, and its deadline watched."""
+        saga.deadline = now.ns + self.deadline_ms * MS if deadline is None else deadline
+        self.queue(saga)
+        # Looked at when its first attempt would be over: the usual saga never moves this place.
+        first = now.ns + saga.definition.timeouts[saga.step - 1]
+        self.arm(saga, min(first, saga.deadline))
+
+    def turn_back(self, saga: Live, cause: str, reason: str, now: Instant, fx: Effects) -> None:
+        """Turn a running saga back, for good; the reason is what its client will read."""
+        entry = TurnedBack(saga.number, saga.step, cause, reason)
+        fx.entries.append(entry)
+        self.state.turned_back(entry, self.seq)
+        settle(saga)
+        self.compensate_next(saga, now, fx)
+
+    def send_now(self, saga: Live, now: Instant) -> None:
+        """Give a saga's current command out again without waiting for its backoff."""
+        if saga.where == BACKING_OFF:
+            self.queue(saga)
+            self.arm(saga, now.ns + saga.definition.timeouts[saga.step - 1])
+
+    def compensate_next(self, saga: Live, now: Instant, fx: Effects) -> None:
+        """Have the next step compensated; without one the saga is aborted."""
+        if saga.step == 0:
+            self.finish(saga, phases.ABORTED, now, fx)
+        else:
+            self.queue(saga)
+
+    def finish(self, saga: Live, phase: int, now: Instant, fx: Effects) -> None:
+        """End a saga: its answer, built once, goes to all who wait and never changes."""
+        completed = phase == phases.COMPLETED
+        plan = saga.definition.saga
+        run = saga.run()
+        final = encode(plan.completed(run) if completed else plan.aborted(run, saga.reason))
+        entry = Finished(saga.number, phase, final)
+        fx.entries.append(entry)
+        self.state.finish(entry, self.seq)
+        for waiter in saga.waiters:
+            answer(fx, waiter, final)
+        outcome = "completed" if completed else "aborted"
+        self.tally.finished(saga.definition.name, outcome, now.ns - saga.started_at)
+
+    def attempt_ended(self, saga: Live, cause: str, text: str, now: Instant, fx: Effects) -> None:
+        """An attempt counts: retry after a wait, or turn back, or mark the saga STUCK."""
+        direction, step_number, attempt = saga.direction, saga.step, saga.attempt
+        name = saga.definition.names[step_number - 1]
+        retry = saga.definition.retries[step_number - 1]
+        entry = AttemptEnded(saga.number, step_number, direction, attempt, cause, text)
+        fx.entries.append(entry)
+        was_stuck = saga.stuck
+        self.state.attempt_ended(entry, self.seq)
+        self.tally.attempted(name, direction, cause, now.ns - saga.sent_at)
+        if direction == ACTION and attempt >= retry.attempts:
+            self.turn_back(saga, entries.TIMED_OUT, f"Timed out: {name}", now, fx)
+            return
+        if saga.stuck and not was_stuck:
+            for waiter in saga.waiters:
+                refuse(fx, waiter, self.stuck_error(saga))
+            saga.waiters.clear()
+        saga.where = BACKING_OFF
+        saga.worker = None
+        saga.due = now.ns + backoff_ns(retry, saga.saga_id, step_number, attempt)
+        self.arm(saga, self.look_at(saga))
+
+    def queue(self, saga: Live) -> None:
+        """Have the current command of a saga given to a worker with credit."""
+        self.pools[saga.definition.services[saga.step - 1]].offer(saga)
+
+    def look_at(self, saga: Live) -> int:
+        """Give the loop time at which a saga needs a look."""
+        if saga.phase == RUNNING:
+            return saga.deadline if saga.where == QUEUED else min(saga.due, saga.deadline)
+        return saga.due
+
+    def arm(self, saga: Live, at_ns: int) -> None:
+        """Have a saga looked at by an instant; one place in the wheel is enough."""
+        tick = Wheel.tick_of(at_ns)
+        if saga.placed == 0 or tick < saga.placed:
+            self.wheel.place(saga.number, tick)
+            saga.placed = tick
+
+    @staticmethod
+    def stuck_error(saga: Live) -> Stuck:
+        """Say which compensation does not succeed."""
+        name = saga.definition.compensation_names[saga.step - 1]
+        text = f"{name} of {saga.saga_id} does not succeed; it is tried for ever"
+        return Stuck(Stuck.prefix + text)
