@@ -262,8 +262,9 @@ class _Play:
         self._answer: dict[str, Any] | None = None
         self.messages: list[dict[str, Any]] = []
         self._keep(self._engine.resume("0" * 32, self._now, 1))
-        for service in sorted(self._engine.services()):
-            self._inbox.append(WorkerCame(service.encode(), service, 1, _CREDIT))
+        services = sorted(self._engine.services())
+        self._workers = [service.encode() for service in services]
+        self._inbox += [WorkerCame(name.encode(), name, 1, _CREDIT) for name in services]
 
     def run(self, request: Mapping[str, Any]) -> Played:
         saga_id = str(request.get("saga_id", ""))
@@ -281,7 +282,7 @@ class _Play:
             assert due is not None, "a running saga has a timer"
             ns = max(due, self._now.ns)
             self._now = Instant(ns, ns // MS)
-        alive = [WorkerLives(peer, _CREDIT) for peer in self._engine.workers()]
+        alive = [WorkerLives(peer, _CREDIT) for peer in self._workers]
         events, self._inbox = [*alive, *self._inbox], []
         self._keep(self._engine.step(events, self._now, len(self._rows) + 1, self._now.ns))
 

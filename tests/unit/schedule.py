@@ -142,10 +142,10 @@ class Schedule:
                 return
             events: list[Event] = self.world.beats()
             for peer, held in self.world.held.items():
-                if peer in self.world.engine.workers():
+                if peer in self.world.present:
                     events += [Answered(peer, [self.twin.handle(c, wire.OK)]) for c in held]
             self.world.held.clear()
-            if len(events) == len(self.world.engine.workers()):
+            if len(events) == len(self.world.present):
                 due = self.world.engine.next_due()
                 left_ns = WAIT_MAX_NS if due is None else due - self.world.now.ns
                 self.world.after(max(1, -(-left_ns // MS)))
@@ -203,15 +203,13 @@ class Schedule:
 
     def _die(self) -> None:
         """A worker's connection closes; it may go on for a while with what it has."""
-        workers = self.world.engine.workers()
+        workers = self.world.present
         peer = workers[self._dice.pick(len(workers))]
         self.zombies += self.world.held.pop(peer, [])
         self._step(WorkerWent(peer))
         if not self._dice.pick(2):
             self.answers = [each for each in self.answers if each[0] != peer]
-        if len(self.world.engine.workers()) < len(self.world.engine.services()) or self._dice.pick(
-            2
-        ):
+        if len(self.world.present) < len(self.world.engine.services()) or self._dice.pick(2):
             self._hello()
 
     def _zombie(self) -> None:

@@ -167,7 +167,7 @@ class _Batch:
         elif verb == "worker":
             self.events.append(WorkerCame(named[0], plain[1], 1, capacity))
         elif verb == "beat":
-            all_ = self.world.engine.workers() if plain == ["all"] else named
+            all_ = self.world.present if plain == ["all"] else named
             self.events += [WorkerLives(peer, capacity) for peer in all_]
         else:
             self.events += [WorkerWent(peer) for peer in named]

@@ -3,9 +3,9 @@
 import pytest
 
 from sagacity import wire
-from shard.events import Instant
+from shard.events import Answered, Instant
 from shard.loop import WAIT_MAX_NS
-from tests.unit.world import Rules, World, bodies
+from tests.unit.world import Rules, World, answer_to, bodies
 
 MESSAGES = ("command", "answer", "finished")
 SERVICES = ("inventory", "payment", "shipping")
@@ -99,12 +99,7 @@ def test_a_reply_that_could_not_be_shown_never_becomes_a_fact(outcome: int, besi
     command = world.take(b"inventory", "a")
     body = world.body_of(command, wire.OK)
     crooked = bytes([body[0] + 1]) + body[1:] + beside
-    answered = world.reply(b"inventory", command, outcome)
-    answered.items[0] = type(answered.items[0])(
-        *(getattr(answered.items[0], name) for name in answered.items[0].__struct_fields__[:-1]),
-        crooked,
-    )
-    world.step(answered)
+    world.step(Answered(b"inventory", [answer_to(command, outcome, crooked)]))
     world.after(1)
     assert shown(world, "a")["status"] == "RUNNING"
 

@@ -1,18 +1,9 @@
-"""Loop: durable before visible, answers before timers, time that could not be used is nobody's.
+"""Loop: durable before visible; recovery and history. Time: test_loop_time.py."""
 
-The ports are twins: the journal can be slow or fail, the links check each thing that they are
-asked to send against the rows that are durable by then.
-"""
-
-from collections import deque
 from random import Random
-from typing import Any
 
 import pytest
 
-from cluster.clock import ManualClock
-from sagacity.saga import Retry
-from sagacity.slots import SLOTS
 from sagacity.wire import (
     CANCEL,
     DECLINED,
@@ -23,213 +14,24 @@ from sagacity.wire import (
     START,
     SUBMIT,
     Answer,
-    Command,
-    Reply,
-    Request,
-    Witness,
     encode,
     pack,
     unpack,
 )
-from services.checkout import checkout
-from shard.admission import Admission
-from shard.effects import Effects
-from shard.engine import Engine
-from shard.entries import AttemptEnded, Entry, Opened, TurnedBack
-from shard.events import Answered, Event, Requests, WorkerCame, WorkerLives
-from shard.finished import FinishedInMemory
-from shard.journal import JournalFailed, JournalRefused, MemoryJournal, Receipt
-from shard.loop import RECEIVES_BEFORE_TIMERS, WAIT_MAX_NS, Fenced, Loop, Received
-from shard.retries import RetryBudget
-from shard.sagas import MS, Definition
-from shard.state import State
-from shard.tally import PlainTally
-from tests.unit.canned import SERVICES, answer
-from tests.unit.world import CLIENT, CLUSTER_ID, PRICES, answer_to, order
-
-ATTEMPT_MS = 3_000
-DEADLINE_MS = 30_000
-DEFINITIONS = {checkout.name: Definition(checkout, Retry(timeout_ms=ATTEMPT_MS))}
-PEERS = [name.encode() for name in SERVICES]
-
-
-class TwinJournal(MemoryJournal):
-    """Takes its time, or fails."""
-
-    def __init__(self, clock: ManualClock) -> None:
-        super().__init__()
-        self._clock = clock
-        self.slow_ms = 0
-        self.fails = False
-        self.commits = 0
-
-    def commit(self, entries: list[Entry], epoch: int, wall_ms: int) -> Receipt:
-        """Keep entries, late, or not at all."""
-        self._clock.advance(self.slow_ms)
-        if self.fails:
-            raise JournalFailed("as told")
-        self.commits += 1
-        return super().commit(entries, epoch, wall_ms)
-
-    def entries(self) -> list[Entry]:
-        """Give every entry that is durable."""
-        return [entry for _, batch in self.replay() for entry in batch.entries]
-
-    def state(self) -> State:
-        """Give what the durable rows say."""
-        state = State(DEFINITIONS, FinishedInMemory())
-        for seq, batch in self.replay():
-            for entry in batch.entries:
-                state.apply(entry, seq)
-        return state
-
-
-class TwinLinks:
-    """Gives what a test put in, and checks that what leaves was durable before."""
-
-    def __init__(self, clock: ManualClock, journal: TwinJournal) -> None:
-        self._clock = clock
-        self._journal = journal
-        self.coming: deque[tuple[list[Event], bool, int]] = deque()
-        self.waits: list[int] = []
-        self.sent: list[Effects] = []
-        self.held: dict[bytes, list[Command]] = {peer: [] for peer in PEERS}
-        self.replies: list[Reply] = []
-
-    def receive(self, timeout_ns: int) -> Received:
-        """Give the next batch, after the time that it is said to take; or wait in vain."""
-        self.waits.append(timeout_ns)
-        events, drained, took_ms = (
-            self.coming.popleft() if self.coming else ([], True, -(-timeout_ns // MS))
-        )
-        self._clock.advance(took_ms)
-        return Received(events, drained)
-
-    def send(self, receipt: Receipt, witness: Witness, effects: Effects) -> None:
-        """Check every single thing."""
-        durable = self._journal.state()
-        last = self._journal.last
-        assert receipt == last, "a receipt for what is not durable"
-        assert witness == Witness(
-            CLUSTER_ID, 0, durable.epoch, last.seq, last.chain, durable.number
-        )
-        for peer, commands in effects.commands.items():
-            for command in commands:
-                saga = durable.live[command.number]
-                assert (command.saga_id, command.step, command.direction, command.attempt) == (
-                    saga.saga_id,
-                    saga.step,
-                    saga.direction,
-                    saga.attempt,
-                ), "no durable entry says that this command is due"
-                assert command.body == saga.command_body()
-                assert command.epoch == durable.epoch
-            self.held[peer] += commands
-        for reply in (each for batch in effects.replies.values() for each in batch):
-            if reply.code is None:
-                _assert_true_of(durable, unpack(reply.body))
-            self.replies.append(reply)
-        self.sent.append(effects)
-
-
-def _assert_true_of(durable: State, said: dict[str, Any]) -> None:
-    """Check that a reply says nothing that a crash could undo."""
-    found = durable.by_id.get(said["saga_id"]) or durable.finished.find(said["saga_id"])
-    assert found is not None, "a reply about a saga that is not durable"
-    if said["type"] in {"checkout_complete", "checkout_failed"}:
-        card = durable.finished.find(said["saga_id"])
-        assert card is not None
-        assert unpack(card.answer) == said
-    elif said["type"] == "cancel_ok":
-        assert found.cancelled
-
-
-class Watch:
-    """The observer's twin."""
-
-    def __init__(self) -> None:
-        self.commits: list[tuple[int, int]] = []
-        self.turns: list[int] = []
-
-    def committed(self, took_ns: int, entries: int) -> None:
-        """Keep it."""
-        self.commits.append((took_ns, entries))
-
-    def turned(self, took_ns: int) -> None:
-        """Keep it."""
-        self.turns.append(took_ns)
-
-
-class Rig:
-    """A loop between twins."""
-
-    def __init__(self) -> None:
-        self.clock = ManualClock(monotonic_ns=5_000_000_000_000)
-        self.journal = TwinJournal(self.clock)
-        self.requests = 0
-        self.start_over()
-
-    def start_over(self) -> int:
-        """Lose everything but the journal; give how many sagas go on."""
-        self.links = TwinLinks(self.clock, self.journal)
-        self.tally = PlainTally()
-        self.watch = Watch()
-        self.engine = Engine(
-            0,
-            frozenset(range(SLOTS)),
-            State(DEFINITIONS, FinishedInMemory()),
-            PRICES,
-            Admission(4096),
-            RetryBudget(100, 100, 10),
-            self.tally,
-            DEADLINE_MS,
-        )
-        self.loop = Loop(self.engine, self.journal, self.links, self.clock, CLUSTER_ID, self.watch)
-        return self.loop.recover()
-
-    def turn(self, *events: Event, drained: bool = True, took_ms: int = 0) -> Effects:
-        """Do one turn in which these events come; give what it sent."""
-        self.links.coming.append((list(events), drained, took_ms))
-        self.loop.turn()
-        return self.links.sent[-1]
-
-    def workers(self, capacity: int = 256) -> list[Event]:
-        """Give the events of a worker's HELLO for each service."""
-        return [
-            WorkerCame(peer, name, 1, capacity) for peer, name in zip(PEERS, SERVICES, strict=True)
-        ]
-
-    def beats(self) -> list[Event]:
-        """Give a heartbeat of each worker that is known."""
-        return [WorkerLives(peer, 256) for peer in self.engine.workers()]
-
-    def ask(self, kind: int, saga_id: str, body: bytes = b"") -> Requests:
-        """Give the event of a request."""
-        self.requests += 1
-        return Requests(CLIENT, [Request(kind, saga_id, self.requests, {}, body)])
-
-    def start(self, saga_id: str, kind: int = START) -> Requests:
-        """Give the event of a start."""
-        return self.ask(kind, saga_id, pack(order(saga_id)))
-
-    def answered(self, step: int, outcome: int = OK) -> Answered:
-        """Give the event in which a step's worker answers the oldest command that it holds."""
-        peer = PEERS[step - 1]
-        return Answered(peer, [answer(self.links.held[peer].pop(0), outcome)])
-
-    def ended(self) -> list[Entry]:
-        """Give the entries that only time can have caused."""
-        return [e for e in self.journal.entries() if isinstance(e, AttemptEnded | TurnedBack)]
+from shard.entries import Opened
+from shard.events import Answered, Event
+from shard.journal import JournalFailed, JournalRefused
+from shard.loop import Fenced
+from shard.sagas import MS
+from tests.unit.canned import answer
+from tests.unit.loop_rig import PEERS, Rig, serving
+from tests.unit.world import CLUSTER_ID, answer_to
 
 
 @pytest.fixture
 def rig() -> Rig:
-    """A loop that serves, with three workers and one saga whose first command is out."""
-    made = Rig()
-    made.turn(*made.workers())
-    made.turn(made.start("s1"))
-    assert [command.step for command in made.links.held[b"inventory"]] == [1]
-    return made
+    """A loop that serves a saga whose first command is out."""
+    return serving()
 
 
 # -- durable before visible -----------------------------------------------------------------------
@@ -354,153 +156,6 @@ def test_a_fenced_shard_ends_without_writing_or_sending(rig: Rig) -> None:
         rig.turn(rig.start("s2"), Answered(b"inventory", [fenced]))
     assert rig.journal.rows == rows
     assert len(rig.links.sent) == before
-
-
-# -- time -----------------------------------------------------------------------------------------
-
-
-def work_until(rig: Rig, usable_ms: int, step_ms: int = 250) -> None:
-    """Let time pass that the loop can use, its workers alive."""
-    for _ in range(0, usable_ms, step_ms):
-        rig.turn(*rig.beats(), took_ms=step_ms)
-
-
-PAUSES = ["in the wait", "between turns", "in the commit", "twice"]
-
-
-def pause(rig: Rig, where: str, *events: Event) -> None:
-    """Stand still for 30 s somewhere in a turn; then these events are in the sockets."""
-    if where == "in the wait":
-        rig.turn(*events, took_ms=30_000)
-    elif where == "between turns":
-        rig.clock.advance(30_000)
-        rig.turn(*events)
-    elif where == "in the commit":
-        rig.journal.slow_ms = 30_000
-        rig.turn(rig.start("another"))
-        rig.journal.slow_ms = 0
-        rig.turn(*events)
-    else:
-        rig.clock.advance(30_000)
-        rig.turn(*events, took_ms=30_000)
-
-
-@pytest.mark.parametrize("where", PAUSES)
-def test_after_a_pause_the_answers_in_the_socket_come_before_the_timers(
-    rig: Rig, where: str
-) -> None:
-    """B20: all deadlines are past by the wall, and nobody turns back."""
-    pause(rig, where, rig.answered(1))
-    assert rig.ended() == []
-    assert [command.step for command in rig.links.held[b"payment"]] == [1 + 1]
-
-
-@pytest.mark.parametrize("where", PAUSES)
-def test_a_pause_is_added_to_every_attempt_and_deadline(rig: Rig, where: str) -> None:
-    """Answers that come a moment later count as well: the attempt has what was left of it."""
-    work_until(rig, 1_000)
-    pause(rig, where, *rig.beats())
-    work_until(rig, 1_500)
-    assert rig.ended() == []
-    work_until(rig, 1_000)
-    assert [type(entry) for entry in rig.ended()][:1] == [AttemptEnded]
-
-
-def test_a_slow_disk_is_no_reason_to_turn_back(rig: Rig) -> None:
-    """D8: each sync takes 5 s, and a saga with three steps takes as long as it takes."""
-    rig.journal.slow_ms = 5_000
-    for index in range(8):
-        rig.turn(*rig.beats(), rig.start(f"load{index}"))
-    for step in (1, 2, 3):
-        rig.turn(*rig.beats(), rig.answered(step))
-    assert rig.ended() == []
-    assert [unpack(reply.body)["status"] for reply in rig.links.replies] == ["COMPLETED"]
-
-
-def test_time_that_passes_in_ordinary_turns_counts(rig: Rig) -> None:
-    """Else a busy shard would wait for ever: only what is more than half a second late is free."""
-    rig.journal.slow_ms = 400
-    for index in range(8):
-        rig.turn(*rig.beats(), rig.start(f"load{index}"))
-    assert rig.ended() == []
-    rig.turn(*rig.beats())
-    assert [type(entry) for entry in rig.ended()] == [AttemptEnded] * 2  # s1 and load0
-
-
-def test_a_timer_fires_after_a_receive_that_found_the_sockets_empty(rig: Rig) -> None:
-    """One look is enough then: whatever was sent before has been read."""
-    work_until(rig, 2_750)
-    rig.turn(*rig.beats(), took_ms=300)
-    assert [type(entry) for entry in rig.ended()] == [AttemptEnded]
-
-
-def test_a_timer_fires_under_load_after_three_receives_that_began_after_it_was_due(
-    rig: Rig,
-) -> None:
-    """Answers before timers, and timers at all: without a gap, three looks are the bound."""
-    due_ns = rig.clock.monotonic_ns() + (ATTEMPT_MS + 10) * MS  # the wheel's tick is 10 ms
-    began_after = 0
-    for _ in range(100):
-        began_after += rig.clock.monotonic_ns() >= due_ns
-        rig.turn(*rig.beats(), drained=False, took_ms=70)
-        if rig.ended():
-            break
-    assert began_after == RECEIVES_BEFORE_TIMERS
-    assert rig.clock.monotonic_ns() - due_ns < 4 * 70 * MS
-
-
-@pytest.mark.parametrize("looks", [1, 2, 3])
-def test_an_answer_that_is_found_late_under_load_comes_before_its_timer(
-    rig: Rig, looks: int
-) -> None:
-    """It lay in the socket, behind others: its attempt has not timed out."""
-    due_ns = rig.clock.monotonic_ns() + (ATTEMPT_MS + 10) * MS
-    while rig.clock.monotonic_ns() < due_ns:
-        rig.turn(*rig.beats(), drained=False, took_ms=70)
-    for _ in range(looks - 1):
-        rig.turn(*rig.beats(), drained=False, took_ms=70)
-    rig.turn(rig.answered(1), drained=False, took_ms=70)
-    assert rig.ended() == []
-    assert len(rig.links.held[b"payment"]) == 1
-
-
-def test_a_saga_that_nobody_works_on_turns_back_at_its_deadline(rig: Rig) -> None:
-    """The loop wakes for it by itself, without an event."""
-    rig.start_over()
-    begun = rig.clock.monotonic_ns()
-    while not rig.ended():
-        rig.loop.turn()
-    assert (rig.clock.monotonic_ns() - begun) // MS == pytest.approx(DEADLINE_MS, abs=20)
-    assert [e.cause for e in rig.ended() if isinstance(e, TurnedBack)] == ["deadline"]
-
-
-def test_the_wait_ends_at_the_next_timer_and_never_later_than_half_a_second(rig: Rig) -> None:
-    """A child must tell its supervisor that it lives, and a timer must not be late."""
-    idle = Rig()
-    idle.loop.turn()
-    assert idle.links.waits == [WAIT_MAX_NS]
-    work_until(rig, 2_750)
-    rig.turn(*rig.beats())
-    assert rig.links.waits[-1] <= 270 * MS
-    assert all(0 <= wait <= WAIT_MAX_NS for wait in rig.links.waits)
-
-
-@pytest.mark.parametrize("jump_ms", [3_600_000, -3_600_000, 10 * 365 * 86_400_000])
-def test_a_wall_clock_that_jumps_moves_no_timer(rig: Rig, jump_ms: int) -> None:
-    """E2: wall time is written down and shown; nothing is decided by it."""
-    rig.clock.set_wall(rig.clock.wall_ms() + jump_ms)
-    rig.turn(*rig.beats(), took_ms=100)
-    rig.turn(rig.answered(1), took_ms=100)
-    assert rig.ended() == []
-    assert rig.links.held[b"payment"]
-
-
-def test_how_long_turns_and_commits_took_is_told(rig: Rig) -> None:
-    """A gauge for how busy the loop is: waiting is left out."""
-    rig.journal.slow_ms = 30
-    rig.turn(rig.start("s2"), took_ms=200)
-    assert rig.watch.commits[-1] == (30 * MS, 1)
-    assert rig.watch.turns[-1] == 30 * MS
 
 
 # -- recovery and history -------------------------------------------------------------------------

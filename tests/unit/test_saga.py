@@ -36,7 +36,7 @@ def test_a_backoff_never_ends_below_its_beginning() -> None:
 
 def test_a_step_names_a_service() -> None:
     """It becomes a directory's, a metric's and a process's name."""
-    with pytest.raises(ValueError, match="Step.service"):
+    with pytest.raises(ValueError, match=r"Step\.service"):
         changed(FIRST, service="my service")
 
 

@@ -21,7 +21,16 @@ from services.checkout import checkout
 from shard.admission import Admission
 from shard.effects import Effects
 from shard.engine import Engine
-from shard.events import Answered, Event, Instant, Peer, Requests, WorkerCame, WorkerLives
+from shard.events import (
+    Answered,
+    Event,
+    Instant,
+    Peer,
+    Requests,
+    WorkerCame,
+    WorkerLives,
+    WorkerWent,
+)
 from shard.finished import FinishedInMemory
 from shard.history import tell
 from shard.journal import MemoryJournal
@@ -58,6 +67,7 @@ class World:
         self.journal = MemoryJournal()
         self.tally = PlainTally()
         self.now = Instant(0, WALL_MS)
+        self.present: list[Peer] = []  # workers that said HELLO, in that order
         self.held: dict[Peer, list[Command]] = {}
         self.travelled: dict[str, list[dict[str, Any]]] = {}
         self.requests = 0
@@ -86,6 +96,11 @@ class World:
 
     def step(self, *events: Event, timers: bool = True) -> Effects:
         """Take one batch, make its entries durable, and deliver what it asks for."""
+        for event in events:
+            if isinstance(event, WorkerCame | WorkerWent):
+                self.present = [peer for peer in self.present if peer != event.worker]
+            if isinstance(event, WorkerCame):
+                self.present.append(event.worker)
         seq = self.journal.last.seq + 1
         until = self.now.ns if timers else 0
         effects = self.engine.step(list(events), self.now, seq, until)
@@ -96,6 +111,7 @@ class World:
     def restart(self) -> Effects:
         """Lose everything but the journal, and take the shard over again."""
         self.held.clear()
+        self.present.clear()
         self.engine = self._engine()
         for seq, batch in self.journal.replay():
             self.engine.replay(batch, seq)
@@ -147,7 +163,7 @@ class World:
 
     def beats(self) -> list[Event]:
         """Give the heartbeats of all workers."""
-        return [WorkerLives(peer, 256) for peer in self.engine.workers()]
+        return [WorkerLives(peer, 256) for peer in self.present]
 
     def take(
         self, peer: Peer, saga_id: str, attempt: int | None = None, direction: int | None = None

@@ -1,0 +1,138 @@
+"""Edges of the engine that need more than a transcript: bounds, credit, timers under load."""
+
+import pytest
+
+from sagacity import wire
+from sagacity.saga import Retry
+from sagacity.wire import BODY_BYTES_MAX, HEADERS_BYTES_MAX, Request
+from shard.books import PAGE_MAX
+from shard.entries import AttemptEnded, TurnedBack
+from shard.events import Answered, Requests
+from shard.requests import WAITERS_MAX
+from shard.sagas import MS
+from tests.unit.world import CLIENT, Rules, World, answer_to, bodies, commands, order, replies
+
+SERVICES = ("inventory", "payment", "shipping")
+
+
+def serving(rules: Rules | None = None, capacity: int = 256) -> World:
+    world = World(rules)
+    world.step(*world.came(*SERVICES, capacity=capacity))
+    return world
+
+
+def test_a_timer_that_moved_later_waits_for_its_answers_too() -> None:
+    """B20: a saga keeps its old place in the wheel; the new instant is judged by the same rule."""
+    world = serving(Rules(retry=Retry(timeout_ms=1_000)))
+    world.step(world.start("a"))
+    world.after(500)
+    world.drive("a", wire.OK)  # payment is due at 1 500 ms, the place stands at 1 000
+    world.after(1_100)
+    seq = world.journal.last.seq + 1
+    late = world.engine.step(world.beats(), world.now, seq, 1_200 * MS)
+    assert late.entries == []
+    fired = world.engine.step([], world.now, seq, world.now.ns)
+    assert isinstance(fired.entries[0], AttemptEnded)
+
+
+def test_credit_of_an_action_that_was_turned_back_comes_back() -> None:
+    """Its compensation is out at the same worker: that is another command."""
+    world = serving(capacity=2)
+    world.step(world.start("a"))
+    cancel = {"type": "cancel", "saga_id": "a", "reason": "x"}
+    world.step(world.ask(wire.CANCEL, "a", cancel))
+    assert commands(world.step(world.start("b"))) == []  # both are out
+    world.after(2_600)
+    assert commands(world.step()) == []
+    world.after(1_000)
+    assert [command.saga_id for command in commands(world.step())] == ["b"]
+
+
+def test_at_most_64_requests_wait_for_one_saga() -> None:
+    """G4: the oldest is told to ask again; every request gets exactly one reply."""
+    world = serving()
+    world.step(world.start("a"))
+    for _ in range(WAITERS_MAX - 1):
+        assert replies(world.step(world.start("a"))) == []
+    (oldest,) = replies(world.step(world.start("a")))
+    assert oldest[:2] == (1, 0)
+    assert [request for request, *_ in replies(world.drive("a", wire.DECLINED))] == list(
+        range(2, WAITERS_MAX + 2)
+    )
+
+
+def test_a_page_of_the_books_fits_into_a_body() -> None:
+    """With the longest ids, or an audit could not read it."""
+    world = World()
+    items = [{"sku": "zzz", "quantity": 1}]
+    ids = [f"{at:0>128}" for at in range(PAGE_MAX + 10)]
+    world.step(*(world.start(each, items=items) for each in ids))
+    asked = {"book": "finished", "from": 0, "upto": len(ids)}
+    (page,) = bodies(world.step(world.ask(wire.BOOKS, "0", asked)))
+    assert len(page["rows"]) == PAGE_MAX
+    assert len(wire.pack(page)) <= BODY_BYTES_MAX
+    asked["from"] = PAGE_MAX
+    (rest,) = bodies(world.step(world.ask(wire.BOOKS, "0", asked)))
+    assert [row[1] for row in page["rows"] + rest["rows"]] == ids
+
+
+@pytest.mark.parametrize(("length", "code"), [(HEADERS_BYTES_MAX - 1, None), (1024, 12)])
+def test_headers_travel_up_to_their_limit(length: int, code: int | None) -> None:
+    """`traceparent` reaches the services; a longer map is refused before anything is written."""
+    world = serving()
+    headers = {"t": "v" * length}
+    request = Request(wire.START, "a", 1, headers, wire.pack(order("a")))
+    effects = world.step(Requests(CLIENT, [request]))
+    if code is None:
+        assert [command.headers for command in commands(effects)] == [headers]
+    else:
+        assert replies(effects)[0][1] == code
+        assert effects.entries == []
+
+
+def test_each_slot_counts_its_orders() -> None:
+    """SPEC 1: count of the slot x 1024 + slot, across restarts, never reused."""
+    world = serving()
+    ids = [f"s{at}" for at in range(3_000)]
+    world.step(*(world.start(each) for each in ids[:2_000]))
+    world.restart()
+    world.step(*(world.start(each) for each in ids[2_000:]))
+    taken = [saga.order_id for saga in world.engine.state.live.values()]
+    assert len(set(taken)) == len(ids)
+
+
+def test_the_deadline_ends_a_wait_between_attempts() -> None:
+    """Nobody has the command then; what may have happened is undone."""
+    retry = Retry(backoff_ms=60_000, backoff_max_ms=60_000)
+    world = serving(Rules(retry=retry, deadline_ms=2_000))
+    world.step(world.start("a"))
+    world.drive("a", wire.FAILED)
+    world.after(2_100)
+    (back,) = world.step().entries
+    assert isinstance(back, TurnedBack)
+    assert (back.cause, back.reason) == ("deadline", "Timed out: ReserveInventory")
+
+
+def test_a_waiting_command_of_a_saga_that_ended_is_never_given_out() -> None:
+    """A late success ends the saga while a retry of its last step waits for a worker."""
+    world = serving()
+    world.step(world.start("a"))
+    world.drive("a", wire.OK, wire.OK)
+    command = world.take(b"shipping", "a")
+    body = world.body_of(command, wire.OK)
+    unavailable = answer_to(command, wire.REFUSED_UNAVAILABLE, b"")
+    world.step(Answered(b"shipping", [unavailable]))
+    world.step(Answered(b"shipping", [answer_to(command, wire.OK, body)]))
+    assert world.engine.inflight == 0
+    assert commands(world.step(*world.beats())) == []
+
+
+def test_money_at_risk_is_what_may_be_charged_in_sagas_that_turn_back() -> None:
+    """From turning back after the charge was commanded, until its compensation succeeded."""
+    world = serving()
+    world.step(world.start("a"), world.start("b"))
+    world.drive("a", wire.OK, wire.OK, wire.DECLINED)
+    world.drive("b", wire.OK, wire.DECLINED)
+    assert world.engine.state.at_risk == 24_999  # b was declined: nothing is charged
+    world.drive("a", wire.OK)
+    assert world.engine.state.at_risk == 0
