@@ -5,15 +5,15 @@ from msgspec import Struct
 from sagacity.wire import Command, Reply
 from shard.entries import Entry
 from shard.events import Peer
-from shard.sagas import Dossier
+from shard.sagas import Card, Live
 
 
 class HistoryAsked(Struct, frozen=True):
-    """Somebody wants to read a saga's history."""
+    """Somebody wants to read a saga's history, as it is when this batch is durable."""
 
     origin: Peer
     request: int
-    dossier: Dossier
+    saga: Live | Card
 
 
 class BooksForwarded(Struct, frozen=True):

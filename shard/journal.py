@@ -65,7 +65,11 @@ class Journal(Protocol):
         """
 
     def read(self, seqs: Iterable[int]) -> list[Batch]:
-        """Give single rows, in the order asked."""
+        """Give single rows, in the order asked.
+
+        Raises:
+            JournalFailed: the file cannot be read, or holds what was not written.
+        """
 
     def size_bytes(self) -> int:
         """Give how much room it takes."""
@@ -191,10 +195,13 @@ class SqliteJournal:
     def read(self, seqs: Iterable[int]) -> list[Batch]:
         """Give single rows, in the order asked."""
         rows = []
-        for seq in seqs:
-            row = self._db.execute("SELECT batch FROM journal WHERE seq = ?", (seq,)).fetchone()
-            if row is not None:
-                rows.append(unpack_batch(row[0]))
+        try:
+            for seq in seqs:
+                row = self._db.execute("SELECT batch FROM journal WHERE seq = ?", (seq,)).fetchone()
+                if row is not None:
+                    rows.append(unpack_batch(row[0]))
+        except (apsw.Error, Unreadable) as error:
+            raise JournalFailed(f"{self._path} cannot be read: {error}") from error
         return rows
 
     def size_bytes(self) -> int:

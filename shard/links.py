@@ -194,16 +194,18 @@ class Links:
         for _ in self._outbox.flush() if self._outbox.frames else ():
             self.counts.replies_unsent += 1
 
-    def _to_worker(self, peer: Peer, frame: bytes) -> None:
+    def _to_worker(self, peer: Peer, frame: bytes) -> bool:
         try:
-            if not send_to(self._workers, peer, frame):
-                # Credit bounds what is on its way, so its reader hangs: it will be judged by its
-                # heartbeat, and its commands are given out again when it ends or their time does.
-                self.counts.commands_unsent += 1
+            if send_to(self._workers, peer, frame):
+                return True
+            # Credit bounds what is on its way, so its reader hangs: it will be judged by its
+            # heartbeat, and its commands are given out again when it ends or their time does.
+            self.counts.commands_unsent += 1
         except PeerGone:
             if peer in self._known:
                 self._known.discard(peer)
                 self._went.append(peer)
+        return False
 
     def _to_router(self, origin: Peer, replies: list[Reply]) -> None:
         try:
@@ -217,10 +219,9 @@ class Links:
             self._books.pop(next(iter(self._books)))  # who asked it asks again
         self._token += 1
         self._books[self._token] = (asked.origin, asked.request)
-        self._to_worker(asked.worker, encode(BooksAsked(self._token, asked.body)))
-        if asked.worker not in self._known:
+        if not self._to_worker(asked.worker, encode(BooksAsked(self._token, asked.body))):
             del self._books[self._token]
-            error = NotTaken("the worker went away", retry_after_ms=250)
+            error = NotTaken("the worker went away, or hangs", retry_after_ms=250)
             effects.reply(asked.origin, Reply(asked.request, error.code, pack(error.body())))
 
     def close(self) -> None:

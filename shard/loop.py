@@ -152,8 +152,9 @@ class Loop:
             check(receipt.seq == self._engine.seq, "a journal hole", got=receipt.seq)
             self._observer.committed(self._clock.monotonic_ns() - begun, len(effects.entries))
         for asked in effects.histories:
-            rows = self._journal.read(asked.dossier.seqs)
-            body = tell(asked.dossier, rows, self._engine.state.definitions)
+            dossier = asked.saga.dossier()
+            rows = self._journal.read(dossier.seqs)
+            body = tell(dossier, rows, self._engine.state.definitions)
             effects.reply(asked.origin, Reply(asked.request, None, body))
         self._links.send(receipt, self._witness(receipt), effects)
 

@@ -289,7 +289,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     clock = SystemClock()
     run = RunDirectory(args.run)
     child = Child("shard", args.index, run, args.parent, clock)
-    log = configure_logging("shard", args.index)
+    try:
+        log = configure_logging("shard", args.index)
+    except SagacityError as error:
+        print(error.text, file=sys.stderr)  # noqa: T201 - there is no log
+        return error.exit_code
     child.report("starting")
 
     def make() -> Shard:

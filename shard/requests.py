@@ -63,7 +63,7 @@ class Desk:
                 self._cancel(origin, request, now, fx)
             elif kind == wire.SHOW:
                 fx.histories.append(
-                    HistoryAsked(origin, request.request, self._find(request.saga_id).dossier())
+                    HistoryAsked(origin, request.request, self._find(request.saga_id))
                 )
             elif kind == wire.BOOKS:
                 self._books.take(origin, request, fx)

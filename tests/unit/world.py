@@ -131,8 +131,9 @@ class World:
             for entry in self.journal.read([receipt.seq])[0].entries:
                 self.replica.apply(entry, receipt.seq)
         for asked in effects.histories:
-            rows = self.journal.read(asked.dossier.seqs)
-            body = tell(asked.dossier, rows, self.definitions)
+            dossier = asked.saga.dossier()
+            rows = self.journal.read(dossier.seqs)
+            body = tell(dossier, rows, self.definitions)
             effects.reply(asked.origin, Reply(asked.request, None, body))
         for peer, commands in effects.commands.items():
             for command in commands:
