@@ -7,10 +7,21 @@ messages that answer, and how it is undone. The engine does the rest.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from sagacity.ids import STEPS_MAX
 from sagacity.wire import BodyReader, decoder
+
+# What a field of a body may be, beside lists, maps and Structs of these.
+_PLAIN = (
+    msgspec.inspect.StrType,
+    msgspec.inspect.IntType,
+    msgspec.inspect.BoolType,
+    msgspec.inspect.NoneType,
+    msgspec.inspect.LiteralType,
+    msgspec.inspect.AnyType,
+)
 
 Prices = Mapping[str, int]  # SKU -> minor units
 
@@ -104,6 +115,7 @@ class Step(Struct, frozen=True, kw_only=True):
         for name in ("action", "ok", "declined", "compensation", "compensated"):
             if tag_of(getattr(self, name)) is None:
                 raise ValueError(f'Step.{name} is a Struct with tag_field="type" and a text tag')
+            _refuse_foreign_fields(getattr(self, name))
 
     @property
     def name(self) -> str:
@@ -185,6 +197,38 @@ class Readers:
         self.ok = [decoder(step.ok) for step in saga.steps]
         self.declined = [decoder(step.declined) for step in saga.steps]
         self.compensated = [decoder(step.compensated) for step in saga.steps]
+
+
+def _refuse_foreign_fields(kind: type[Struct]) -> None:
+    """Refuse a body whose type lets in what bodies do not carry: floats, bytes, dates.
+
+    Raises:
+        ValueError: naming the body's type and the field's.
+    """
+    seen: set[Any] = set()
+
+    def look(info: Any) -> None:
+        if isinstance(info, msgspec.inspect.StructType):
+            if info.cls not in seen:
+                seen.add(info.cls)
+                for field in info.fields:
+                    look(field.type)
+        elif isinstance(info, msgspec.inspect.UnionType):
+            for each in info.types:
+                look(each)
+        elif isinstance(info, msgspec.inspect.ListType | msgspec.inspect.VarTupleType):
+            look(info.item_type)
+        elif isinstance(info, msgspec.inspect.TupleType):
+            for each in info.item_types:
+                look(each)
+        elif isinstance(info, msgspec.inspect.DictType):
+            look(info.key_type)
+            look(info.value_type)
+        elif not isinstance(info, _PLAIN):
+            name = type(info).__name__.removesuffix("Type").lower()
+            raise ValueError(f"a body carries no {name}, {kind.__name__} does")
+
+    look(msgspec.inspect.type_info(kind))
 
 
 def tag_of(kind: type[Struct]) -> str | None:

@@ -64,7 +64,7 @@ class Outcomes:
                 self._course.attempt_ended(saga, "failed", _text(got.body), now, fx)
             else:
                 self._tally.absorbed("answer_late")
-        elif not definition.outcome_readable(got.step, got.direction, got.outcome == OK, got.body):
+        elif not definition.readable(got):
             self._tally.faulted("answer_malformed")
         elif got.direction == ACTION:
             self._action_settled(saga, got, current, now, fx)

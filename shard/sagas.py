@@ -9,7 +9,7 @@ from msgspec import Struct
 from sagacity.errors import Malformed
 from sagacity.ids import order_id
 from sagacity.saga import Readers, Retry, Run, Saga
-from sagacity.wire import encode, unpack
+from sagacity.wire import OK, Answer, encode, unpack
 from shard.events import Peer
 from shard.phases import RUNNING
 
@@ -51,18 +51,19 @@ class Definition:
         """Give the 16 bytes that tell one order's content from another's."""
         return blake2b(order, digest_size=16).digest()
 
-    def outcome_readable(self, step: int, direction: int, ok: bool, body: bytes) -> bool:
-        """Say whether a reply's body has the shape that the step promises."""
-        at = step - 1
-        readers = self.readers.compensated if direction else self.readers.ok
-        if not ok:
+    def readable(self, got: Answer) -> bool:
+        """Say whether a reply's body has the shape that its step promises, and is about it."""
+        readers = self.readers.compensated if got.direction else self.readers.ok
+        if got.outcome != OK:
             readers = self.readers.declined
         try:
-            if encode(readers[at](body)) != body:
-                unpack(body)  # strictly: it is told by `show` one day, and msgspec takes floats
+            said = readers[got.step - 1](got.body)
+            if encode(said) != got.body:
+                unpack(got.body)  # strictly: it is told by `show` one day, and msgspec takes floats
         except (ValueError, RecursionError, Malformed):
             return False
-        return True
+        about = (getattr(said, "saga_id", got.saga_id), getattr(said, "step", got.step))
+        return about == (got.saga_id, got.step)
 
     def result(self, step: int, body: bytes | None) -> Any:
         """Read the `ok` body of a step's action; None stays None."""

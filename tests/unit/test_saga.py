@@ -111,3 +111,17 @@ def test_readers_read_what_each_step_promises() -> None:
     assert readers.compensated[1](body) == SECOND.compensated("s", 2)
     with pytest.raises(ValueError, match="type"):
         readers.compensated[0](body)
+
+
+class Weighed(Struct, frozen=True, tag_field="type", tag="Weighed"):
+    """A reply that no message body can carry."""
+
+    saga_id: str
+    step: int
+    parts: list[dict[str, float]]
+
+
+def test_a_body_that_could_not_be_shown_is_refused_when_it_is_defined() -> None:
+    """Floats have no place on the wire; found at run time, it would be after the effect."""
+    with pytest.raises(ValueError, match="a body carries no float, Weighed does"):
+        changed(FIRST, ok=Weighed)
