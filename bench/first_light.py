@@ -5,7 +5,9 @@
 Starts a cluster of its own in a new directory under TMPDIR for each run, everything synced to disk,
 the load generator on the same machine; random ids, the example's cart, every tenth payment
 declined. After each run the books are audited; a run whose books do not balance is no result.
-Prints each run and the medians, CPU per checkout by role included.
+Prints each run and the medians, CPU per checkout by role included. A shared machine is not the
+same from minute to minute: the yardstick, the nanoseconds of CPU that one turn of a fixed loop
+takes just before and after, says in which minute a run was.
 """
 
 import argparse
@@ -75,9 +77,19 @@ def cpu_seconds(processes: list[dict[str, Any]]) -> dict[str, float]:
     return used
 
 
+def yardstick_ns() -> float:
+    """Give the CPU of one turn of a fixed loop, nanoseconds, median of nine."""
+    turns, took = 100_000, []
+    for _ in range(9):
+        begun = time.process_time_ns()
+        sum(number * number for number in range(turns))
+        took.append((time.process_time_ns() - begun) / turns)
+    return statistics.median(took)
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Do one run on a new cluster; give its figures."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"yardstick ns": yardstick_ns()}
     with start_private(arguments=["--shards", str(args.shards)]) as cluster:
         with Connection(cluster.url, timeout_s=120) as connection:
             if args.alone:
@@ -91,6 +103,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 seconds, outcomes = closed_loop(connection, args.sagas, args.in_flight)
                 mine, after = time.process_time() - mine, processes_cpu(cluster)
                 found["checkouts/s"] = args.sagas / seconds
+                found["yardstick ns"] = (found["yardstick ns"] + yardstick_ns()) / 2
                 found |= outcomes
                 found["us client"] = mine / args.sagas * 1e6
                 for role, used in after.items():

@@ -1,7 +1,7 @@
 """kill -9 of real processes under load, round after round (PROOF, layer K).
 
     python -m tests.chaos.kill_rounds [--rounds 10] [--roles router,shard,...] [--seed S]
-                                      [--seconds 2]
+                                      [--seconds 2] [--kills 1]
 
 A round (`one_round`) starts a cluster on a new directory. A client that asks again keeps 256
 checkouts in flight: most complete, some are declined, out of stock, without a carrier, crash their
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=10, help="of each process of a role")
     parser.add_argument("--roles", default=",".join(TARGETS))
     parser.add_argument("--seed", default=secrets.token_hex(4))
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of load before the first kill")
+    parser.add_argument("--kills", type=int, default=1, help="of the target, in each round")
     args = parser.parse_args(argv)
     roles = args.roles.split(",")
     if unknown := set(roles) - set(TARGETS):
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = []
     for target in [target for role in roles for target in TARGETS[role]]:
         done = [
-            _one(target, f"{args.seed}/{number}", number, args.seconds)
+            _one([target] * args.kills, f"{args.seed}/{number}", number, args.seconds)
             for number in range(1, args.rounds + 1)
         ]
         failed += sum(bool(figures.faults) for figures in done)
@@ -56,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _one(target: Target, seed: str, number: int, seconds: float) -> Figures:
+def _one(targets: Sequence[Target], seed: str, number: int, seconds: float) -> Figures:
     base = Path(tempfile.mkdtemp(prefix="sg-"))
-    figures = Round([target], seed, base, seconds).run()
+    figures = Round(targets, seed, base, seconds).run()
     print(f"{number:3} {figures.line()}", flush=True)
     for fault in figures.faults:
         print(f"      {fault}", flush=True)

@@ -130,7 +130,7 @@ class Round:
                 self.load.turn_for(self._seconds * self._rng.uniform(0.5, 1.0))
                 for target in self._targets:
                     self._kill(target)
-                    self.load.turn_for(self._seconds / 2)
+                    self.load.turn_for(self._seconds * self._rng.uniform(0.2, 0.5))
                 self.load.finish(WAIT_S)
                 self._measure_answers()
                 figures.endings = dict(self.load.judge())
