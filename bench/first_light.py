@@ -1,6 +1,6 @@
 """How fast a cluster is: checkouts a second in a closed loop, and the latency of one alone.
 
-    python -m bench.first_light [--runs 5] [--sagas 40000] [--in-flight 1024] [--alone 300]
+    python -m bench.first_light [--runs 5] [--sagas 40000] [--in-flight 1024] [--floor]
 
 Starts a cluster of its own in a new directory under TMPDIR for each run, everything synced to disk,
 the load generator on the same machine; random ids, the example's cart, every tenth payment
@@ -12,59 +12,20 @@ takes just before and after, says in which minute a run was.
 
 import argparse
 import os
-import secrets
 import statistics
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any
 
+from bench import floor
+from bench.load import alone, closed_loop
 from cluster.audit import audit
 from cluster.private import ClusterProcess, start_private
-from sagacity import wire
-from sagacity.client import Client, answer
+from sagacity.client import Client
 from sagacity.connection import Connection
-from sagacity.messages import Checkout, Item
 
-CART = [Item("abc123", 2), Item("xyz789", 1)]
 TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def checkout(declined: bool) -> tuple[str, bytes]:
-    """Make a checkout with a random id."""
-    saga_id = "bench-" + secrets.token_hex(12)
-    user = "u999" if declined else "u42"
-    return saga_id, wire.pack(Checkout(saga_id, user, CART, "123 Main St"))
-
-
-def closed_loop(connection: Connection, sagas: int, in_flight: int) -> tuple[float, Counter[str]]:
-    """Keep `in_flight` checkouts going until `sagas` are final; give seconds and outcomes."""
-    outcomes: Counter[str] = Counter()
-    asked = 0
-    begun = time.perf_counter()
-    while sum(outcomes.values()) < sagas:
-        while asked < sagas and len(connection) < in_flight:
-            connection.ask(wire.START, *checkout(asked % 10 == 9))
-            asked += 1
-        for _, reply in connection.poll(1.0):
-            if reply.code is None:
-                outcomes["completed" if b"COMPLETED" in reply.body else "aborted"] += 1
-            else:
-                outcomes[f"error {reply.code}"] += 1
-    return time.perf_counter() - begun, outcomes
-
-
-def alone(connection: Connection, sagas: int) -> list[float]:
-    """Check out one after the other; give milliseconds, ascending."""
-    took = []
-    for _ in range(sagas):
-        begun = time.perf_counter()
-        connection.ask(wire.START, *checkout(False))
-        while not (settled := connection.poll(1.0)):
-            pass
-        took.append((time.perf_counter() - begun) * 1000)
-        answer(settled[0][1])
-    return sorted(took)
 
 
 def cpu_seconds(processes: list[dict[str, Any]]) -> dict[str, float]:
@@ -129,16 +90,24 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=1024)
     parser.add_argument("--shards", type=int, default=2)
     parser.add_argument("--alone", type=int, default=300)
+    parser.add_argument("--floor", action="store_true", help="alternate with bench.floor")
     args = parser.parse_args()
     runs = []
     for number in range(args.runs):
         found = run(args)
+        if args.floor:
+            found |= floor.run(args.sagas, args.in_flight, args.alone)
+            found |= {
+                f"{name} / floor": found[name] / found[f"floor {name}"]
+                for name in ("checkouts/s", "alone p50 ms")
+                if name in found
+            }
         runs.append(found)
-        shown = "  ".join(f"{name} {value:.1f}" for name, value in found.items())
+        shown = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
         print(f"run {number + 1}: {shown}", flush=True)
     print(f"median of {len(runs)}:")
     for name in runs[0]:
-        print(f"  {name:16} {statistics.median(each.get(name, 0) for each in runs):12.1f}")
+        print(f"  {name:24} {statistics.median(each.get(name, 0) for each in runs):12.2f}")
 
 
 if __name__ == "__main__":

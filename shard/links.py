@@ -114,18 +114,21 @@ class Links:
             timeout_ns = min(timeout_ns, OUTBOX_RETRY_MS * MS)
         if self._went or self._pages:
             timeout_ns = 0
-        self._poller.poll(-(-timeout_ns // MS))
+        ready = {found for found, _ in self._poller.poll(-(-timeout_ns // MS))}
         events: list[Event] = []
-        worker_frames, workers_empty = receive_all_from(self._workers, FRAMES_MAX)
-        for peer, frame in worker_frames:
-            self._from_worker(peer, frame, events)
-        router_frames, routers_empty = receive_all_from(self._routers, FRAMES_MAX)
-        for peer, frame in router_frames:
-            try:
-                events.append(Requests(peer, read_requests(frame)))
-            except Malformed:
-                self.counts.garbage += 1
-        if self._departures.any():
+        workers_empty = routers_empty = True  # as the poll has just found those that are not ready
+        if self._workers in ready:
+            frames_in, workers_empty = receive_all_from(self._workers, FRAMES_MAX)
+            for peer, frame in frames_in:
+                self._from_worker(peer, frame, events)
+        if self._routers in ready:
+            frames_in, routers_empty = receive_all_from(self._routers, FRAMES_MAX)
+            for peer, frame in frames_in:
+                try:
+                    events.append(Requests(peer, read_requests(frame)))
+                except Malformed:
+                    self.counts.garbage += 1
+        if self._departures.socket in ready and self._departures.any():
             self._probes = REPROBE_TURNS
         if self._probes:
             self._probe()

@@ -18,7 +18,7 @@ from sagacity.errors import Conflict
 from sagacity.messages import Checkout, Item
 from sagacity.wire import Reply
 
-WAIT_S: Final = 120.0  # for an answer: longer than any deadline, so that giving up is a fault
+WAIT_S: Final = 60.0  # for an answer: longer than any deadline, so that giving up is a fault
 TURN_S: Final = 0.02
 FAULTS_MAX: Final = 50
 
