@@ -120,7 +120,6 @@ def run_shard(run: str, data: str, index: int) -> None:
     schema = "CREATE TABLE journal(seq INTEGER PRIMARY KEY, chain BLOB, batch BLOB)"
     db = database(Path(data) / f"shard-{index}.db", schema)
     poller = zmq.Poller()
-    poller.register(front, zmq.POLLIN)
     poller.register(back, zmq.POLLIN)
     count, seq, chain = 0, 0, b""
     peers: dict[int, bytes] = {}
@@ -136,6 +135,8 @@ def run_shard(run: str, data: str, index: int) -> None:
                 said = wire.read_to_shard(frame)
                 if isinstance(said, wire.Hello):
                     peers[SERVICES.index(said.service) + 1] = peer
+                    if len(peers) == len(SERVICES):
+                        poller.register(front, zmq.POLLIN)
                 elif isinstance(said, wire.Answers):
                     entries += said.items
                     moved += [(got.number, got) for got in said.items]
