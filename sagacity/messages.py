@@ -250,8 +250,12 @@ def check_text(name: str, text: str) -> None:
         raise Malformed(f"{name}: must not be blank")
 
 
-def merge(request: Checkout) -> Order:
+def merge(request: Checkout) -> Order | Checkout:
     """Accept a checkout: lines of one SKU merged, in order of first appearance.
+
+    Returns:
+        The order; the request itself where it has no msg_id and nothing is to be merged, since it
+        is packed like its order then.
 
     Raises:
         Malformed: an id has other characters than SPEC 2 allows, a text holds control characters
@@ -267,6 +271,8 @@ def merge(request: Checkout) -> Order:
     joined = ",".join(quantities)
     if _skus.match(joined) is None or joined.count(",") != len(quantities) - 1:
         raise Malformed("sku: 1 to 64 characters of A-Z a-z 0-9 . _ : -")
+    if len(quantities) == len(request.items) and request.msg_id is UNSET:
+        return request
     lines = [Line(sku, quantity) for sku, quantity in quantities.items()]
     return Order(request.saga_id, request.user_id, lines, request.shipping_address)
 

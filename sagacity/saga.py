@@ -116,6 +116,9 @@ class Step(Struct, frozen=True, kw_only=True):
             if tag_of(getattr(self, name)) is None:
                 raise ValueError(f'Step.{name} is a Struct with tag_field="type" and a text tag')
             _refuse_foreign_fields(getattr(self, name))
+        for name in ("ok", "declined", "compensated"):
+            if not {"saga_id", "step"} <= set(getattr(self, name).__struct_fields__):
+                raise ValueError(f"Step.{name} has saga_id and step")
 
     @property
     def name(self) -> str:
@@ -150,7 +153,8 @@ class Saga(Struct, frozen=True, kw_only=True):
         request: the type of the client's body; its tag is the type that starts this saga. It has
             `saga_id`, and may have `msg_id`.
         order: the type of the accepted request, as journalled.
-        accept: makes the one from the other; raises Malformed for what the types cannot say.
+        accept: makes the one from the other; raises Malformed for what the types cannot say. May
+            give the request itself where that is packed like its order.
         price: prices an order, once; the result is journalled.
         steps: in the order of their actions.
         completed: builds the client's body at the end.

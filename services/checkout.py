@@ -41,7 +41,7 @@ from sagacity.messages import (
 from sagacity.saga import Priced, Prices, Run, Saga, Step, Unstartable
 
 
-def price_cart(order: Order, prices: Prices) -> Priced | Unstartable:
+def price_cart(order: Order | Checkout, prices: Prices) -> Priced | Unstartable:
     """Price an order.
 
     Args:

@@ -11,6 +11,7 @@ import fcntl
 import os
 import select
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -70,18 +71,14 @@ class PoolWatch(Watch):
     def served(self, served: Served) -> None:
         """Count a turn's commands."""
         meters = self._meters
-        attempts: dict[tuple[str, str, str], int] = {}
-        for command, answer in zip(served.commands, served.answers, strict=True):
-            if command.direction not in (ACTION, COMPENSATION):
-                continue  # a fault, logged and answered as one
-            labels = (
-                self._names(command),
-                DIRECTIONS[command.direction],
-                OUTCOMES[answer.outcome],
-            )
-            attempts[labels] = attempts.get(labels, 0) + 1
-        for labels, times in attempts.items():
-            meters.step_attempts.add(labels, times)
+        name = self._names
+        attempts = Counter(
+            (name(command), answer.direction, answer.outcome)
+            for command, answer in zip(served.commands, served.answers, strict=True)
+            if ACTION <= answer.direction <= COMPENSATION  # else a fault, logged as one
+        )
+        for (step, direction, outcome), times in attempts.items():
+            meters.step_attempts.add((step, DIRECTIONS[direction], OUTCOMES[outcome]), times)
         self._answered += len(served.answers)
         if served.repeated:
             meters.duplicates.add(("command",), served.repeated)

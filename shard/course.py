@@ -103,7 +103,7 @@ class Course:
         """End a saga: its answer, built once, goes to all who wait and never changes."""
         completed = phase == phases.COMPLETED
         plan = saga.definition.saga
-        run = saga.run()
+        run = saga.run
         final = encode(plan.completed(run) if completed else plan.aborted(run, saga.reason))
         entry = Finished(saga.number, phase, final)
         fx.entries.append(entry)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sagacity.ids import DIRECTIONS
-from sagacity.wire import OUTCOMES, Answer, pack, unpack
+from sagacity.wire import OUTCOMES, Answer, encode, pack, unpack
 from shard import phases
 from shard.entries import (
     AttemptEnded,
@@ -35,7 +35,7 @@ def tell(dossier: Dossier, rows: list[Batch], definitions: Mapping[str, Definiti
         rows: the journal's rows that speak of it, in order; other sagas' entries are left out.
         definitions: by name.
     """
-    teller = _Teller(dossier.number, definitions)
+    teller = _Teller(dossier, definitions)
     for row in rows:
         teller.row(row)
     return pack(
@@ -54,8 +54,9 @@ def tell(dossier: Dossier, rows: list[Batch], definitions: Mapping[str, Definiti
 
 
 class _Teller:
-    def __init__(self, number: int, definitions: Mapping[str, Definition]) -> None:
-        self._number = number
+    def __init__(self, dossier: Dossier, definitions: Mapping[str, Definition]) -> None:
+        self._number = dossier.number
+        self._definition = definitions[dossier.saga]
         self._state = State(definitions, FinishedInMemory())
         self._told: tuple[int, int, int] | None = None
         self.events: list[Event] = []
@@ -95,7 +96,8 @@ class _Teller:
                 "direction": DIRECTIONS[entry.direction],
                 "attempt": entry.attempt,
                 "outcome": OUTCOMES[entry.outcome],
-                "body": unpack(entry.body),
+                # By its type: keys that nobody promised are not told, whatever they hold.
+                "body": unpack(encode(self._definition.reply(entry))),
             }
         if isinstance(entry, AttemptEnded):
             return {

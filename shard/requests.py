@@ -79,7 +79,7 @@ class Desk:
     def _start(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
         definition = self._only or self._definition(request.body)
         try:
-            asked, _ = definition.readers.request.read(request.body)
+            asked, canonical = definition.readers.request.read(request.body)
         except Malformed:
             self._definition(request.body)  # a type that starts nothing is told so first
             raise
@@ -92,7 +92,7 @@ class Desk:
             if saga_id != request.saga_id:
                 raise Malformed("the body's saga_id is not the envelope's")
             order = definition.saga.accept(asked)
-            packed = wire.encode(order)
+            packed = canonical if order is asked else wire.encode(order)
             fingerprint = definition.fingerprint(packed)
             wait = request.kind == wire.START
             live = self._state.by_id.get(saga_id)

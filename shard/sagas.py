@@ -6,10 +6,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from sagacity.errors import Malformed
 from sagacity.ids import order_id
 from sagacity.saga import Readers, Retry, Run, Saga
-from sagacity.wire import OK, Answer, encode, unpack
+from sagacity.wire import OK, Answer, encode
 from shard.events import Peer
 from shard.phases import RUNNING
 
@@ -51,19 +50,25 @@ class Definition:
         """Give the 16 bytes that tell one order's content from another's."""
         return blake2b(order, digest_size=16).digest()
 
-    def readable(self, got: Answer) -> bool:
-        """Say whether a reply's body has the shape that its step promises, and is about it."""
-        readers = self.readers.compensated if got.direction else self.readers.ok
+    def reply(self, got: Answer) -> Any:
+        """Read a reply's body, as the type that its step promises.
+
+        Raises:
+            ValueError, RecursionError: it has another shape.
+        """
         if got.outcome != OK:
             readers = self.readers.declined
+        else:
+            readers = self.readers.compensated if got.direction else self.readers.ok
+        return readers[got.step - 1](got.body)
+
+    def readable(self, got: Answer) -> bool:
+        """Say whether a reply's body has the shape that its step promises, and is about it."""
         try:
-            said = readers[got.step - 1](got.body)
-            if encode(said) != got.body:
-                unpack(got.body)  # strictly: it is told by `show` one day, and msgspec takes floats
-        except (ValueError, RecursionError, Malformed):
+            said = self.reply(got)
+        except (ValueError, RecursionError):
             return False
-        about = (getattr(said, "saga_id", got.saga_id), getattr(said, "step", got.step))
-        return about == (got.saga_id, got.step)
+        return bool(said.saga_id == got.saga_id and said.step == got.step)
 
     def result(self, step: int, body: bytes | None) -> Any:
         """Read the `ok` body of a step's action; None stays None."""
@@ -89,13 +94,13 @@ class Live:
         "fingerprint",
         "headers",
         "number",
-        "order",
         "order_id",
         "phase",
         "placed",
         "queued_in",
         "reason",
         "results",
+        "run",
         "saga_id",
         "sent_at",
         "seqs",
@@ -124,10 +129,11 @@ class Live:
         self.definition = definition
         self.number = number
         self.saga_id = saga_id
-        self.order = order
+        self.order_id = order_id(order_count, slot)
+        # What the definition's builders may read; made once, it is asked for at each command.
+        self.run = Run(saga_id, order, definition.readers.order, amount, self.order_id)
         self.fingerprint = fingerprint
         self.amount = amount
-        self.order_id = order_id(order_count, slot)
         self.headers = headers
         self.phase = RUNNING
         self.step = 1  # the step whose command is current
@@ -157,19 +163,14 @@ class Live:
         """The current command's direction."""
         return 0 if self.phase == RUNNING else 1
 
-    def run(self) -> Run:
-        """Give what the definition's builders may read."""
-        decode = self.definition.readers.order
-        return Run(self.saga_id, self.order, decode, self.amount, self.order_id)
-
     def command_body(self) -> bytes:
         """Build the body of the current command; the same facts give the same bytes."""
         at = self.step - 1
         step = self.definition.saga.steps[at]
         if self.phase == RUNNING:
-            return encode(step.command(self.run(), self.step))
+            return encode(step.command(self.run, self.step))
         result = self.definition.result(self.step, self.results[at])
-        return encode(step.undo(self.run(), self.step, result))
+        return encode(step.undo(self.run, self.step, result))
 
     def dossier(self) -> "Dossier":
         """Give what `show` needs to find and tell its history."""

@@ -42,7 +42,7 @@ from shard.entries import (
 )
 from shard.events import Answered, Event, Requests, WorkerCame, WorkerLives, WorkerWent
 from shard.sagas import MS
-from tests.unit.world import Rules, World, answer_to, order
+from tests.unit.world import Rules, World, answer_to, loosely, order
 
 LINE = "----"
 UNITS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000}
@@ -265,7 +265,7 @@ def _command(command: wire.Command) -> str:
 
 def _brief(body: bytes) -> str:
     """Give a body without what stands beside it anyway."""
-    told = wire.unpack(body)
+    told = loosely(body)
     kind = told.pop("type")
     del told["saga_id"], told["step"]
     return f"{kind} {json.dumps(told)}" if told else str(kind)
@@ -273,7 +273,7 @@ def _brief(body: bytes) -> str:
 
 def _reply(body: bytes) -> str:
     """A history has a line for each event."""
-    told = wire.unpack(body)
+    told = loosely(body)
     if "history" not in told:
         return json.dumps(told)
     events = told.pop("history")

@@ -8,6 +8,7 @@ give the state of the live engine. Knows no file and no socket.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from sagacity import wire
@@ -142,7 +143,7 @@ class World:
         assert snapshot(self.replica) == snapshot(self.engine.state)
 
     def _travels(self, saga_id: str, body: bytes) -> None:
-        self.travelled.setdefault(saga_id, []).append(wire.unpack(body))
+        self.travelled.setdefault(saga_id, []).append(loosely(body))
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -287,6 +288,12 @@ def commands(effects: Effects) -> list[Command]:
     return [command for batch in effects.commands.values() for command in batch]
 
 
+def loosely(body: bytes) -> dict[str, Any]:
+    """Read a body as it is, with what no body should carry."""
+    read: dict[str, Any] = msgspec.msgpack.decode(body)
+    return read
+
+
 def types(of: Iterable[Command]) -> list[str]:
     """Give the types of commands' bodies."""
     return [wire.unpack(command.body)["type"] for command in of]
@@ -295,7 +302,6 @@ def types(of: Iterable[Command]) -> list[str]:
 _FOLDED = [
     "number",
     "saga_id",
-    "order",
     "fingerprint",
     "amount",
     "order_id",
@@ -318,7 +324,11 @@ def snapshot(state: State) -> dict[str, Any]:
     """Give all that the journal's fold decides; loop time and waiters are none of it."""
     return {
         "live": [
-            {"saga": saga.definition.name, **{name: getattr(saga, name) for name in _FOLDED}}
+            {
+                "saga": saga.definition.name,
+                "order": saga.run.order,
+                **{name: getattr(saga, name) for name in _FOLDED},
+            }
             for saga in state.live.values()
         ],
         "by_id": sorted(state.by_id),
