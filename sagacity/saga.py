@@ -62,7 +62,7 @@ class Run:
         order_id: taken at the start.
     """
 
-    __slots__ = ("_decode", "_packed", "amount", "order_id", "saga_id")
+    __slots__ = ("_decode", "_kept", "_packed", "amount", "order_id", "saga_id")
 
     def __init__(
         self, saga_id: str, order: bytes, decode: Callable[[bytes], Any], amount: int, order_id: str
@@ -72,11 +72,16 @@ class Run:
         self.order_id = order_id
         self._packed = order
         self._decode = decode
+        self._kept: Any = None
 
     @property
     def order(self) -> Any:
-        """The accepted request, as `Saga.accept` gave it; decoded at each use."""
-        return self._decode(self._packed)
+        """The accepted request, as `Saga.accept` gave it; decoded at each use unless kept."""
+        return self._decode(self._packed) if self._kept is None else self._kept
+
+    def keep(self, order: Any) -> None:
+        """Keep the decoded request: 2.7 KB of memory for a decode at each command."""
+        self._kept = order
 
 
 class Step(Struct, frozen=True, kw_only=True):

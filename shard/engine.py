@@ -19,6 +19,7 @@ from sagacity.wire import (
 from shard import entries
 from shard.admission import Admission
 from shard.course import Course
+from shard.deadlines import TICK_NS
 from shard.effects import Effects
 from shard.entries import Batch, Opened
 from shard.events import (
@@ -236,7 +237,9 @@ class Engine:
                         break
                     commands.append(self._command(saga))
                     sent(worker, saga, now.ns, saga.definition.timeouts[saga.step - 1])
-                    self._course.arm(saga, self._course.look_at(saga))
+                    # Usually it is looked at before that anyway: where its first attempt would end.
+                    if not 0 < saga.placed <= saga.due // TICK_NS:
+                        self._course.arm(saga, self._course.look_at(saga))
         for peer in [peer for peer, commands in fx.commands.items() if not commands]:
             del fx.commands[peer]
 

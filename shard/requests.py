@@ -26,6 +26,7 @@ from shard.events import Instant, Peer
 from shard.replies import answer, refuse
 from shard.sagas import Card, Definition, Live, Waiter
 
+DECODED_MAX = 8_192  # sagas whose order is kept decoded, 22 MB; more of them are kept as bytes
 WAITERS_MAX = 64  # requests that wait for one saga; the oldest are told to ask again
 
 
@@ -160,6 +161,8 @@ class Desk:
         fx.entries.append(entry)
         saga = state.started(entry, course.seq)
         saga.started_at = now.ns
+        if len(state.live) <= DECODED_MAX:
+            saga.run.keep(order)
         course.tally.started(definition.name)
         self._await(saga, waiter, wait or unpriced, fx)  # one that ends at once tells how
         if unpriced:

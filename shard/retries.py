@@ -40,7 +40,8 @@ class RetryBudget:
 
     def succeeded(self) -> None:
         """A command of the service succeeded."""
-        self._tokens = min(self._burst, self._tokens + self._earned)
+        if self._tokens < self._burst:
+            self._tokens = min(self._burst, self._tokens + self._earned)
 
     def take(self, now_ns: int) -> int:
         """Ask for one retry.

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from sagacity.ids import order_id
+from sagacity.ids import ACTION, order_id
 from sagacity.saga import Readers, Retry, Run, Saga
 from sagacity.wire import OK, Answer, encode
 from shard.events import Peer
@@ -90,6 +90,7 @@ class Live:
         "deadline",
         "deadline_ms",
         "definition",
+        "direction",
         "due",
         "fingerprint",
         "headers",
@@ -136,6 +137,7 @@ class Live:
         self.amount = amount
         self.headers = headers
         self.phase = RUNNING
+        self.direction = ACTION  # of the current command
         self.step = 1  # the step whose command is current
         self.states = [UNTOUCHED] * definition.last
         self.states[0] = UNKNOWN
@@ -157,11 +159,6 @@ class Live:
         self.where = IDLE
         self.queued_in: object = None  # the pool in whose queue it waits
         self.worker: Peer | None = None
-
-    @property
-    def direction(self) -> int:
-        """The current command's direction."""
-        return 0 if self.phase == RUNNING else 1
 
     def command_body(self) -> bytes:
         """Build the body of the current command; the same facts give the same bytes."""

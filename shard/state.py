@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from sagacity.errors import broken, check
-from sagacity.ids import ACTION, count_of
+from sagacity.ids import ACTION, COMPENSATION, count_of
 from sagacity.slots import SLOTS
 from sagacity.wire import DECLINED, OK, Answer
 from shard import phases
@@ -172,6 +172,7 @@ class State:
         """The saga turns back: everything that may have taken effect is to be compensated."""
         saga = self.live[entry.number]
         _move(saga, phases.TURNED_BACK, seq)
+        saga.direction = COMPENSATION
         saga.cause = entry.cause
         saga.reason = entry.reason
         saga.cancelled = entry.cause == CANCELLED

@@ -326,7 +326,7 @@ def snapshot(state: State) -> dict[str, Any]:
         "live": [
             {
                 "saga": saga.definition.name,
-                "order": saga.run.order,
+                "order": wire.encode(saga.run.order),
                 **{name: getattr(saga, name) for name in _FOLDED},
             }
             for saga in state.live.values()
