@@ -140,9 +140,14 @@ def _checkout(
 
 def messages(saga: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Give the bodies that travelled between shard and services, from the answer to SHOW."""
+    sent: dict[tuple[int, str], dict[str, Any]] = {}  # a long one is told once, however often sent
     for event in saga["history"]:
-        if event["event"] in {"command", "answer"}:
+        if event["event"] == "answer":
             yield event["body"]
+        elif event["event"] == "command":
+            place = (event["step"], event["direction"])
+            sent[place] = event.get("body") or sent[place]
+            yield sent[place]
 
 
 def show(options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ import msgpack
 import msgspec
 from msgspec import Struct
 
-from sagacity.errors import Malformed
+from sagacity.errors import InternalError, Malformed
 
 PROTOCOL: Final = 1
 
@@ -279,39 +279,44 @@ read_report = FrameReader[Report](Report).read
 
 
 def frames(items: Sequence[Struct]) -> Iterator[bytes]:
-    """Encode requests or replies into as few frames as the limits allow."""
-    if not items:
-        return
-    if len(items) <= FRAME_ITEMS_MAX:
-        frame = encode(items)
-        if len(frame) <= FRAME_BYTES_MAX or len(items) == 1:
-            yield frame
-            return
-    half = len(items) // 2
-    yield from frames(items[:half])
-    yield from frames(items[half:])
+    """Encode requests or replies into as few frames as the limits allow.
+
+    A longer frame would close the connection for good. A reply that no frame can hold is replaced
+    by an error of code 13; a request never is so long, its body has BODY_BYTES_MAX.
+    """
+    return _split(items, encode)
 
 
 def answer_frames(answers: list[Answer]) -> Iterator[bytes]:
-    """Encode answers into as few frames as the limits allow."""
-    frame = encode(Answers(answers))
-    if len(frame) <= FRAME_BYTES_MAX or len(answers) == 1:
-        yield frame
-        return
-    half = len(answers) // 2
-    yield from answer_frames(answers[:half])
-    yield from answer_frames(answers[half:])
+    """Encode answers into as few frames as the limits allow; one too long for any is left out."""
+    return _split(answers, lambda some: encode(Answers(some)))
 
 
 def command_frames(witness: Witness, commands: list[Command]) -> Iterator[bytes]:
-    """Encode commands into as few frames as the limits allow."""
-    frame = encode(Commands(witness, commands))
-    if len(frame) <= FRAME_BYTES_MAX or len(commands) == 1:
-        yield frame
+    """Encode commands into as few frames as the limits allow; one too long for any is left out.
+
+    Such a command is never answered, and its attempts end by time.
+    """
+    return _split(commands, lambda some: encode(Commands(witness, some)))
+
+
+def _split(items: Any, encoded: Callable[[Any], bytes]) -> Iterator[bytes]:
+    """Encode all items at once, or in halves where the frame would be over a limit."""
+    if not items:
         return
-    half = len(commands) // 2
-    yield from command_frames(witness, commands[:half])
-    yield from command_frames(witness, commands[half:])
+    if len(items) <= FRAME_ITEMS_MAX:
+        frame = encoded(items)
+        if len(frame) <= FRAME_BYTES_MAX:
+            yield frame
+            return
+        if len(items) == 1:
+            if isinstance(items[0], Reply):
+                error = InternalError("the answer is too long to travel")
+                yield encode([Reply(items[0].request, error.code, pack(error.body()))])
+            return
+    half = len(items) // 2
+    yield from _split(items[:half], encoded)
+    yield from _split(items[half:], encoded)
 
 
 def headers_fit(headers: Headers) -> bool:

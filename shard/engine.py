@@ -15,6 +15,7 @@ from sagacity.wire import (
     RETRY,
     SHOW,
     Command,
+    Request,
 )
 from shard import entries
 from shard.admission import Admission
@@ -129,7 +130,8 @@ class Engine:
         for saga in self.state.live.values():
             left = saga.deadline_ms - now.wall_ms
             left = min(max(left, min(RECOVERED_MIN_MS, self.deadline_ms)), self.deadline_ms)
-            saga.started_at = now.ns
+            ran = self.deadline_ms - (saga.deadline_ms - now.wall_ms)
+            saga.started_at = now.ns - max(ran, 0) * MS
             self._course.begin(saga, now, deadline=now.ns + left * MS)
         self.tally.recovered(len(self.state.live))
         return fx
@@ -154,18 +156,28 @@ class Engine:
                 requests.append(event)  # type: ignore[arg-type]  # likewise
             else:
                 self._of_worker(event, now)
-        take = self._desk.take
-        for batch in requests:
-            for request in batch.items:
-                if request.kind in _SOONER:
-                    take(batch.origin, request, now, fx)
-        for batch in requests:
-            for request in batch.items:
-                if request.kind not in _SOONER:
-                    take(batch.origin, request, now, fx)
+        self._take(requests, now, fx)
         self._fire(timers_until, now, fx)
         self._assign(now, fx)
         return fx
+
+    def _take(self, requests: list[Requests], now: Instant, fx: Effects) -> None:
+        """Take cancels and reads, then starts; then what was asked of a saga before it started."""
+        take, knows = self._desk.take, self._desk.knows
+        starts: list[tuple[Peer, Request]] = []
+        early: list[tuple[Peer, Request]] = []
+        for batch in requests:
+            for request in batch.items:
+                if request.kind not in _SOONER:
+                    starts.append((batch.origin, request))
+                elif knows(request):
+                    take(batch.origin, request, now, fx)
+                else:
+                    early.append((batch.origin, request))
+        for origin, request in starts:
+            take(origin, request, now, fx)
+        for origin, request in early:
+            take(origin, request, now, fx)
 
     def next_due(self) -> int | None:
         """Give the loop time at which a timer is next to be looked at."""

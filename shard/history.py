@@ -26,6 +26,8 @@ from shard.state import State
 
 Event = dict[str, Any]
 
+BODY_TOLD_AGAIN_MAX = 512  # bytes of a command's body that is told with each attempt
+
 
 def tell(dossier: Dossier, rows: list[Batch], definitions: Mapping[str, Definition]) -> bytes:
     """Give the packed answer to `show`.
@@ -59,6 +61,7 @@ class _Teller:
         self._definition = definitions[dossier.saga]
         self._state = State(definitions, FinishedInMemory())
         self._told: tuple[int, int, int] | None = None
+        self._retry: Event | None = None  # told when something shows that it left
         self.events: list[Event] = []
         self.cause: str | None = None
         self.reason: str | None = None
@@ -67,6 +70,7 @@ class _Teller:
         """Tell one row; what it caused left after all of it was durable."""
         for entry in batch.entries:
             if not isinstance(entry, Opened) and entry.number == self._number:
+                self._catch_up(batch, entry)
                 self._state.apply(entry, 0)
                 self.events.append({"at_ms": batch.wall_ms, **self._event(entry)})
         saga = self._state.live.get(self._number)
@@ -75,16 +79,37 @@ class _Teller:
         current = (saga.step, saga.direction, saga.attempt)
         if current != self._told:
             self._told = current
-            self.events.append(
-                {
-                    "at_ms": batch.wall_ms,
-                    "event": "command",
-                    "step": saga.step,
-                    "direction": DIRECTIONS[saga.direction],
-                    "attempt": saga.attempt,
-                    "body": unpack(saga.command_body()),
-                }
-            )
+            body = saga.command_body()
+            told = {
+                "at_ms": batch.wall_ms,
+                "event": "command",
+                "step": saga.step,
+                "direction": DIRECTIONS[saga.direction],
+                "attempt": saga.attempt,
+            }
+            if saga.attempt == 1:
+                self.events.append({**told, "body": unpack(body)})
+            else:
+                # Whether a retry left is seen by what came of it. A long body is told once.
+                small = len(body) <= BODY_TOLD_AGAIN_MAX
+                self._retry = {**told, "body": unpack(body)} if small else told
+
+    def _catch_up(self, batch: Batch, entry: Entry) -> None:
+        """Tell the retry that an outcome proves, or how many attempts the rows leave out."""
+        retry, self._retry = self._retry, None
+        saga = self._state.live.get(self._number)
+        if saga is None or not isinstance(entry, Answer | AttemptEnded):
+            if isinstance(entry, RetryAsked):
+                self._retry = retry  # still to come
+            return
+        if (entry.step, entry.direction) != (saga.step, saga.direction):
+            return
+        if entry.attempt > saga.attempt:
+            left_out = entry.attempt - saga.attempt
+            self.events.append({"at_ms": batch.wall_ms, "event": "left_out", "attempts": left_out})
+            saga.attempt = entry.attempt
+        elif retry is not None:
+            self.events.append(retry)
 
     def _event(self, entry: Entry) -> Event:
         if isinstance(entry, Started):

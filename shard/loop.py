@@ -10,11 +10,11 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from sagacity.errors import check
-from sagacity.wire import Reply, Witness
-from shard.effects import Effects
+from sagacity.errors import NotTaken, check
+from sagacity.wire import Reply, Witness, pack
+from shard.effects import Effects, HistoryAsked
 from shard.engine import Engine
-from shard.events import Event, Instant
+from shard.events import Event, Instant, Peer
 from shard.history import tell
 from shard.journal import Journal, Receipt
 from shard.sagas import MS
@@ -22,6 +22,8 @@ from shard.sagas import MS
 LATE_NS = 500 * MS  # a turn that is later than this could not work; nobody pays for that time
 WAIT_MAX_NS = 500 * MS  # between two looks at the world without an event
 RECEIVES_BEFORE_TIMERS = 3
+HISTORIES_PER_TURN = 4  # each reads some rows of the journal, 2.5 ms
+HISTORIES_MAX = 1_024  # asked for and not told
 
 
 class Clock(Protocol):
@@ -92,6 +94,7 @@ class Loop:
         self._clock = clock
         self._cluster_id = cluster_id
         self._observer = observer
+        self._histories: dict[tuple[Peer, int], HistoryAsked] = {}
         self._lost_ns = 0  # time in which the loop could not work; loop time leaves it out
         self._busy_since = 0
         self._begun: deque[int] = deque(maxlen=RECEIVES_BEFORE_TIMERS)
@@ -151,12 +154,24 @@ class Loop:
             )
             check(receipt.seq == self._engine.seq, "a journal hole", got=receipt.seq)
             self._observer.committed(self._clock.monotonic_ns() - begun, len(effects.entries))
+        self._tell_histories(effects)
+        self._links.send(receipt, self._witness(receipt), effects)
+
+    def _tell_histories(self, effects: Effects) -> None:
+        """Tell some of the histories that were asked for; sagas go on between them."""
         for asked in effects.histories:
+            if len(self._histories) < HISTORIES_MAX:
+                self._histories.setdefault((asked.origin, asked.request), asked)  # repeats are one
+            else:
+                error = NotTaken("too many histories are asked for", retry_after_ms=250)
+                body = pack(error.body())
+                effects.reply(asked.origin, Reply(asked.request, error.code, body))
+        for key in list(self._histories)[:HISTORIES_PER_TURN]:
+            asked = self._histories.pop(key)
             dossier = asked.saga.dossier()
             rows = self._journal.read(dossier.seqs)
             body = tell(dossier, rows, self._engine.state.definitions)
             effects.reply(asked.origin, Reply(asked.request, None, body))
-        self._links.send(receipt, self._witness(receipt), effects)
 
     def _witness(self, receipt: Receipt) -> Witness:
         state = self._engine.state
@@ -178,6 +193,8 @@ class Loop:
             self._lost_ns += took_ns
 
     def _wait_ns(self, now_ns: int) -> int:
+        if self._histories:
+            return 0
         due = self._engine.next_due()
         if due is None:
             return WAIT_MAX_NS

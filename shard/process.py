@@ -7,6 +7,7 @@ import gc
 import importlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -16,7 +17,7 @@ from cluster.directory import DataDirectory, RunDirectory
 from cluster.telemetry import Log, MetricsServer, ShardMeters, configure_logging
 from config.load import load, load_catalog
 from config.schema import Config
-from sagacity.errors import InvariantBroken, Malformed, SagacityError
+from sagacity.errors import InternalError, InvariantBroken, Malformed, SagacityError
 from sagacity.ids import DIRECTIONS
 from sagacity.saga import Retry, Saga
 from sagacity.sockets import context
@@ -30,14 +31,16 @@ from shard.retries import RetryBudget
 from shard.sagas import MS, Definition
 from shard.state import State
 
-EXIT_BUG = 70
+FAULTS_PER_LINE = 1_000  # of one kind: the first is logged, then one in so many
 
 
 class MeteredTally:
     """The engine's tally and the loop's observer, counted in the process's meters."""
 
-    def __init__(self, meters: ShardMeters) -> None:
+    def __init__(self, meters: ShardMeters, log: Log) -> None:
         self._meters = meters
+        self._log = log
+        self._faults: Counter[str] = Counter()
 
     def started(self, _saga: str) -> None:
         """A saga was accepted."""
@@ -64,6 +67,9 @@ class MeteredTally:
     def faulted(self, what: str) -> None:
         """Something happened that never should."""
         self._meters.faults.add((what,))
+        self._faults[what] += 1
+        if self._faults[what] % FAULTS_PER_LINE == 1:
+            self._log.warning("fault_put_aside", what=what, count=self._faults[what])
 
     def recovered(self, sagas: int) -> None:
         """Sagas go on."""
@@ -125,8 +131,9 @@ def load_sagas(config: Config) -> dict[str, Definition]:
         module, _, name = place.partition(":")
         try:
             plan = getattr(importlib.import_module(module), name, None)
-        except ImportError as error:
-            raise Malformed(f"cluster.sagas: cannot import {module}: {error}") from None
+        except Exception as error:  # whatever a user's module raises
+            hint = "is it installed, or its folder on PYTHONPATH?"
+            raise Malformed(f"cluster.sagas: {place}: {error!r}; {hint}") from None
         if not isinstance(plan, Saga):
             raise Malformed(f"cluster.sagas: {place} is no Saga")
         if plan.name in found or any(
@@ -167,7 +174,7 @@ class Shard:
         self._lock = data.own_shard(index)
         definitions = load_sagas(config)
         self._meters = ShardMeters([each.saga for each in definitions.values()])
-        tally = MeteredTally(self._meters)
+        self._tally = tally = MeteredTally(self._meters, log)
         self._gauges = Gauges(self._meters)
         self._journal = SqliteJournal(data.journal(index), cluster.cluster_id, index)
         shard = config.shard
@@ -198,7 +205,7 @@ class Shard:
             self._engine, self._journal, self._links, clock, cluster.cluster_id, tally
         )
         self._drain_ns = config.supervisor.drain_ms * MS
-        self._beat_ns = config.supervisor.heartbeat_ms * MS
+        self._garbage = 0  # frames that were counted as faults already
 
     def run(self) -> None:
         """Recover, serve until told to stop, finish what is in flight, close."""
@@ -237,6 +244,10 @@ class Shard:
     def _facts(self) -> dict[str, int]:
         """Give what `status` shows of this shard; also the moment to refresh the gauges."""
         self._gauges.read(self._engine, self._journal)
+        garbage = self._links.counts.garbage
+        while self._garbage < garbage:
+            self._garbage += 1
+            self._tally.faulted("frame")
         state, meters = self._engine.state, self._meters
         finished = meters.finished.read()
         return {
@@ -267,9 +278,9 @@ def serve(make: Callable[[], Shard], log: Log) -> int:
         # What became of the last commit is unknown: the next start reads what is there.
         log.error("shard_ended", cause=type(error).__name__, text=str(error))
         _end_at_once(1)
-    except InvariantBroken as error:
-        log.error("invariant_broken", text=str(error), exc_info=True)
-        _end_at_once(EXIT_BUG)
+    except (InvariantBroken, Exception) as error:
+        log.error("bug_found", text=f"{type(error).__name__}: {error}", exc_info=True)
+        _end_at_once(InternalError.exit_code)
     return 0
 
 
@@ -283,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one shard until it is told to stop.
 
     Returns:
-        An exit code of SPEC 4; 70 for a broken invariant.
+        An exit code of SPEC 4.
     """
     args = arguments("python -m shard", index=int).parse_args(argv)
     clock = SystemClock()

@@ -1,10 +1,14 @@
 """Requests: what clients ask of a shard: start, repeat, cancel, retry, show, books. Pure."""
 
+from collections.abc import Callable
+from typing import Any
+
 from msgspec import UNSET, Struct
 
 from sagacity import wire
 from sagacity.errors import (
     Conflict,
+    InternalError,
     Malformed,
     NoOutcome,
     NotSupported,
@@ -36,7 +40,14 @@ class _Typed(Struct):
     type: str
 
 
+class _Numbered(Struct):
+    """The one key that a wrong body's asker may still know it by."""
+
+    msg_id: int
+
+
 _type_of = wire.decoder(_Typed)
+_number_of = wire.decoder(_Numbered)
 _cancel: BodyReader[Cancel] = BodyReader(Cancel)
 _retry: BodyReader[RetryNow] = BodyReader(RetryNow)
 
@@ -73,7 +84,14 @@ class Desk:
             else:
                 raise NotSupported(f"a shard knows no request of kind {kind}")
         except SagacityError as error:
-            refuse(fx, Waiter(origin, request.request, None), error)
+            refuse(fx, Waiter(origin, request.request, _msg_id(request.body)), error)
+
+    def knows(self, request: Request) -> bool:
+        """Say whether a request is about a saga that is here, or about none."""
+        if request.kind == wire.BOOKS:
+            return True
+        saga_id = request.saga_id
+        return saga_id in self._state.by_id or self._state.finished.find(saga_id) is not None
 
     # -- starts ---------------------------------------------------------------------------------
 
@@ -92,7 +110,7 @@ class Desk:
             saga_id: str = asked.saga_id
             if saga_id != request.saga_id:
                 raise Malformed("the body's saga_id is not the envelope's")
-            order = definition.saga.accept(asked)
+            order = _theirs(definition, definition.saga.accept, asked)
             packed = canonical if order is asked else wire.encode(order)
             fingerprint = definition.fingerprint(packed)
             wait = request.kind == wire.START
@@ -141,7 +159,7 @@ class Desk:
         refusal = course.admission.refusal(len(state.live))
         if refusal is not None:
             raise refusal
-        priced = definition.saga.price(order, course.prices)
+        priced = _theirs(definition, definition.saga.price, order, course.prices)
         unpriced = isinstance(priced, Unstartable)
         entry = Started(
             number_of(state.count + 1, course.shard),
@@ -232,6 +250,30 @@ class Desk:
             answer(fx, waiter, wire.pack(done))
         except SagacityError as error:
             refuse(fx, waiter, error)
+
+
+def _theirs(definition: Definition, build: Callable[..., Any], *given: Any) -> Any:
+    """Call a definition's own code; what it raises refuses the start, before anything is written.
+
+    Raises:
+        SagacityError: its own, or InternalError for whatever else it raised.
+    """
+    try:
+        return build(*given)
+    except SagacityError:
+        raise
+    except Exception as error:
+        text = f"the definition {definition.name} raised {type(error).__name__}: {error}"
+        raise InternalError(text) from error
+
+
+def _msg_id(body: bytes) -> int | None:
+    """Give the msg_id of a body that is otherwise wrong, where it can be read."""
+    try:
+        found: int = _number_of(body).msg_id
+    except (ValueError, RecursionError):
+        return None
+    return found
 
 
 def same_content(first: bytes, now: bytes) -> None:

@@ -1,6 +1,7 @@
 """Sagas in memory: the running ones, the finished ones' cards, definitions made ready. Pure."""
 
 from array import array
+from collections import deque
 from hashlib import blake2b
 from typing import Any
 
@@ -26,6 +27,7 @@ OUT = 2  # a worker has it
 BACKING_OFF = 3
 
 MS = 1_000_000  # nanoseconds
+LATE_ROWS_TOLD = 20  # the last attempts of a compensation that has been tried often
 
 
 class Definition:
@@ -78,8 +80,8 @@ class Definition:
 class Live:
     """A saga that is not final.
 
-    Plain and slotted, changed in place by `Engine.apply` alone: making one costs 0.25 us, and a
-    saga with its order as bytes takes about 1 200 bytes (DESIGN 8).
+    Plain and slotted (making one costs 0.25 us, DESIGN 8). What the journal says of it is changed
+    by `State` alone; where its command is and what time it has, by `course`, `pools` and `engine`.
     """
 
     __slots__ = (
@@ -94,6 +96,7 @@ class Live:
         "due",
         "fingerprint",
         "headers",
+        "late_seqs",
         "number",
         "order_id",
         "phase",
@@ -148,7 +151,8 @@ class Live:
         self.stuck = False
         self.cancelled = False
         self.waiters: list[Waiter] = []
-        self.seqs: list[int] = []  # journal rows that speak of it
+        self.seqs: list[int] = []  # journal rows that speak of it, but for attempts without end
+        self.late_seqs: deque[int] | None = None  # the last rows of such attempts
         # Where it stands in time; loop time, set by the engine, never journalled.
         self.deadline_ms = deadline_ms
         self.deadline = 0
@@ -169,6 +173,18 @@ class Live:
         result = self.definition.result(self.step, self.results[at])
         return encode(step.undo(self.run, self.step, result))
 
+    def tell_late(self, seq: int) -> None:
+        """Keep a row of a compensation that has been tried often: the last ones, not all."""
+        if self.late_seqs is None:
+            self.late_seqs = deque(maxlen=LATE_ROWS_TOLD)
+        self.late_seqs.append(seq)
+
+    def rows(self) -> list[int]:
+        """Give the journal rows that tell its history, ascending; bounded, however long it is."""
+        if self.late_seqs is None:
+            return self.seqs
+        return sorted({*self.seqs, *self.late_seqs})
+
     def dossier(self) -> "Dossier":
         """Give what `show` needs to find and tell its history."""
         return Dossier(
@@ -179,7 +195,7 @@ class Live:
             stuck=self.stuck,
             order_id=self.order_id,
             amount=self.amount,
-            seqs=tuple(self.seqs),
+            seqs=tuple(self.rows()),
         )
 
     def __repr__(self) -> str:
@@ -254,7 +270,7 @@ def card_of(saga: Live, phase: int, answer: bytes) -> Card:
         saga.amount,
         saga.order_id,
         saga.cancelled,
-        array("q", saga.seqs).tobytes(),
+        array("q", saga.rows()).tobytes(),
     )
 
 

@@ -7,7 +7,7 @@ replay of the journal gives the state that the live shard had.
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from sagacity.errors import broken, check
+from sagacity.errors import Malformed, broken, check
 from sagacity.ids import ACTION, COMPENSATION, count_of
 from sagacity.slots import SLOTS
 from sagacity.wire import DECLINED, OK, Answer
@@ -36,6 +36,9 @@ from shard.sagas import (
     card_of,
     settle,
 )
+
+ROWS_TOLD = 40  # rows of a saga that `show` reads before it leaves attempts out
+_ENDLESS = (phases.ATTEMPT_ENDED, phases.RETRY_ASKED)  # a compensation is tried for ever
 
 
 class FinishedSagas(Protocol):
@@ -96,7 +99,10 @@ class State:
         """A saga was accepted."""
         definition = self.definitions.get(entry.saga)
         if definition is None or definition.version != entry.version:
-            broken("no such definition is configured", saga=entry.saga, version=entry.version)
+            raise Malformed(
+                f"the journal holds sagas of {entry.saga} version {entry.version}, "
+                "which cluster.sagas does not name"
+            )
         if entry.number <= self.number:
             broken("a number was given twice", number=entry.number, seq=seq)
         self.number = entry.number
@@ -213,7 +219,10 @@ def _move(saga: Live, fact: int, seq: int) -> None:
         broken("an illegal transition", saga=saga, fact=phases.FACTS[fact], seq=seq)
     saga.phase = phase
     if saga.seqs[-1] != seq:
-        saga.seqs.append(seq)
+        if fact in _ENDLESS and len(saga.seqs) >= ROWS_TOLD:
+            saga.tell_late(seq)
+        else:
+            saga.seqs.append(seq)
 
 
 def _point_at_next_compensation(saga: Live) -> None:

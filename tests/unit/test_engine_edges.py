@@ -136,3 +136,22 @@ def test_money_at_risk_is_what_may_be_charged_in_sagas_that_turn_back() -> None:
     assert world.engine.state.at_risk == 24_999  # b was declined: nothing is charged
     world.drive("a", wire.OK)
     assert world.engine.state.at_risk == 0
+
+
+def test_a_cancel_right_behind_its_start_turns_the_saga_back() -> None:
+    """SPEC 3: until the last step's outcome is known; a batch of both is no race to be lost."""
+    world = serving()
+    cancel = {"type": "cancel", "saga_id": "a", "reason": "at once"}
+    done = world.step(world.ask(wire.CANCEL, "a", cancel), world.start("a"))
+    assert {"type": "cancel_ok", "saga_id": "a", "status": "COMPENSATING"} in bodies(done)
+    assert [command.direction for command in commands(done)] == [1]
+
+
+def test_a_definition_that_raises_refuses_the_start_alone() -> None:
+    """Its author's bug is code 13 for one client, not the end of the shard."""
+    world = serving()
+    world.engine._course.prices = {"abc123": "ten"}  # type: ignore[dict-item]
+    ((_, code, body),) = replies(world.step(world.start("a")))
+    assert code == 13
+    assert "raised TypeError" in body["text"]
+    assert world.engine.inflight == 0

@@ -3,8 +3,11 @@
 import pytest
 
 from sagacity import wire
+from sagacity.saga import Retry
 from shard.events import Answered, Instant
 from shard.loop import WAIT_MAX_NS
+from shard.sagas import LATE_ROWS_TOLD
+from shard.state import ROWS_TOLD
 from tests.unit.world import Rules, World, answer_to, bodies
 
 MESSAGES = ("command", "answer", "finished")
@@ -113,3 +116,39 @@ def test_time_that_is_shown_is_wall_time() -> None:
     history = shown(world, "a")["history"]
     assert isinstance(history, list)
     assert history[2]["at_ms"] == history[0]["at_ms"] - 3_600_000
+
+
+def test_a_compensation_that_is_tried_for_ever_is_told_in_a_bounded_answer() -> None:
+    """The saga that a person must look at; too long an answer would be no answer."""
+    world = World(Rules(deadline_ms=10**9, retry=Retry(backoff_ms=1, backoff_max_ms=1)))
+    world.step(*world.came(*SERVICES), world.start("a"))
+    world.drive("a", wire.OK, wire.DECLINED)
+    for _ in range(500):
+        world.drive("a", wire.FAILED)
+        world.after(1_000)
+        world.step(*world.beats())
+    saga = world.engine.state.by_id["a"]
+    assert saga.attempt == 501
+    assert len(saga.rows()) <= ROWS_TOLD + LATE_ROWS_TOLD
+    body = shown(world, "a")
+    history = body["history"]
+    assert isinstance(history, list)
+    (left_out,) = [event for event in history if event["event"] == "left_out"]
+    ended = [event["attempt"] for event in history if event["event"] == "attempt_ended"]
+    assert ended[0] == 1
+    assert ended[-1] == 500
+    assert left_out["attempts"] == 500 - len(ended)
+    assert len(wire.pack(body)) < wire.BODY_BYTES_MAX
+
+
+def test_a_retry_that_never_left_is_not_told() -> None:
+    """`--trace` prints what travelled: cancelled between two attempts, the second never was."""
+    world = World()
+    world.step(*world.came(*SERVICES), world.start("a"))
+    world.drive("a", wire.OK, wire.FAILED)
+    cancel = {"type": "cancel", "saga_id": "a", "reason": "changed my mind"}
+    world.step(world.ask(wire.CANCEL, "a", cancel))
+    world.drive("a", wire.OK, wire.OK)
+    kinds = [body["type"] for body in told(world, "a") if isinstance(body, dict)]
+    assert kinds.count("ChargePayment") == 1
+    assert kinds.count("RefundPayment") == 1

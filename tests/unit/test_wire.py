@@ -348,3 +348,28 @@ def test_a_body_without_a_type_needs_none() -> None:
         n: int
 
     assert BodyReader[Bare](Bare).read(msgpack.packb({"n": 1, "more": "x"}))[0] == Bare(1)
+
+
+def test_a_reply_that_no_frame_can_hold_is_replaced_and_its_neighbours_travel() -> None:
+    """A longer frame closes the connection of a whole shard, for good."""
+    items = [
+        Reply(1, None, b"a"),
+        Reply(2, None, b"x" * (FRAME_BYTES_MAX + 1)),
+        Reply(3, None, b"c"),
+    ]
+    read = [reply for frame in wire.frames(items) for reply in wire.read_replies(frame)]
+    assert [(reply.request, reply.code) for reply in read] == [(1, None), (2, 13), (3, None)]
+
+
+def test_a_command_that_no_frame_can_hold_is_left_out() -> None:
+    """Its attempts end by time; those beside it travel."""
+    witness = Witness("0" * 32, 0, 1, 1, b"", 1)
+    long = Command("s", 1, 0, 1, 1, 1, {}, b"x" * (FRAME_BYTES_MAX + 1))
+    short = Command("t", 1, 0, 1, 2, 1, {}, b"x")
+    frames = list(wire.command_frames(witness, [short, long, short]))
+    assert all(len(frame) <= FRAME_BYTES_MAX for frame in frames)
+    read = [wire.read_to_worker(frame) for frame in frames]
+    assert [c.saga_id for said in read if isinstance(said, Commands) for c in said.items] == [
+        "t",
+        "t",
+    ]
