@@ -4,13 +4,15 @@ Each ends in another way; for each the messages that travelled are shown, then w
 then the audit. It fails if anything is not as it should be. Knows the faces, no room behind them.
 """
 
+import argparse
 import json
+import os
 import select
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, Final
 
@@ -123,6 +125,7 @@ CASES: Final = (
     ),
 )
 
+_ABOUT: Final = "Start a cluster, run every way a checkout can end, audit the books, stop it."
 _NEXT: Final = """What to try next:
   make up                        run a cluster in the foreground; then, beside it:
   .venv/bin/sagacity checkout --user u42 --item abc123=2 --address "123 Main St" --trace
@@ -155,7 +158,10 @@ class Node:
         sent, heard = self._process.stdin, self._process.stdout
         assert sent is not None
         assert heard is not None
-        sent.write(line.encode() + b"\n")
+        try:
+            sent.write(line.encode() + b"\n")
+        except BrokenPipeError:
+            raise Unexpected("the node has ended") from None
         ready, _, _ = select.select([heard], [], [], ANSWER_S)
         answer = heard.readline() if ready else b""
         if not answer:
@@ -177,12 +183,27 @@ class Node:
             raise Unexpected(f"the node ended with {code}")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo.
 
+    Args:
+        argv: without the program's name; those of this process if left out.
+
     Returns:
-        0 if all was as it should be, 130 after Ctrl-C.
+        0 if all was as it should be or nobody reads on, 1 if not, 130 after Ctrl-C.
     """
+    argparse.ArgumentParser(
+        prog="python -m cluster.demo", description=_ABOUT, allow_abbrev=False
+    ).parse_args(argv)
+    try:
+        return _demo()
+    except BrokenPipeError:
+        # Who read us has read enough. What is still buffered must not fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+
+
+def _demo() -> int:
     begun = time.monotonic()
     with tempfile.TemporaryFile() as log:
         try:

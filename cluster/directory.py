@@ -15,11 +15,10 @@ of sockets but their addresses.
 import errno
 import fcntl
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -208,8 +207,10 @@ class DataDirectory:
 
     def _make(self) -> None:
         """Make the directory, or refuse one that holds what no cluster left there."""
-        if not self.path.exists():
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        missing = [each for each in (self.path, *self.path.parents) if not each.exists()]
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for made in missing:
+            _sync(made.parent)  # its name stands there; a journal below is as durable as that
         if self._file.exists():
             return
         for entry in self.path.iterdir():
@@ -273,10 +274,7 @@ class RunDirectory:
             Malformed: the directory belongs to somebody else, is open to others, or cannot be made.
         """
         with _faults_of(self.path, "use the run directory"):
-            for directory in (self.path.parent, self.path):
-                directory.mkdir(mode=0o700, exist_ok=True)
-                _require_private(directory)
-            lock = _lock(self.path / "lock", patience_s=_PATIENCE_S)
+            lock = self._take()
             if isinstance(lock, str):
                 raise Conflict(f"process {lock} runs this cluster from another directory")
             for left in (*self.path.glob("*.sock"), self.path / "up.json"):
@@ -289,26 +287,51 @@ class RunDirectory:
             _write(self.path / "up.json", running)
 
     def remove(self) -> None:
-        """Remove all of it at an orderly end; the caller still holds the lock."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove all of it; the caller still holds the lock.
+
+        The lock goes last: until then nobody else can have made anything here.
+        """
+        with suppress(OSError):
+            for left in self.path.iterdir():
+                if left.name != "lock":
+                    left.unlink()
+            (self.path / "lock").unlink()
+            self.path.rmdir()
+
+    def _take(self) -> Lock | str:
+        """Make the directory and lock it, once more where somebody removes it meanwhile."""
+        give_up = time.monotonic() + _PATIENCE_S
+        while True:
+            for directory in (self.path.parent, self.path):
+                directory.mkdir(mode=0o700, exist_ok=True)
+                _require_private(directory)
+            try:
+                return _lock(self.path / "lock", patience_s=_PATIENCE_S)
+            except FileNotFoundError:
+                if time.monotonic() >= give_up:
+                    raise
 
     def _address(self, name: str) -> str:
         return f"ipc://{self.path}/{name}"
 
 
 def running(env: Mapping[str, str] | None = None) -> list[Running]:
-    """Give the clusters that run on this machine for this user, private ones included."""
+    """Give the clusters that run on this machine for this user, private ones included.
+
+    What killed ones have left is removed.
+    """
     found = []
     base = _base(os.environ if env is None else env)
-    for file in sorted(base.glob("*/up.json")):
+    for file in sorted(base.glob("*/lock")):
         try:
             _require_private(file.parent)
-            said = msgspec.json.decode(file.read_bytes(), type=Running)
-            lock = _lock(file.parent / "lock", patience_s=0, make=False)
+            lock = _lock(file, patience_s=0, make=False)
             if isinstance(lock, Lock):
-                lock.release()  # nobody holds it: left by one that was killed
+                RunDirectory(file.parent).remove()  # nobody held it: left by one that was killed
+                lock.release()
             else:
-                found.append(said)
+                said = (file.parent / "up.json").read_bytes()
+                found.append(msgspec.json.decode(said, type=Running))
         except (OSError, msgspec.DecodeError, Malformed):
             continue  # it ended meanwhile, or is not ours
     return found
@@ -365,10 +388,10 @@ def _lock(file: Path, *, patience_s: float, make: bool = True) -> Lock | str:
                     os.close(descriptor)
                     return holder or "unknown"
                 time.sleep(0.01)
+        if os.fstat(descriptor).st_nlink == 0:
+            # The last holder removed it at its end: a lock of it guards nothing.
+            raise FileNotFoundError(errno.ENOENT, "removed meanwhile, try again", str(file))
         if make:
-            if os.fstat(descriptor).st_nlink == 0:
-                # The last holder removed it at its end: a lock of it guards nothing.
-                raise OSError(errno.ENOENT, "removed meanwhile, try again", str(file))
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     except OSError:
@@ -387,11 +410,16 @@ def _write(file: Path, values: Struct) -> None:
         os.fsync(stream.fileno())
     new.replace(file)
     for directory in (file.parent, file.parent.parent):  # the file's name, its directory's name
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(directory)
+
+
+def _sync(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _cluster_file(text: bytes, file: Path) -> ClusterFile:

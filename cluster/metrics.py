@@ -53,6 +53,7 @@ SHARD_FAULTS: Final = (
     "answer_malformed",
     "answer_out_of_range",
     "answer_wrong_pool",
+    "frame",
     "refused_compensated",
     "refused_forgotten",
 )

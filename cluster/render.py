@@ -19,6 +19,7 @@ _EVENTS = {
     "attempt_ended": "attempt ended",
     "turned_back": "turned back",
     "asked": "asked",
+    "left_out": "left out",
     "finished": "finished",
 }
 
@@ -126,6 +127,8 @@ def _event_row(event: Mapping[str, Any], after_ms: int) -> tuple[Any, ...]:
 def _what(event: Mapping[str, Any]) -> str:
     body: Mapping[str, Any] = event.get("body") or {}
     found = [str(body["type"])] if "type" in body else []
+    if "attempts" in event:
+        found.append(f"{event['attempts']} attempts")
     found += [str(holder["cause"]) for holder in (event, body) if holder.get("cause")]
     for key in ("error", "decline_code", "sku", "reason", "text"):
         if key in body:

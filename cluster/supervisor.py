@@ -64,6 +64,7 @@ class Supervisor:
         self._meters = meters
         self._log = log
         self.fault: SagacityError | None = None
+        self._has_served = False  # the cluster as a whole, at least once
         self.metrics_port = 0  # where the composition root serves our metrics
         self._commands = commands
         self._clock = clock
@@ -90,13 +91,14 @@ class Supervisor:
             on_ready: called once, when the cluster serves for the first time.
 
         Raises:
-            SagacityError: the router cannot do what it was told.
+            SagacityError: a process cannot do what it was told: one that says so before the cluster
+                has served, or the router at any start.
         """
         told = False
         try:
             while not self.stopping:
                 self.turn()
-                if not told and self.fleet.ready():
+                if not told and self._has_served:
                     told = True
                     on_ready()
             self._drain()
@@ -123,6 +125,7 @@ class Supervisor:
         if self._signals.wakeup_fd in ready:
             self._signals.woken()
         self._take_reports(now)
+        self._has_served = self._has_served or self.fleet.ready()
         for descriptor in [fd for fd in self._processes if fd in ready]:
             self._reap(descriptor)
         self._answer(now)
@@ -166,7 +169,7 @@ class Supervisor:
             process = subprocess.Popen(  # noqa: S603 - no shell, and the command is our own
                 command, stdin=subprocess.DEVNULL, stdout=2, process_group=0
             )
-            descriptor = os.pidfd_open(process.pid)
+            descriptor = _watch(process)
         except OSError as error:
             now = self._clock.monotonic_ns()
             member.started(0, now)
@@ -189,8 +192,13 @@ class Supervisor:
         if self.fleet.stopping:
             self._log.info("process_ended", **said)
             return
-        if member.role == ROUTER and code == EXIT_MALFORMED and not served:
-            self.fault = Malformed("the router cannot serve: its own words are above")
+        # Of a cluster that has never served the configuration is wrong: a restart reads the same.
+        # Later one place may be damaged, and the rest serves; but without a router nobody does.
+        final = not self._has_served or (member.role == ROUTER and not served)
+        if code == EXIT_MALFORMED and final and self.fault is None:
+            self.fault = Malformed(
+                f"{member.role}-{member.index} cannot serve: its own words are above"
+            )
         wait_ms = 0 if member.start_at_ns is None else (member.start_at_ns - now) // 1_000_000
         self._log.warning("process_ended", **said, restart_in_ms=wait_ms)
 
@@ -268,6 +276,16 @@ class Supervisor:
         self.fleet.stop()
         for descriptor in list(self._processes):
             self._reap(descriptor)
+
+
+def _watch(process: "subprocess.Popen[bytes]") -> int:
+    """Give a pidfd of a process that has just been started; without one it does not stay."""
+    try:
+        return os.pidfd_open(process.pid)
+    except OSError:
+        process.kill()
+        process.wait()
+        raise
 
 
 def _named(member: Member) -> dict[str, object]:

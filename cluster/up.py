@@ -24,7 +24,7 @@ from cluster.meters import Meters
 from cluster.private import ClusterProcess, start_private
 from cluster.supervisor import Supervisor
 from cluster.telemetry import MetricsServer, PortTaken, configure_logging
-from config.load import load
+from config.load import load, load_catalog
 from config.schema import Config
 from sagacity.errors import Malformed
 from sagacity.sockets import context
@@ -60,6 +60,8 @@ def run_up(args: argparse.Namespace) -> int:
     """
     if args.parent is not None:
         die_with(args.parent, signal.SIGTERM)
+    # What can be wrong before anything is made, is found before anything is made.
+    log = configure_logging(SUPERVISOR, 0)
     config = _configured(args)
     if args.port is not None:
         _require_free(args.port)
@@ -103,7 +105,7 @@ def run_up(args: argparse.Namespace) -> int:
                 "data": said.data,
             },
             meters=meters,
-            log=configure_logging(SUPERVISOR, 0),
+            log=log,
         )
         stack.callback(supervisor.close)
         supervisor.metrics_port = metrics_port
@@ -168,7 +170,9 @@ def _configured(args: argparse.Namespace) -> Config:
         "supervisor.data": args.data,
         "supervisor.metrics_port": args.metrics_port,
     }
-    return load(args.config, flags=flags)
+    config = load(args.config, flags=flags)
+    load_catalog(config.cluster.catalog)  # shards and workers read it: they would all refuse
+    return config
 
 
 def _patience(config: Config) -> Patience:

@@ -84,7 +84,6 @@ class SagaConfig(Struct, frozen=True, kw_only=True):
         backoff_ms: bound of the wait before the second attempt; doubles with each.
         backoff_max_ms: the doubling ends here.
         stuck_after: attempts of a compensation after which its saga is marked STUCK.
-        retention_hours: how long a finished saga can be read and repeated.
     """
 
     deadline_ms: Milliseconds = 30_000
@@ -93,7 +92,6 @@ class SagaConfig(Struct, frozen=True, kw_only=True):
     backoff_ms: Milliseconds = 50
     backoff_max_ms: Milliseconds = 5_000
     stuck_after: Annotated[int, Meta(ge=1, le=1000)] = 10
-    retention_hours: Annotated[int, Meta(ge=24, le=87_600)] = 168
 
 
 class ShardConfig(Struct, frozen=True, kw_only=True):
@@ -130,8 +128,6 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
     Args:
         heartbeat_ms: between two signs of life of a process.
         worker_live_ms: a worker whose last sign is older is not live.
-        worker_hung_ms: a worker whose last sign is older is killed.
-        shard_silent_ms: likewise for a shard.
         restart_ms: before the second restart; the first comes at once, later ones double.
         restart_max_ms: the doubling ends here.
         quarantine_exits: exits in a row, without having served, after which there is no restart.
@@ -143,8 +139,6 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
 
     heartbeat_ms: Milliseconds = 1_000
     worker_live_ms: Milliseconds = 2_500
-    worker_hung_ms: Milliseconds = 10_000
-    shard_silent_ms: Milliseconds = 15_000
     restart_ms: Milliseconds = 100
     restart_max_ms: Milliseconds = 5_000
     quarantine_exits: Annotated[int, Meta(ge=1, le=1000)] = 8
@@ -186,8 +180,6 @@ def contradictions(config: Config) -> list[str]:
         ("saga", "backoff_ms", "backoff_max_ms"),
         ("supervisor", "restart_ms", "restart_max_ms"),
         ("supervisor", "heartbeat_ms", "worker_live_ms"),
-        ("supervisor", "worker_live_ms", "worker_hung_ms"),
-        ("supervisor", "heartbeat_ms", "shard_silent_ms"),
     ]
     found = []
     for name, low, high in ordered:

@@ -11,7 +11,7 @@ _HOMES = {
     "Client": "sagacity.client",
     "Retry": "sagacity.saga",
     "Saga": "sagacity.saga",
-    "Service": "sagacity.worker",
+    "Service": "sagacity.service",
     "Step": "sagacity.saga",
     "Worker": "sagacity.worker",
 }

@@ -61,7 +61,8 @@ CREATE TABLE witness (
 
 TOMBSTONE: Final = -1  # outcome of an action that was compensated before it came
 
-# The database is full, busy or fails: no outcome of a command, whoever meets it (SPEC 3).
+# The database is full, busy or fails: no outcome of a command, whoever meets it (SPEC 3). A damaged
+# one is none of these, since waiting does not mend it: the worker ends, and somebody sees it.
 UNAVAILABLE: Final = (
     apsw.FullError,
     apsw.BusyError,
@@ -70,10 +71,7 @@ UNAVAILABLE: Final = (
     apsw.CantOpenError,
     apsw.ReadOnlyError,
     apsw.ProtocolError,
-    apsw.CorruptError,
-    apsw.NotADBError,
     apsw.NoMemError,
-    apsw.InternalError,
 )
 
 _NEIGHBOURS: Final = "SELECT key, saga_id, outcome, reply FROM barrier WHERE key BETWEEN ? AND ?"

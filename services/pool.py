@@ -178,7 +178,7 @@ def load_service(config: Config, name: str) -> Service:
     """Load a pool's service by the name that the configuration gives it.
 
     Raises:
-        Malformed: there is no such pool, module or Service.
+        Malformed: there is no such pool, module or Service, or the module raises.
     """
     place = config.services.pools.get(name)
     if place is None:
@@ -186,8 +186,11 @@ def load_service(config: Config, name: str) -> Service:
     module, _, attribute = place.partition(":")
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise Malformed(f"services.pools.{name} = {place!r}: {error}") from None
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        raise Malformed(
+            f"services.pools.{name} = {place!r}: {type(error).__name__}: {error}; "
+            "is it importable? install it, or put its folder on PYTHONPATH"
+        ) from error
     if not isinstance(found, Service) or found.name != name:
         raise Malformed(f"services.pools.{name} = {place!r} is no Service of that name")
     return found

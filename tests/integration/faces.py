@@ -1,4 +1,4 @@
-"""Helpers for tests of the faces: the real command line and the real Maelstrom node."""
+"""What tests of the faces share: the real command line and the real Maelstrom node."""
 
 import json
 import os

@@ -229,7 +229,7 @@ def test_the_audit_of_a_running_directory_is_refused(fresh: Fresh) -> None:
 
 def test_the_demo_shows_every_end(capfd: pytest.CaptureFixture[str]) -> None:
     """What `make demo` runs."""
-    assert demo.main() == 0
+    assert demo.main([]) == 0
     said = capfd.readouterr().out
     for case in demo.CASES:
         assert case.title in said

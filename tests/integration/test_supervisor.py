@@ -1,5 +1,6 @@
 """The supervisor with real processes, twins of the real ones: restart, quarantine, order, end."""
 
+import errno
 import os
 import select
 import shutil
@@ -212,12 +213,47 @@ def test_who_does_not_end_is_killed_after_the_drain(world: World) -> None:
     assert set(diary(world.base)) == {"shard-1", "router-0", "payment-0", "payment-1"}
 
 
-def test_a_router_that_cannot_do_what_it_was_told_ends_the_cluster(world: World) -> None:
-    """A port that is taken stays taken: no restart helps, exit code 2 does."""
-    supervisor = world.supervise({**ALL_UP, "router-0": "refuse"})
-    with pytest.raises(Malformed, match="router cannot serve"):
+@pytest.mark.parametrize("place", ["router-0", "shard-1", "payment-0"])
+def test_who_cannot_do_what_it_was_told_ends_a_cluster_that_has_not_served(
+    world: World, place: str
+) -> None:
+    """A port that is taken, a definition that is not there: no restart helps, exit code 2 does."""
+    supervisor = world.supervise({**ALL_UP, place: "refuse"})
+    with pytest.raises(Malformed, match=f"{place} cannot serve"):
         supervisor.run(lambda: None)
     assert supervisor.fleet.running() == []
+
+
+def test_a_cluster_that_has_served_outlives_a_place_that_refuses(world: World) -> None:
+    """E5: one place may be damaged; what it is told was good enough for the others."""
+    supervisor = world.supervise(ALL_UP)
+    world.until(supervisor.fleet.ready)
+    broken = supervisor.fleet.members["payment", 1]
+    command = supervisor._commands["payment", 1]
+    command[command.index("up")] = "refuse"  # type: ignore[index]
+    os.kill(broken.pid or 0, signal.SIGKILL)
+    world.until(lambda: broken.state == "quarantined")
+    assert not supervisor.stopping
+
+
+def test_a_process_that_cannot_be_watched_does_not_stay(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of descriptors: nobody would reap, count or stop it, and the next would be a second."""
+    real = os.pidfd_open
+    unwatched: list[int] = []
+
+    def refuse_once(pid: int) -> int:
+        if not unwatched:
+            unwatched.append(pid)
+            raise OSError(errno.EMFILE, "too many open files")
+        return real(pid)
+
+    monkeypatch.setattr(os, "pidfd_open", refuse_once)
+    supervisor = world.supervise({"router-0": "up"})
+    world.until(supervisor.fleet.ready)
+    assert is_gone(unwatched[0])
+    assert supervisor.fleet.members["router", 0].restarts == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -198,6 +198,48 @@ def test_what_cannot_be_is_refused_in_one_sentence(
     assert not (base / "never").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says", "made"),
+    [
+        ("CLUSTER__CATALOG", "/none.toml", "cannot read /none.toml", False),
+        ("LOG", "bogus", "SAGACITY_LOG is one of", False),
+        ("CLUSTER__SAGAS", '["nowhere:saga"]', "nowhere", True),
+        ("CLUSTER__SAGAS", '["services.payment:service"]', "is no Saga", True),
+        ("SERVICES__POOLS", '{payment = "nowhere:service"}', "services.pools.payment", True),
+    ],
+)
+def test_a_wrong_place_in_the_configuration_ends_up_instead_of_a_loop(
+    base: Path, env: dict[str, str], key: str, value: str, says: str, made: bool
+) -> None:
+    """Exit 2 and the words of who found it; what `up` can see itself is seen first."""
+    data = base / f"wrong-{key}"
+    code, said = refused({**env, f"SAGACITY_{key}": value}, "--data", str(data))
+    assert code == 2, said
+    assert says in said
+    assert "Traceback" not in said
+    assert data.exists() == made
+    assert running(env) == []
+
+
+def test_the_demo_ends_quietly_when_nobody_reads_on(env: dict[str, str]) -> None:
+    """`make demo | head -3`: no traceback, and no cluster is left."""
+    demo = subprocess.Popen(
+        [sys.executable, "-P", "-m", "cluster.demo"],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with demo:
+        assert demo.stdout is not None
+        assert demo.stderr is not None
+        assert demo.stdout.readline().startswith(b"Starting")
+        demo.stdout.close()
+        said = demo.stderr.read()
+        assert demo.wait(30) == 0
+    assert said == b""
+    assert [found for found in running(env) if found.kind == "private"] == []
+
+
 def test_another_number_of_shards_is_refused_but_only_if_it_was_asked_for(
     base: Path, env: dict[str, str]
 ) -> None:

@@ -114,7 +114,7 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
         ("services.pools", {"shard": "a:b"}),
         ("services.workers", 65),
         ("services.credit", 16_385),
-        ("saga.retention_hours", 23),
+        ("saga.stuck_after", 0),
         ("saga.backoff_ms", 6_000),
         ("shard.inflight_max", float("nan")),
         ("router.client_inflight_max", -1),
@@ -133,7 +133,7 @@ def test_a_value_out_of_its_limits_is_refused_by_name(key: str, value: object) -
     [
         ("cluster.shards", 1024),
         ("services.workers", 64),
-        ("saga.retention_hours", 24),
+        ("saga.stuck_after", 1),
         ("shard.retry_per_success_permille", 0),
         ("supervisor.metrics_port", 0),
         ("supervisor.drain_ms", 0),

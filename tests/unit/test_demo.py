@@ -37,5 +37,16 @@ def test_a_failure_is_said_and_ends_with_one(
         raise NotTaken("no room")
 
     monkeypatch.setattr(demo, "start_private", refuse)
-    assert demo.main() == 1
+    assert demo.main([]) == 1
     assert "The demo failed: no room" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("word", "code"), [("--help", 0), ("--nonsense", 2), ("more", 2)])
+def test_a_word_to_the_demo_starts_no_cluster(
+    monkeypatch: pytest.MonkeyPatch, word: str, code: int
+) -> None:
+    """Who asks what it does does not want to see it done."""
+    monkeypatch.setattr(demo, "start_private", None)
+    with pytest.raises(SystemExit) as ended:
+        demo.main([word])
+    assert ended.value.code == code

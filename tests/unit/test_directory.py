@@ -1,5 +1,6 @@
 """The data directory and the run directory: made whole, refused clearly, found again."""
 
+import fcntl
 import os
 import shutil
 import stat
@@ -312,6 +313,59 @@ def test_discovery_finds_the_one_cluster_that_lives(env: dict[str, str]) -> None
         find_running(env)
     private.release()
     second.release()
+
+
+@pytest.mark.parametrize("left", [("up.json", "router.sock"), ("up.json.new",), ()])
+def test_what_a_killed_cluster_left_is_removed_by_who_looks(
+    env: dict[str, str], left: tuple[str, ...]
+) -> None:
+    """Private clusters have an id of their own each time: what they leave would add up."""
+    run = RunDirectory.of(ID, env)
+    run.lock().release()  # as when its process was killed
+    for name in left:
+        (run.path / name).touch()
+    assert running(env) == []
+    assert not run.path.exists()
+
+
+def test_a_run_directory_that_is_removed_meanwhile_is_made_again(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody may look in the moment in which a cluster starts."""
+    run = RunDirectory.of(ID, env)
+    real = fcntl.flock
+    times = iter((True, False))
+
+    def slow(descriptor: int, operation: int) -> None:
+        if next(times, False):
+            run.remove()  # between the opening of the file and its lock
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    held = run.lock()
+    announced(run, "up")
+    assert [found.cluster_id for found in running(env)] == [ID]
+    held.release()
+
+
+def test_every_directory_that_was_made_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal whose directory is not there after a crash was never durable."""
+    synced: set[str] = set()
+    real = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    directory = DataDirectory(tmp_path / "a" / "b" / "c")
+    directory.lock().release()
+    directory.open_or_create(1)
+    expected = [tmp_path, tmp_path / "a", tmp_path / "a" / "b", directory.path]
+    assert {str(path) for path in expected} <= synced
+    assert str(tmp_path.parent) not in synced
 
 
 def test_discovery_passes_over_what_it_cannot_read(env: dict[str, str]) -> None:

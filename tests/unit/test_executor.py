@@ -209,6 +209,23 @@ def test_another_connection_that_raised_the_fence_is_obeyed(tmp_path: Path) -> N
         world.executor.close()
 
 
+def test_a_damaged_database_ends_the_worker(tmp_path: Path) -> None:
+    """Refused as unavailable its sagas would wait for ever, and nobody would be told."""
+    file = tmp_path / "toy.db"
+    made = World(toy, connection=open_file(file))
+    made.send(put_command(1))
+    root = made.rows("SELECT rootpage FROM sqlite_schema WHERE name = 'barrier'")[0][0]
+    size = made.connection.pragma("page_size")
+    made.executor.close()
+    with file.open("r+b") as stream:
+        stream.seek((root - 1) * size)
+        stream.write(b"\xff" * size)
+    damaged = World(toy, connection=open_file(file))
+    with pytest.raises(apsw.CorruptError):
+        damaged.send(put_command(2))
+    damaged.executor.close()
+
+
 # -- files --------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """What a service may be, how a pool finds its own, and the worker that a user runs."""
 
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -73,6 +75,36 @@ def test_a_service_that_cannot_be_loaded_is_told_by_its_place(place_: str) -> No
         load_service(config(payment=place_), "shipping")
     with pytest.raises(Malformed, match="no Service of that name"):
         load_service(config(other="services.payment:service"), "other")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("service =", "SyntaxError: "),
+        ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+    ],
+)
+def test_whatever_a_users_module_raises_is_said_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, says: str
+) -> None:
+    """Exit code 2 ends the cluster in one sentence; another would start the worker again."""
+    (tmp_path / "of_a_user.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "of_a_user", raising=False)
+    with pytest.raises(Malformed) as refused:
+        load_service(config(payment="of_a_user:service"), "payment")
+    assert refused.value.exit_code == 2
+    assert "services.pools.payment = 'of_a_user:service': " + says in refused.value.text
+    assert "PYTHONPATH" in refused.value.text
+
+
+def test_defining_a_service_loads_no_sockets() -> None:
+    """A user's module is imported by tests and tools that never connect."""
+    script = "import sys; from sagacity import Service; sys.exit('zmq' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-P", "-c", script], timeout=30, check=False)
+    assert ended.returncode == 0
 
 
 def test_commands_are_named_by_direction_or_by_their_body() -> None:
