@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 import apsw
 from apsw import Connection
 
-from sagacity.errors import check
+from sagacity.errors import broken
 from sagacity.ids import ACTION, COMPENSATION, STEP_BITS, STEPS_MAX
 from sagacity.service import Call, Database, Declined, Failed, Ok, Service
 from sagacity.slots import slot_of
@@ -240,7 +240,8 @@ class Barrier:
                 exc_info=True,
             )
             outcome, reply = FAILED, _text(f"{type(error).__name__}: {error}")
-        check(connection.in_transaction, "a handler leaves transactions alone", command=command)
+        if not connection.in_transaction:
+            broken("a handler leaves transactions alone", command=command)
         if outcome != OK:
             if alone:
                 self._rows.execute("ROLLBACK TO effect")

@@ -1,8 +1,5 @@
 """Requests: what clients ask of a shard: start, repeat, cancel, retry, show, books. Pure."""
 
-from collections.abc import Callable
-from typing import Any
-
 from msgspec import UNSET, Struct
 
 from sagacity import wire
@@ -110,7 +107,12 @@ class Desk:
             saga_id: str = asked.saga_id
             if saga_id != request.saga_id:
                 raise Malformed("the body's saga_id is not the envelope's")
-            order = _theirs(definition, definition.saga.accept, asked)
+            try:
+                order = definition.saga.accept(asked)
+            except SagacityError:
+                raise
+            except Exception as error:
+                raise _raised(definition, error) from error
             packed = canonical if order is asked else wire.encode(order)
             fingerprint = definition.fingerprint(packed)
             wait = request.kind == wire.START
@@ -159,16 +161,23 @@ class Desk:
         refusal = course.admission.refusal(len(state.live))
         if refusal is not None:
             raise refusal
-        priced = _theirs(definition, definition.saga.price, order, course.prices)
-        unpriced = isinstance(priced, Unstartable)
+        try:
+            priced = definition.saga.price(order, course.prices)
+        except Exception as error:
+            raise _raised(definition, error) from error
+        unpriced, amount, currency = None, 0, ""
+        if isinstance(priced, Unstartable):
+            unpriced = priced.reason
+        else:
+            amount, currency = priced.amount, priced.currency
         entry = Started(
             number_of(state.count + 1, course.shard),
             request.saga_id,
             definition.name,
             definition.version,
             fingerprint,
-            0 if isinstance(priced, Unstartable) else priced.amount,
-            "" if isinstance(priced, Unstartable) else priced.currency,
+            amount,
+            currency,
             state.order_counts[slot] + 1,
             slot,
             state.epoch,
@@ -182,10 +191,11 @@ class Desk:
         if len(state.live) <= DECODED_MAX:
             saga.run.keep(order)
         course.tally.started(definition.name)
-        self._await(saga, waiter, wait or unpriced, fx)  # one that ends at once tells how
-        if unpriced:
-            assert isinstance(priced, Unstartable)  # for the type checker
-            course.turn_back(saga, UNPRICED, priced.reason, now, fx)
+        self._await(
+            saga, waiter, wait or unpriced is not None, fx
+        )  # one that ends at once tells how
+        if unpriced is not None:
+            course.turn_back(saga, UNPRICED, unpriced, now, fx)
         else:
             course.begin(saga, now)
 
@@ -252,19 +262,10 @@ class Desk:
             refuse(fx, waiter, error)
 
 
-def _theirs(definition: Definition, build: Callable[..., Any], *given: Any) -> Any:
-    """Call a definition's own code; what it raises refuses the start, before anything is written.
-
-    Raises:
-        SagacityError: its own, or InternalError for whatever else it raised.
-    """
-    try:
-        return build(*given)
-    except SagacityError:
-        raise
-    except Exception as error:
-        text = f"the definition {definition.name} raised {type(error).__name__}: {error}"
-        raise InternalError(text) from error
+def _raised(definition: Definition, error: Exception) -> InternalError:
+    """Say that a definition's own code has a bug; its start is refused before it is written."""
+    text = f"the definition {definition.name} raised {type(error).__name__}: {error}"
+    return InternalError(text)
 
 
 def _msg_id(body: bytes) -> int | None:
