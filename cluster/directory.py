@@ -208,7 +208,8 @@ class DataDirectory:
     def _make(self) -> None:
         """Make the directory, or refuse one that holds what no cluster left there."""
         missing = [each for each in (self.path, *self.path.parents) if not each.exists()]
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if missing:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for made in missing:
             _sync(made.parent)  # its name stands there; a journal below is as durable as that
         if self._file.exists():

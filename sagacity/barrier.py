@@ -74,6 +74,9 @@ UNAVAILABLE: Final = (
     apsw.NoMemError,
 )
 
+# The database is not what was written: its worker ends, and people see it start again and again.
+DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError, apsw.InternalError)
+
 _NEIGHBOURS: Final = "SELECT key, saga_id, outcome, reply FROM barrier WHERE key BETWEEN ? AND ?"
 _INSERT: Final = "INSERT INTO barrier (key, saga_id, outcome, reply) VALUES (?, ?, ?, ?)"
 _RAISE: Final = "INSERT OR REPLACE INTO fence (slot, epoch) VALUES (?, ?)"
@@ -226,8 +229,8 @@ class Barrier:
         before = connection.total_changes()
         try:
             outcome, reply = self._handle(command)
-        except UNAVAILABLE:
-            raise
+        except (*UNAVAILABLE, *DAMAGED):
+            raise  # of the database, not of the handler
         except Exception as error:
             if not alone:
                 raise MustUndo from error
