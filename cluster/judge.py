@@ -1,8 +1,10 @@
 """The books judged: journals against stock, money and shipments. Pure; knows no socket.
 
 Journals are read first, services after, so that for every saga that was final in its journal the
-services' rows are final too, and are judged exactly. The rest is judged by bounds. The invariants
-are 6 and 8 to 10 of the proof, as far as books can show them.
+services' rows are final too, and are judged exactly. The rest is judged by bounds. A row whose
+number is above those of the first reading is of a saga that began meanwhile: the journals' highest
+numbers are read again at the end, and by then they must have given it. The invariants are 6 and 8
+to 10 of the proof, as far as books can show them.
 
 Stock changes while it is read. Reservations are read before it and, from the first one that could
 have changed, again after it. A reservation that was unreleased both times was so when the stock
@@ -20,6 +22,9 @@ from sagacity.ids import shard_of
 
 FAULTS_MAX = 200  # sentences in a report; what is more is counted in the last one
 
+CHECKOUT = "checkout"  # the definition whose effects these books hold; other sagas are counted
+_OTHER = "OTHER"
+
 # The steps of checkout, as SPEC 1 numbers them.
 RESERVE, CHARGE, SHIP = 1, 2, 3
 
@@ -31,7 +36,7 @@ Row = Sequence[Any]
 
 
 class _Known(Struct, frozen=True, gc=False):
-    """A saga of a journal; `phase` is one of the four."""
+    """A saga of a journal; `phase` is one of the four, or _OTHER for one that is no checkout."""
 
     saga_id: str
     phase: str
@@ -63,6 +68,7 @@ class Judge:
         self._sagas: dict[int, _Known] = {}
         self._ids: dict[str, int] = {}
         self._highest: dict[int, int] = {}
+        self._newest: dict[int, tuple[int, str]] = {}  # of rows: above `_highest`, and what it is
         self._counts = {"completed": 0, "aborted": 0, "stuck": 0, "running": 0}
         self._effects: dict[int, int] = {}
         self._lines: set[int] = set()
@@ -78,30 +84,32 @@ class Judge:
     # Journals
 
     def journal(self, shard: int, highest: int, running: Iterable[Row]) -> None:
-        """Take a shard's answer to the book "sagas": rows [number, saga_id, phase, stuck, amount].
+        """Take what ran: rows [number, saga_id, phase, stuck, amount, saga].
 
         A shard without a saga has `highest` 0.
         """
         if shard in self._highest:
             self._fault(f"shard {shard} was read twice")
         self._highest[shard] = highest
-        for number, saga_id, phase, stuck, amount in running:
+        for number, saga_id, phase, stuck, amount, saga in running:
             self._counts["running"] += 1
             self._counts["stuck"] += bool(stuck)
             if phase not in {"RUNNING", "COMPENSATING"}:
                 self._fault(f"{_name(number, saga_id)} is not final but {phase} in its journal")
-            self._know(shard, number, _Known(saga_id, phase, amount))
+            judged = phase if saga == CHECKOUT else _OTHER
+            self._know(shard, number, _Known(saga_id, judged, amount))
 
     def finished(self, shard: int, rows: Iterable[Row]) -> None:
-        """Take a page of the book "finished": rows [number, saga_id, phase, amount]."""
-        for number, saga_id, phase, amount in rows:
+        """Take a page of the book "finished": rows [number, saga_id, phase, amount, saga]."""
+        for number, saga_id, phase, amount, saga in rows:
             if phase == "COMPLETED":
                 self._counts["completed"] += 1
             elif phase == "ABORTED":
                 self._counts["aborted"] += 1
             else:
                 self._fault(f"{_name(number, saga_id)} is finished but {phase} in its journal")
-            self._know(shard, number, _Known(saga_id, phase, amount))
+            judged = phase if saga == CHECKOUT else _OTHER
+            self._know(shard, number, _Known(saga_id, judged, amount))
 
     def finished_end(self, shard: int, rows: int, upto: int) -> None:
         """Compare how many finished sagas a shard gave with how many it had."""
@@ -191,7 +199,7 @@ class Judge:
                 self._fault(f"{name} was charged twice")
             if known is None:
                 continue
-            if amount != known.amount:
+            if amount != known.amount and known.phase != _OTHER:
                 self._fault(
                     f"{name} was charged {money.show(amount)}, its price is "
                     f"{money.show(known.amount)}"
@@ -248,6 +256,9 @@ class Judge:
                 self._fault(f"a {what} has number {number}, of a shard that does not exist")
             elif number <= highest:
                 self._fault(f"a {what} has number {number}, which no journal knows")
+            else:
+                shard = shard_of(number)
+                self._newest[shard] = max(self._newest.get(shard, (0, "")), (number, what))
         if step != expected:
             self._fault(f"a {what} of {self._name_of(number)} has step {step}, not {expected}")
         return known
@@ -266,6 +277,20 @@ class Judge:
             self._faults.append(text)
         else:
             self._more += 1
+
+    # Journals again
+
+    def journal_again(self, shard: int, highest: int) -> None:
+        """Take a shard's highest number once more, after all rows of the services."""
+        first = self._highest.get(shard, 0)
+        if highest < first:
+            self._fault(f"shard {shard} had given number {first}, then only {highest}")
+        newest, what = self._newest.get(shard, (0, ""))
+        if newest > highest:
+            self._fault(
+                f"a {what} has number {newest}, which shard {shard} has not given: its highest is "
+                f"{highest}"
+            )
 
     # The judgement
 

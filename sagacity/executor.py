@@ -12,20 +12,22 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import apsw
 from apsw import Connection
 from msgspec import Meta, Struct
 
 from sagacity.barrier import TABLES, UNAVAILABLE, Barrier, Log, MustUndo
-from sagacity.errors import Malformed, SagacityError, check
-from sagacity.service import Service
+from sagacity.errors import InternalError, Malformed, NoOutcome, SagacityError, check
+from sagacity.service import Database, Rows, Service
 from sagacity.wire import (
     BODY_BYTES_MAX,
     REFUSED_UNAVAILABLE,
     Answer,
     BodyReader,
+    BooksAsked,
+    BooksPage,
     Commands,
     Witness,
     pack,
@@ -33,6 +35,8 @@ from sagacity.wire import (
 
 FORMAT: Final = 1  # of the tables that every service's database has
 BOOKS_ROWS_MAX: Final = 5_000  # rows of one page
+INTEGER_MIN: Final = -(2**63)  # of those that a database can hold
+INTEGER_MAX: Final = 2**63 - 1
 OPEN_PATIENCE_MS: Final = 5_000  # for another's lock, before there is an executor that waits
 CHECKPOINT_PAGES: Final = 4_096  # a WAL of 16 MiB is written back
 
@@ -222,18 +226,28 @@ class BatchExecutor:
         self._checkpoint_at = self._checkpoint_pages + max(pages - written, 0)
         self._wal_pages = 0
 
-    def read_books(self, asked: bytes) -> bytes:
-        """Give a page of the service's books, or an error, as a packed body.
+    def read_books(self, asked: BooksAsked) -> BooksPage:
+        """Give a page of the service's books, or an error: whatever is asked, the worker lives.
 
         Args:
-            asked: a packed body {"book", "table", "after", "limit"}.
+            asked: its body is {"book", "table", "after", "limit"}.
+
+        Returns:
+            A page; or, with its code, an error: 12 for what is wrong with the request, 0 where the
+            table cannot be read, 13 where the service's code breaks.
         """
         try:
-            return self._page(asked)
+            return BooksPage(asked.token, self._page(asked.body))
         except SagacityError as error:
-            return pack(error.body())
-        except UNAVAILABLE as error:
-            return pack({"type": "error", "code": 0, "text": f"unreadable now: {error}"})
+            refusal = error
+        except (apsw.Error, UnicodeDecodeError) as error:
+            refusal = NoOutcome(f"unreadable now: {error!a:.200}")
+        except (OverflowError, ValueError, TypeError) as error:
+            refusal = Malformed(f"no such page: {error!a:.200}")
+        except Exception as error:
+            self._log.error("books_failed", service=self._service.name, error=repr(error))
+            refusal = InternalError("the books cannot be read")
+        return BooksPage(asked.token, pack(refusal.body()), refusal.code)
 
     def close(self) -> None:
         """Close the database."""
@@ -281,7 +295,10 @@ class BatchExecutor:
             tables = ", ".join(self._service.books)
             raise Malformed(f"{self._service.name} has the tables {tables}")
         limit = request.limit
-        rows = rows_of(self._connection.cursor(), request.after, limit)
+        db = self._connection.cursor()
+        rows = rows_of(db, request.after, limit)
+        if _of_other_kind(rows_of, db, request.after, rows):
+            raise Malformed(f"{request.after!r:.80} is no key of {request.table}")
         more = len(rows) == limit
         while True:
             page = {
@@ -291,7 +308,10 @@ class BatchExecutor:
                 "rows": [list(row) for row in rows],
                 "next": rows[-1][0] if more and rows else None,
             }
-            body = pack(page)
+            try:
+                body = pack(page)
+            except Malformed as error:  # what another wrote into the table: not the asker's fault
+                raise NoOutcome(f"unreadable now: {error.text}") from None
             if len(body) <= BODY_BYTES_MAX or len(rows) <= 1:
                 return body
             rows, more = rows[: len(rows) // 2], True
@@ -302,8 +322,22 @@ class BooksRequest(Struct, frozen=True):
 
     book: str
     table: str
-    after: int | str
+    after: Annotated[int, Meta(ge=INTEGER_MIN, le=INTEGER_MAX)] | str
     limit: Annotated[int, Meta(ge=1, le=BOOKS_ROWS_MAX)]
+
+
+def _of_other_kind(
+    rows_of: Callable[[Database, Any, int], Rows], db: Database, after: int | str, rows: Rows
+) -> bool:
+    """Say whether a table's keys are texts and `after` is an integer, or the other way round.
+
+    SQLite compares the two without a word. Where it gave nothing, the table is asked once more
+    for a key of the other kind.
+    """
+    if not rows:
+        with suppress(TypeError, ValueError):  # the service's own code takes one kind only
+            rows = rows_of(db, INTEGER_MIN if isinstance(after, str) else "", 1)
+    return bool(rows) and not isinstance(rows[0][0], type(after))
 
 
 def _refuse(batches: Sequence[Commands]) -> list[list[Answer]]:

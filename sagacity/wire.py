@@ -191,10 +191,14 @@ class Beat(Struct, frozen=True, array_like=True, tag=4):
 
 
 class BooksPage(Struct, frozen=True, array_like=True, tag=5):
-    """A page of a service's books, as asked by BooksAsked with the same `token`."""
+    """A page of a service's books, as asked by BooksAsked with the same `token`.
+
+    `code` is that of the reply which will carry the body: None for a page, else it is an error's.
+    """
 
     token: int
     body: bytes
+    code: int | None = None
 
 
 class Commands(Struct, frozen=True, array_like=True, tag=16):

@@ -45,7 +45,6 @@ from sagacity.wire import (
     Answer,
     Beat,
     BooksAsked,
-    BooksPage,
     Command,
     Commands,
     Hello,
@@ -266,8 +265,7 @@ class Worker:
                 elif said.items:  # a shard probes its connections with empty batches
                     batches.append((link, said))
             elif isinstance(said, BooksAsked):
-                page = BooksPage(said.token, self._executor.read_books(said.body))
-                send(link.socket, encode(page))
+                send(link.socket, encode(self._executor.read_books(said)))
             elif isinstance(said, Rejected):
                 self._log.error("worker_rejected", text=said.text)
                 self._exit = EXIT_REJECTED

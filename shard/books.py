@@ -2,33 +2,40 @@
 
 "sagas" takes a snapshot: at that instant every saga of the shard with a number up to `highest` is
 among the running, whose pages the snapshot keeps, or among the first `finished` cards, which never
-move. A service's books are asked of one of its workers.
+move. Asked with a snapshot it lets go of that one and takes none: an audit's second reading, which
+wants `highest` alone. A service's books are asked of one of its workers.
 """
 
-import msgspec
-from msgspec import Struct
+from typing import Annotated
 
-from sagacity.errors import Conflict, NotTaken
+import msgspec
+from msgspec import Meta, Struct
+
+from sagacity.errors import Conflict, Malformed, NotTaken
 from sagacity.wire import BodyReader, Reply, Request, pack
 from shard.course import Course
 from shard.effects import BooksForwarded, Effects
 from shard.events import Peer
 from shard.phases import PHASES
 
-PAGE_MAX = 1_500  # rows of one page: with the longest ids still under wire.BODY_BYTES_MAX
+PAGE_MAX = 1_200  # rows of one page: with the longest ids still under wire.BODY_BYTES_MAX
 SNAPSHOTS_MAX = 4  # audits that may read one shard at once
+NAME_MAX = 128  # characters of a book's or a table's name
+
+_Name = Annotated[str, Meta(max_length=NAME_MAX)]
+_Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]  # what a database's integer can be
 
 
 class BooksRequest(Struct, forbid_unknown_fields=True):
     """Which page of which books: "sagas", "running", "finished", or a service's, with a table."""
 
-    book: str
-    snapshot: int = 0
-    start: int = msgspec.field(default=0, name="from")
-    upto: int = 0
-    table: str | None = None
-    after: int | str | None = None
-    limit: int | None = None
+    book: _Name
+    snapshot: _Integer = 0
+    start: _Integer = msgspec.field(default=0, name="from")
+    upto: _Integer = 0
+    table: _Name | None = None
+    after: _Integer | str | None = None
+    limit: _Integer | None = None
 
 
 _read: BodyReader[BooksRequest] = BodyReader(BooksRequest)
@@ -47,14 +54,14 @@ class Books:
         """Answer a request for a page, or have a worker asked.
 
         Raises:
-            Malformed: the body is no such request.
+            Malformed: the body is no such request, or there is no such book.
             Conflict: the snapshot has made room for later ones.
             NotTaken: the service has no worker now.
         """
         asked, _ = _read.read(request.body)
         page: dict[str, object]
         if asked.book == "sagas":
-            page = self._snapshot()
+            page = self._sagas(asked.snapshot)
         elif asked.book == "running":
             rows = self._snapshots.get(asked.snapshot)
             if rows is None:
@@ -63,8 +70,10 @@ class Books:
             page = {"from": asked.start, "rows": rows[start : start + PAGE_MAX]}
         elif asked.book == "finished":
             cards = self._state.finished.page(asked.start, asked.upto, PAGE_MAX)
-            finished = [[c.number, c.saga_id, PHASES[c.phase], c.amount] for c in cards]
+            finished = [[c.number, c.saga_id, PHASES[c.phase], c.amount, c.saga] for c in cards]
             page = {"from": asked.start, "rows": finished}
+        elif asked.book not in self._course.pools:
+            raise Malformed(f"there is no book {asked.book!r}")
         else:
             worker = self._course.any_worker(asked.book)
             if worker is None:
@@ -74,19 +83,25 @@ class Books:
         body = pack({"type": "books", "book": asked.book, **page})
         fx.reply(origin, Reply(request.request, None, body))
 
-    def _snapshot(self) -> dict[str, object]:
+    def _sagas(self, done_with: int) -> dict[str, object]:
         state = self._state
-        self._asked += 1
-        self._snapshots[self._asked] = [
-            [saga.number, saga.saga_id, PHASES[saga.phase], saga.stuck, saga.amount]
-            for saga in state.live.values()
-        ]
-        if len(self._snapshots) > SNAPSHOTS_MAX:
-            del self._snapshots[next(iter(self._snapshots))]
+        if done_with:
+            self._snapshots.pop(done_with, None)
         return {
             "shard": self._course.shard,
             "highest": state.number,
             "finished": len(state.finished),
-            "snapshot": self._asked,
+            "snapshot": 0 if done_with else self._snapshot(),
             "running": len(state.live),
         }
+
+    def _snapshot(self) -> int:
+        self._asked += 1
+        snapshot = self._state.epoch << 32 | self._asked  # none of an earlier process is ours
+        self._snapshots[snapshot] = [
+            [s.number, s.saga_id, PHASES[s.phase], s.stuck, s.amount, s.definition.name]
+            for s in self._state.live.values()
+        ]
+        if len(self._snapshots) > SNAPSHOTS_MAX:
+            del self._snapshots[next(iter(self._snapshots))]
+        return snapshot

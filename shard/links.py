@@ -161,7 +161,7 @@ class Links:
             asked = self._books.pop(said.token, None)
             if asked is not None:
                 origin, request = asked
-                self._pages.setdefault(origin, []).append(Reply(request, None, said.body))
+                self._pages.setdefault(origin, []).append(Reply(request, said.code, said.body))
 
     def _objection(self, hello: Hello) -> str | None:
         if hello.protocol != PROTOCOL:

@@ -391,6 +391,18 @@ def test_a_page_of_books_is_asked_of_a_worker_and_given_to_the_asker(shard: Shar
     assert asker.poll(50) == 0
 
 
+def test_an_error_in_place_of_a_page_is_an_error_to_the_asker(shard: Shard) -> None:
+    """Its code travels with it: a reply without one is an answer, and would be read as a page."""
+    worker, peer = shard.worker()
+    asker, origin = shard.asker()
+    shard.send(books_from(peer, origin))
+    asked = read_to_worker(frame_from(worker))
+    assert isinstance(asked, BooksAsked)
+    sockets.send(worker, encode(BooksPage(asked.token, b"error", 0)))
+    shard.until(lambda: asker.poll(0))
+    assert read_replies(frame_from(asker)) == [Reply(5, 0, b"error")]
+
+
 def test_books_of_a_worker_that_has_gone_are_refused_at_once(shard: Shard) -> None:
     """Code 11: not taken, ask again."""
     worker, peer = shard.worker()

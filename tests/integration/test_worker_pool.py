@@ -217,7 +217,7 @@ def test_books_are_served_beside_commands(here: Place) -> None:
     shard.send_frame(peer, wire.encode(BooksAsked(5, wire.pack(asked))))
     shard.send_frame(peer, wire.encode(BooksAsked(6, wire.pack({**asked, "table": "x"}))))
     shard.until(lambda seen: len(seen.pages) == 2, "pages")
-    assert [page.token for page in shard.pages] == [5, 6]
+    assert [(page.token, page.code) for page in shard.pages] == [(5, None), (6, 12)]
     rows = wire.unpack(shard.pages[0].body)["rows"]
     assert rows == [[1, 1 << 10, 1, 0, "abc123", 2, False]]
     assert wire.unpack(shard.pages[1].body)["code"] == 12

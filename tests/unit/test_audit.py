@@ -8,130 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.audit import PAGE_ROWS, audit
+from cluster.audit import AGAIN_MAX, PAGE_ROWS, audit
 from cluster.judge import FAULTS_MAX
 from sagacity import wire
-from sagacity.errors import NotTaken
-from sagacity.ids import number_of
+from sagacity.errors import Conflict, NoOutcome, NotTaken
+from sagacity.ids import number_of, shard_of
 from shard.books import PAGE_MAX
-
-SHARDS = 2
-Rows = list[list[Any]]
-
-# What a saga leaves in the services, by how far it came and how it ended:
-# (phase, reserved, charged, shipped), each effect None, "done" or "undone".
-ENDS: list[tuple[str, str | None, str | None, str | None]] = [
-    ("COMPLETED", "done", "done", "done"),
-    ("ABORTED", None, None, None),
-    ("ABORTED", "undone", None, None),
-    ("ABORTED", "undone", "undone", None),
-    ("ABORTED", "undone", "undone", "undone"),
-]
-MOVING: list[tuple[str, str | None, str | None, str | None]] = [
-    ("RUNNING", None, None, None),
-    ("RUNNING", "done", None, None),
-    ("RUNNING", "done", "done", None),
-    ("RUNNING", "done", "done", "done"),
-    ("COMPENSATING", "done", "undone", None),
-    ("COMPENSATING", "undone", "undone", "undone"),
-]
-
-
-class Books:
-    """A twin of a client: books in memory, given out page by page.
-
-    Args:
-        seed: chooses the sagas.
-        counts: how many are finished, running, and newer than the journals' reading.
-    """
-
-    def __init__(self, seed: int, *, finished: int = 12, running: int = 0, newer: int = 0) -> None:
-        chance = random.Random(seed)
-        self.running: list[Rows] = [[] for _ in range(SHARDS)]
-        self.finished: list[Rows] = [[] for _ in range(SHARDS)]
-        self.highest = [0] * SHARDS
-        self.stock: Rows = [["abc123", 10**6, 10**6], ["none", 0, 0], ["xyz789", 500, 500]]
-        self.reservations: Rows = []
-        self.payments: Rows = []
-        self.shipments: Rows = []
-        self.asked: list[tuple[str, str]] = []
-        self.between: Callable[[str], None] = lambda _: None  # what happens while one reads
-        self.down: set[int] = set()  # shards that have no worker
-        self.page = 3
-        self.gone = 0  # finished sagas that a shard counts and does not give
-        counts = [0] * SHARDS
-        for at in range(finished + running + newer):
-            shard = chance.randrange(SHARDS)
-            counts[shard] += 1
-            number = number_of(counts[shard], shard)
-            is_final = at < finished
-            if is_final and at < len(ENDS):
-                end = ENDS[at]
-            else:
-                end = chance.choice(ENDS if is_final else MOVING)
-            amount = chance.randrange(1, 10**6)
-            self._effects(number, end, amount, chance)
-            if at >= finished + running:
-                continue
-            self.highest[shard] = number
-            if is_final:
-                self.finished[shard].append([number, f"saga{at}", end[0], amount])
-            else:
-                self.running[shard].append([number, f"saga{at}", end[0], False, amount])
-
-    def _effects(self, number: int, end: Any, amount: int, chance: random.Random) -> None:
-        _, reserved, charged, shipped = end
-        if reserved:
-            for line in range(chance.randint(1, 3)):
-                self.reserve(number, line, chance.choice(["abc123", "xyz789"]), reserved != "done")
-        if charged:
-            refunded = amount if charged == "undone" else 0
-            self.payments.append([len(self.payments) + 1, number, 2, "u", amount, refunded])
-        if shipped:
-            self.shipments.append([len(self.shipments) + 1, number, 3, shipped == "undone"])
-
-    def reserve(self, number: int, line: int, sku: str, released: bool = False) -> None:
-        """Do what the inventory does for a line of 3 pieces."""
-        self.reservations.append([len(self.reservations) + 1, number, 1, line, sku, 3, released])
-        if not released:
-            self.row_of(sku)[2] -= 3
-
-    def release(self, row: list[Any]) -> None:
-        """Do what the inventory does for a release."""
-        assert not row[6]
-        row[6] = True
-        self.row_of(row[4])[2] += row[5]
-
-    def row_of(self, sku: str) -> list[Any]:
-        return next(row for row in self.stock if row[0] == sku)
-
-    def status(self) -> dict[str, Any]:
-        return {"shards": [{"shard": shard} for shard in range(SHARDS)]}
-
-    def books(self, shard: int, body: dict[str, Any]) -> dict[str, Any]:
-        book = body["book"]
-        table = body.get("table", book)
-        self.asked.append((book, table))
-        if book == "sagas":
-            finished = len(self.finished[shard]) + self.gone
-            return {
-                "highest": self.highest[shard],
-                "finished": finished,
-                "snapshot": 7 + shard,
-                "running": len(self.running[shard]),
-            }
-        if book == "running":
-            assert body["snapshot"] == 7 + shard
-            return {"rows": self.running[shard][body["from"] :][: self.page]}
-        if book == "finished":
-            assert body["upto"] <= len(self.finished[shard]) + self.gone
-            return {"rows": self.finished[shard][body["from"] : body["upto"]][: self.page]}
-        if shard in self.down:
-            raise NotTaken("no worker")
-        rows = [row for row in getattr(self, table) if row[0] > body["after"]]
-        page = [[*row] for row in rows[: self.page]]
-        self.between(table)
-        return {"rows": page, "next": page[-1][0] if len(rows) > self.page else None}
+from tests.unit.audit_world import SHARDS, Books
 
 
 def test_right_books_balance() -> None:
@@ -147,8 +30,11 @@ def test_the_report_counts_what_is_there() -> None:
     books = Books(0, finished=0)
     done, undone, moving = number_of(1, 0), number_of(2, 0), number_of(1, 1)
     books.highest = [undone, moving]
-    books.finished[0] = [[done, "a", "COMPLETED", 30000], [undone, "b", "ABORTED", 500]]
-    books.running[1] = [[moving, "c", "COMPENSATING", True, 700]]
+    books.finished[0] = [
+        [done, "a", "COMPLETED", 30000, "checkout"],
+        [undone, "b", "ABORTED", 500, "checkout"],
+    ]
+    books.running[1] = [[moving, "c", "COMPENSATING", True, 700, "checkout"]]
     books.reserve(done, 0, "abc123")
     books.reserve(undone, 0, "abc123", released=True)
     books.reserve(moving, 0, "abc123")
@@ -169,7 +55,10 @@ def test_the_report_counts_what_is_there() -> None:
 
 
 def test_journals_are_read_before_services_and_reservations_around_the_stock() -> None:
-    """SPEC 6: a saga that is final in the first reading is judged exactly."""
+    """SPEC 6: a saga that is final in the first reading is judged exactly.
+
+    The highest numbers come last: what a row may have was given before it was read.
+    """
     books = Books(1)
     books.page = 1000
     audit(books)
@@ -181,6 +70,7 @@ def test_journals_are_read_before_services_and_reservations_around_the_stock() -
         "reservations",
         "payments",
         "shipments",
+        *["sagas"] * SHARDS,
     ]
 
 
@@ -210,7 +100,10 @@ def test_books_that_move_while_they_are_read_balance(seed: int) -> None:
             if moving and chance.random() < 0.6:
                 books.release(chance.choice(moving))
             elif len(books.reservations) < 120:
-                books.reserve(fresh.pop(), 0, chance.choice(["abc123", "xyz789"]))
+                number = fresh.pop()
+                shard = shard_of(number)
+                books.latest[shard] = max(books.latest[shard], number)
+                books.reserve(number, 0, chance.choice(["abc123", "xyz789"]))
 
     books.between = between
     assert audit(books)["faults"] == []
@@ -371,6 +264,55 @@ def shipment_without_a_saga(books: Books, chance: random.Random) -> None:
     books.shipments.append([len(books.shipments) + 1, number_of(0, 0), 3, True])
 
 
+def above(books: Books, chance: random.Random) -> int:
+    """Give a number that its shard has not given yet, the next one or a much later one."""
+    shard = chance.randrange(SHARDS)
+    return books.latest[shard] + number_of(chance.choice([1, 1000]), 0)
+
+
+@planted
+def charge_above_every_number(books: Books, chance: random.Random) -> None:
+    row = [len(books.payments) + 1, above(books, chance), 2, "u42", 5000, 0]
+    books.payments.append(row)
+
+
+@planted
+def shipment_above_every_number(books: Books, chance: random.Random) -> None:
+    row = [len(books.shipments) + 1, above(books, chance), 3, False]
+    books.shipments.append(row)
+
+
+@planted
+def reservation_above_every_number(books: Books, chance: random.Random) -> None:
+    books.reserve(above(books, chance), 0, "abc123", released=chance.random() < 0.5)
+
+
+@planted
+def reservation_above_every_number_while_read(books: Books, chance: random.Random) -> None:
+    number = above(books, chance)
+
+    def between(table: str) -> None:
+        if table == "stock" and not any(row[1] == number for row in books.reservations):
+            books.reserve(number, 0, "abc123")
+
+    books.between = between
+
+
+@planted
+def journals_gone(books: Books, chance: random.Random) -> None:
+    books.highest, books.latest = [0] * SHARDS, [0] * SHARDS
+    books.finished = [[] for _ in range(SHARDS)]
+    books.running = [[] for _ in range(SHARDS)]
+
+
+@planted
+def numbers_set_back(books: Books, chance: random.Random) -> None:
+    """A journal that was exchanged for an older one while the audit ran."""
+    first = [*books.highest]
+    books.between = lambda _: books.highest.__setitem__(0, first[0] - number_of(1, 0))
+    books.latest[0] = 0
+
+
 @planted
 def step_changed(books: Books, chance: random.Random) -> None:
     chance.choice([*books.reservations, *books.payments, *books.shipments])[2] += 4
@@ -422,12 +364,12 @@ def amount_changed(books: Books, chance: random.Random) -> None:
 @planted
 def number_above_the_highest(books: Books, chance: random.Random) -> None:
     shard = chance.randrange(SHARDS)
-    books.finished[shard].append([number_of(9999, shard), "late", "ABORTED", 1])
+    books.finished[shard].append([number_of(9999, shard), "late", "ABORTED", 1, "checkout"])
 
 
 @planted
 def number_of_another_shard(books: Books, chance: random.Random) -> None:
-    books.finished[0].append([number_of(0, 1), "stray", "ABORTED", 1])
+    books.finished[0].append([number_of(0, 1), "stray", "ABORTED", 1, "checkout"])
 
 
 @pytest.mark.parametrize("kind", PLANTED)
@@ -452,6 +394,17 @@ def test_a_fault_names_number_and_saga() -> None:
     assert f"saga {row[1]} (number {row[0]}) is ABORTED" in fault
 
 
+def test_a_row_that_no_journal_caused_is_named() -> None:
+    """Whoever reads the report can find the row."""
+    books = Books(3)
+    books.payments.append([10**6, 1_024_000, 2, "u42", 5000, 0])
+    [fault] = audit(books)["faults"]
+    assert fault == (
+        "a payment has number 1024000, which shard 0 has not given: "
+        f"its highest is {books.latest[0]}"
+    )
+
+
 def test_faults_are_bounded_and_counted() -> None:
     """A report of a wholly wrong set of books can still be read."""
     books = Books(1, finished=0)
@@ -467,7 +420,7 @@ def test_a_running_saga_is_judged_by_bounds() -> None:
     books = Books(1, finished=0, running=0)
     number = number_of(1, 0)
     books.highest[0] = number
-    books.running[0] = [[number, "a", "RUNNING", False, 500]]
+    books.running[0] = [[number, "a", "RUNNING", False, 500, "checkout"]]
     assert audit(books)["balanced"]
     books.payments = [[1, number, 2, "u", 500, 0]]
     assert audit(books)["balanced"]
@@ -489,6 +442,26 @@ def test_an_audit_that_cannot_read_never_says_balanced() -> None:
         audit(books)
 
 
+def test_a_table_that_cannot_be_read_ends_the_audit_with_its_error() -> None:
+    """Code 0, exit 6; not a trace, and not a report."""
+    for table in PAGE_ROWS:
+        books = Books(1)
+        books.unreadable = table
+        with pytest.raises(NoOutcome, match=f"unreadable now: {table}"):
+            audit(books)
+
+
+def test_an_audit_whose_snapshot_made_room_begins_again() -> None:
+    """A shard keeps four; a fifth audit does not end the first. It has a bound all the same."""
+    books = Books(1, running=3)
+    books.conflicts = AGAIN_MAX
+    report = audit(books)
+    assert (report["faults"], report["sagas"]["running"]) == ([], 3)
+    books.conflicts = AGAIN_MAX + 1
+    with pytest.raises(Conflict):
+        audit(books)
+
+
 def test_a_page_of_the_longest_rows_fits_in_a_body() -> None:
     """A body has at most 256 KiB; a larger one would be no answer."""
     longest: dict[str, list[Any]] = {
@@ -498,6 +471,20 @@ def test_a_page_of_the_longest_rows_fits_in_a_body() -> None:
         "shipments": [2**45, 2**45, 3, False],
     }
     pages = [[row] * PAGE_ROWS[table] for table, row in longest.items()]
-    pages.append([[2**45, "x" * 128, "COMPENSATING", False, 10**14]] * PAGE_MAX)
+    pages.append([[2**45, "x" * 128, "COMPENSATING", False, 10**14, "x" * 32]] * PAGE_MAX)
     for rows in pages:
         assert len(wire.pack({"type": "books", "rows": rows})) < wire.BODY_BYTES_MAX
+
+
+def test_a_users_own_saga_is_counted_and_not_judged_as_a_checkout() -> None:
+    """It reserves, charges and ships nothing here; a false alarm would hide the next true one."""
+    books = Books(1)
+    books.highest[0] += 2 << 10
+    books.latest[0] = books.highest[0]
+    books.finished[0].append([books.highest[0] - (1 << 10), "trip1", "COMPLETED", 9900, "trip"])
+    books.running[0].append([books.highest[0], "trip2", "RUNNING", False, 9900, "trip"])
+    before = audit(Books(1))["sagas"]
+    report = audit(books)
+    assert report["faults"] == []
+    assert report["sagas"]["completed"] == before["completed"] + 1
+    assert report["sagas"]["running"] == before["running"] + 1

@@ -10,8 +10,9 @@ import pytest
 from sagacity import wire
 from sagacity.errors import Malformed
 from sagacity.executor import BOOKS_ROWS_MAX, BatchExecutor, make_tables, open_file
-from sagacity.service import Call, Database, Ok, Result, Service
-from sagacity.wire import Commands, Witness
+from sagacity.service import Call, Database, Ok, Result, Rows, Service
+from sagacity.wire import BooksAsked, Commands, Witness
+from services.inventory import service as inventory
 from services.payment import service as payment
 from tests.unit.faulty_disk import faulty_database
 from tests.unit.service_world import (
@@ -303,8 +304,18 @@ def test_a_long_wal_is_written_back(tmp_path: Path) -> None:
 # -- books --------------------------------------------------------------------------------------
 
 
+def pay(world: World) -> None:
+    world.connection.execute(
+        "INSERT INTO payment (number, step, user_id, amount) VALUES (1024, 2, 'u', 5)"
+    )
+
+
 def page(world: World, **asked: object) -> dict[str, object]:
-    return wire.unpack(world.executor.read_books(wire.pack(asked)))
+    got = world.executor.read_books(BooksAsked(7, wire.pack(asked)))
+    assert got.token == 7
+    body = wire.unpack(got.body)
+    assert body.get("code") == got.code
+    return body
 
 
 def test_books_are_read_in_pages() -> None:
@@ -351,11 +362,90 @@ def test_a_page_keeps_to_a_bodys_limit() -> None:
         {"book": "payment", "table": "payments", "after": None, "limit": 5},
         {"book": "payment", "table": "payments", "after": 0, "limit": 0},
         {"book": "payment", "table": "payments", "after": 0, "limit": BOOKS_ROWS_MAX + 1},
+        {"book": "payment", "table": "payments", "after": 2**63, "limit": 5},
+        {"book": "payment", "table": "payments", "after": 0, "limit": 2**64 - 1},
+        {"book": "payment", "table": "payments", "after": "", "limit": 5},
+        {"book": "payment", "table": "payments", "after": "x\0y", "limit": 5},
     ],
 )
 def test_books_that_are_not_there_are_an_error(asked: dict[str, object]) -> None:
     """Code 12; the worker lives."""
     with world_of(payment) as world:
+        pay(world)
         got = page(world, **asked)
         assert (got["type"], got["code"]) == ("error", 12)
-        assert wire.unpack(world.executor.read_books(b"\xc1"))["code"] == 12
+        assert world.executor.read_books(BooksAsked(7, b"\xc1")).code == 12
+
+
+@pytest.mark.parametrize("after", [0, 2**63 - 1, -(2**63)])
+def test_texts_are_not_read_after_an_integer(after: int) -> None:
+    """SQLite would compare them as texts and leave out some."""
+    with world_of(inventory) as world:
+        asked = {"book": "inventory", "table": "stock", "after": after, "limit": 5}
+        assert page(world, **asked)["code"] == 12
+
+
+@pytest.mark.parametrize("after", ["", "~~~"])
+def test_keys_are_read_to_the_end(after: str) -> None:
+    """After the last one comes an empty page; so it does in an empty table."""
+    with world_of(inventory) as world:
+        got = page(world, book="inventory", table="stock", after=after, limit=50)
+        assert (got["rows"] == [], got["next"]) == (after != "", None)
+        for last in (0, 5, 2**63 - 1):
+            got = page(world, book="inventory", table="reservations", after=last, limit=5)
+            assert (got["rows"], got["next"]) == ([], None)
+    with world_of(payment) as world:
+        pay(world)
+        got = page(world, book="payment", table="payments", after=1, limit=5)
+        assert (got["rows"], got["next"]) == ([], None)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ALTER TABLE payment RENAME TO gone",
+        "UPDATE payment SET user_id = CAST(x'ff' AS TEXT)",
+    ],
+)
+def test_a_table_that_cannot_be_read_is_an_error_and_the_worker_lives(damage: str) -> None:
+    """Code 0: nothing is wrong with the request. What is not read is no page without rows."""
+    with world_of(payment) as world:
+        pay(world)
+        world.connection.execute(damage)
+        got = page(world, book="payment", table="payments", after=0, limit=5)
+        assert (got["type"], got["code"]) == ("error", 0)
+        assert str(got["text"]).startswith("unreadable now")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OverflowError("too \udc80 large"), 12),
+        (ValueError("x" * 10**6), 12),
+        (TypeError("a text"), 12),
+        (apsw.CorruptError("malformed"), 0),
+        (KeyError("a bug"), 13),
+    ],
+)
+def test_books_that_raise_are_an_error_and_the_worker_lives(error: Exception, code: int) -> None:
+    """A user's own service is no reason to end either."""
+
+    def breaks(db: Database, after: object, limit: int) -> Rows:
+        raise error
+
+    broken = Service("toy", toy.schema, toy.actions, toy.compensations, books={"puts": breaks})
+    with world_of(broken) as world:
+        got = page(world, book="toy", table="puts", after=0, limit=5)
+        assert (got["type"], got["code"]) == ("error", code)
+        assert len(str(got["text"])) < 300
+
+
+def test_rows_that_have_no_place_on_the_wire_are_unreadable() -> None:
+    """A float in a user's table: the asker did nothing wrong."""
+
+    def floats(db: Database, after: object, limit: int) -> Rows:
+        return [[1, 0.5]]
+
+    broken = Service("toy", toy.schema, toy.actions, toy.compensations, books={"puts": floats})
+    with world_of(broken) as world:
+        assert page(world, book="toy", table="puts", after=0, limit=5)["code"] == 0

@@ -71,6 +71,7 @@ class Toy(Struct, tag_field="type", tag="toy"):
         (wire.read_to_shard, Answers([ANSWER, ANSWER])),
         (wire.read_to_shard, Beat(7, 0)),
         (wire.read_to_shard, BooksPage(7, b"\x80")),
+        (wire.read_to_shard, BooksPage(7, b"\x80", 12)),
         (wire.read_to_worker, Commands(WITNESS, [COMMAND])),
         (wire.read_to_worker, BooksAsked(7, b"\x80")),
         (wire.read_to_worker, Rejected("another cluster")),
