@@ -38,7 +38,7 @@ BOOKS_ROWS_MAX: Final = 5_000  # rows of one page
 INTEGER_MIN: Final = -(2**63)  # of those that a database can hold
 INTEGER_MAX: Final = 2**63 - 1
 OPEN_PATIENCE_MS: Final = 5_000  # for another's lock, before there is an executor that waits
-CHECKPOINT_PAGES: Final = 4_096  # a WAL of 16 MiB is written back
+CHECKPOINT_PAGES: Final = 1_000  # a WAL of 4 MiB is written back
 
 # Beside the service's own tables: whose database this is. Its row is written in the transaction
 # that makes the tables and the first rows, so that it is there with all of them or with none.
