@@ -41,6 +41,7 @@ RETRY_AFTER_MS: Final = 250
 FORWARD_AGAIN_NS: Final = 100 * MILLISECOND  # a repeat of an open request sooner is dropped
 OPEN_NS_MAX: Final = 60 * SECOND  # longer than clients wait: what is older was lost on its way
 REPLY_BODY_BYTES_MAX: Final = wire.FRAME_BYTES_MAX - 64  # leaves room for the envelope
+RENEW_NS: Final = 2 * SECOND  # without a connection; then a peer's socket is made anew
 FRAMES_PER_TURN: Final = 256  # of one socket
 UP_WITHOUT_SHARDS_NS: Final = 1 * SECOND  # then a shard that is missing no longer holds us back
 
@@ -302,9 +303,21 @@ class _Peer:
 
     def __init__(self, ctx: sockets.Context, index: int, address: str) -> None:
         self.index = index
-        self.socket: Socket = sockets.dealer(ctx, address)
+        self.missed_since = 0  # when it was first seen without a connection; 0 with one
+        self._ctx = ctx
+        self._address = address
+        self.open()
+
+    def open(self) -> None:
+        """Make the socket."""
+        self.socket: Socket = sockets.dealer(self._ctx, self._address)
         self.monitor = Monitor(self.socket)
         self.monitor.events()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.monitor.close()
+        self.socket.close()
 
 
 class Loop:
@@ -343,8 +356,11 @@ class Loop:
         self._poller = zmq.Poller()
         self._poller.register(child.wakeup_fd, zmq.POLLIN)
         for peer in peers:
-            self._poller.register(peer.socket, zmq.POLLIN)
-            self._poller.register(peer.monitor.socket, zmq.POLLIN)
+            self._watch(peer)
+
+    def _watch(self, peer: _Peer) -> None:
+        self._poller.register(peer.socket, zmq.POLLIN)
+        self._poller.register(peer.monitor.socket, zmq.POLLIN)
 
     def run(self, drain_ns: int) -> None:
         """Route until SIGTERM; then until nothing is open, for `drain_ns` at most."""
@@ -429,6 +445,8 @@ class Loop:
         if now >= self._expire_at:
             self._expire_at = now + SECOND
             self._router.expire(now)
+            for peer in self._peers:
+                self._renew(peer, now)
         if self._child.state != "up":
             shards = self._peers[: self._router.shards]
             if all(peer.monitor.connected for peer in shards) or now >= self._up_at:
@@ -436,6 +454,24 @@ class Loop:
                 self._poller.register(self._front, zmq.POLLIN)
                 self._child.report("up", self._facts)
         self._child.beat(now, self._facts)
+
+    def _renew(self, peer: _Peer, now: int) -> None:
+        """Make a socket anew that has had no connection for long.
+
+        After what ZeroMQ takes for a fault of the protocol, such as a frame over the limit, a
+        DEALER never connects again by itself.
+        """
+        if peer.monitor.connected:
+            peer.missed_since = 0
+        elif not peer.missed_since:
+            peer.missed_since = now
+        elif now - peer.missed_since >= RENEW_NS:
+            self._poller.unregister(peer.socket)
+            self._poller.unregister(peer.monitor.socket)
+            peer.close()
+            peer.open()
+            self._watch(peer)
+            peer.missed_since = now
 
     def _facts(self) -> dict[str, int]:
         shards = self._peers[: self._router.shards]

@@ -310,3 +310,20 @@ def test_a_router_says_that_it_is_up_once_it_reaches_its_shards(world: World) ->
     assert up.metrics_port > 0
     assert up.facts["shards_connected"] == 2
     ctx.destroy(linger=0)
+
+
+def test_a_shard_that_sent_too_long_a_frame_is_reached_again(world: World) -> None:
+    """ZeroMQ ends such a connection and never makes it anew; its sagas would be out of reach."""
+    shard, _, connection = world.served()
+    token = connection.ask(wire.START, AT_0)
+    flush(connection)
+    [(router, _)] = shard.take()
+    sockets.send_to(shard.socket, router, bytes(wire.FRAME_BYTES_MAX + 1))
+    # The library asks again after 1, 3, 7 s; the router has a new socket after some 2.
+    deadline = time.monotonic() + 10.0
+    while not shard.socket.poll(20):
+        assert time.monotonic() < deadline, "the shard was never reached again"
+        connection.poll(0.05)
+    [(again, item)] = shard.take()
+    shard.answer(again, Reply(item.request, None, b"good"))
+    assert settle(connection)[token].body == b"good"
