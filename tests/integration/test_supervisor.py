@@ -132,6 +132,7 @@ def test_status_is_answered_in_the_frames_of_a_router(world: World) -> None:
     """The router forwards STATUS as it came; other kinds and garbage do no harm."""
     supervisor = world.supervise({"router-0": "up", "shard-0": "up", "payment-0": "standby"})
     world.until(lambda: supervisor.fleet.members["payment", 0].state == "standby")
+    world.until(lambda: supervisor.fleet.members["router", 0].state == "up")
     world.until(lambda: supervisor.fleet.members["shard", 0].facts)
     asker = dealer(world.ctx, RunDirectory(world.base / "run").supervisor)
     try:
