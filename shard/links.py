@@ -63,6 +63,7 @@ class Counts(Struct):
     """What was dropped, since the start."""
 
     garbage: int = 0
+    strangers: int = 0
     commands_unsent: int = 0
     replies_unsent: int = 0
 
@@ -150,7 +151,7 @@ class Links:
             else:
                 self._to_worker(peer, encode(Rejected(why)))
         elif peer not in self._known:
-            self.counts.garbage += 1  # who does not say HELLO is nobody
+            self.counts.strangers += 1  # who does not say HELLO, or is known to be gone, is nobody
         elif isinstance(said, Answers):
             events.append(Answered(peer, said.items))
         elif isinstance(said, Beat):

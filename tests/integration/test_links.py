@@ -207,7 +207,7 @@ def test_a_worker_that_does_not_belong_here_is_told_why(
     socket = shard.connect("workers")
     sockets.send(socket, said)
     sockets.send(socket, encode(Answers([an_answer(1)])))
-    shard.until(lambda: shard.links.counts.garbage == 1)
+    shard.until(lambda: shard.links.counts.strangers == 1)
     rejected = read_to_worker(frame_from(socket))
     assert isinstance(rejected, Rejected)
     assert why in rejected.text
@@ -219,7 +219,7 @@ def test_who_does_not_say_hello_is_nobody(shard: Shard) -> None:
     stranger = shard.connect("workers")
     for said in (Answers([an_answer(1)]), Beat(1, 9), BooksPage(1, b"\x80")):
         sockets.send(stranger, encode(said))
-    shard.until(lambda: shard.links.counts.garbage == 3)
+    shard.until(lambda: shard.links.counts.strangers == 3)
     assert shard.came == []
 
 
