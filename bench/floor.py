@@ -16,6 +16,7 @@ import shutil
 import signal
 import statistics
 import tempfile
+from collections.abc import Callable
 from hashlib import sha256
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,6 +26,7 @@ import apsw
 import zmq
 
 from bench.load import alone, closed_loop
+from cluster.child import die_with
 from sagacity import messages as m
 from sagacity import wire
 from sagacity.connection import Connection
@@ -271,6 +273,12 @@ def run_service(run: str, data: str, name: str) -> None:
                 send(shard, frame)
 
 
+def child(parent: int, target: Callable[..., None], *args: object) -> None:
+    """Run one of the floor's processes, which ends with the one that started it."""
+    die_with(parent, signal.SIGKILL)
+    target(*args)
+
+
 class Floor:
     """The floor's processes on a new directory; a context manager that gives the router's url."""
 
@@ -279,9 +287,15 @@ class Floor:
         spawn = multiprocessing.get_context("spawn")
         here = self.directory
         self._processes: list[BaseProcess] = [
-            spawn.Process(target=run_router, args=(here,)),
-            *(spawn.Process(target=run_shard, args=(here, here, i)) for i in range(SHARDS)),
-            *(spawn.Process(target=run_service, args=(here, here, s)) for s in SERVICES),
+            spawn.Process(target=child, args=(os.getpid(), run_router, here)),
+            *(
+                spawn.Process(target=child, args=(os.getpid(), run_shard, here, here, index))
+                for index in range(SHARDS)
+            ),
+            *(
+                spawn.Process(target=child, args=(os.getpid(), run_service, here, here, name))
+                for name in SERVICES
+            ),
         ]
 
     def __enter__(self) -> str:
