@@ -42,8 +42,9 @@ from shard.entries import FORMAT, Batch, Entry
 from shard.events import Answered, Event, Instant, Requests, WorkerCame, WorkerLives
 from shard.finished import FinishedInMemory
 from shard.history import tell
+from shard.records import Row
 from shard.retries import RetryBudget
-from shard.sagas import MS, Definition
+from shard.sagas import MS, Definition, Tombstone
 from shard.state import State
 from shard.tally import PlainTally
 
@@ -330,10 +331,13 @@ class _Play:
     def _history(self, saga_id: str) -> list[dict[str, Any]]:
         state = self._engine.state
         found = state.by_id.get(saga_id) or state.finished.find(saga_id)
-        if found is None:
+        if found is None or isinstance(found, Tombstone):
             return []
         dossier = found.dossier()
-        rows = [self._rows[seq - 1] for seq in dossier.seqs]
+        rows = [
+            Row(seq, self._rows[seq - 1].wall_ms, self._rows[seq - 1].entries)
+            for seq in dossier.seqs
+        ]
         history: list[dict[str, Any]] = wire.unpack(tell(dossier, rows, self._definitions))[
             "history"
         ]

@@ -1,16 +1,34 @@
-"""Codec: entries to bytes and back, and the chain over them. Knows no file."""
+"""Codec: what a shard's file holds, to bytes and back. Knows no file.
+
+Rows of the journal are chained. What is taken out of them is sealed: four bytes of CRC-32 behind
+it, since a flipped bit in a file gives other content without a word.
+"""
 
 from hashlib import sha256
+from zlib import crc32
 
 import msgspec
+import zstandard
 
 from sagacity.wire import encode
 from shard.entries import FORMAT, Batch, Entry
+from shard.records import Record, Row
+from shard.runs import Run
+from shard.state import Checkpoint
 
 CHAIN_BYTES = 16
 GENESIS = bytes(CHAIN_BYTES)
+SEAL_BYTES = 4
+BLOCK_BYTES_MAX = 64 << 20  # unpacked; a damaged length must not take all memory
 
 _decode = msgspec.msgpack.Decoder(Batch).decode
+_decode_record = msgspec.msgpack.Decoder(list[Row]).decode
+_decode_block = msgspec.msgpack.Decoder(list[bytes]).decode
+_decode_run = msgspec.msgpack.Decoder(Run).decode
+_decode_checkpoint = msgspec.msgpack.Decoder(Checkpoint).decode
+# Level 1: 0.9 us and 97 bytes a saga in blocks of 64, where zlib takes 3.7 us and 134 bytes.
+_squeeze = zstandard.ZstdCompressor(level=1).compress
+_stretch = zstandard.ZstdDecompressor().decompress
 
 
 class Unreadable(Exception):
@@ -45,3 +63,88 @@ def link(chain: bytes, seq: int, packed: bytes) -> bytes:
     digest = sha256(chain + seq.to_bytes(8, "big"))
     digest.update(packed)
     return digest.digest()[:CHAIN_BYTES]
+
+
+def seal(content: bytes) -> bytes:
+    """Put a checksum behind what is written."""
+    return content + crc32(content).to_bytes(SEAL_BYTES, "big")
+
+
+def unseal(sealed: bytes) -> bytes:
+    """Give what was sealed.
+
+    Raises:
+        Unreadable: it is not what was written.
+    """
+    content = sealed[:-SEAL_BYTES]
+    if len(sealed) < SEAL_BYTES or crc32(content).to_bytes(SEAL_BYTES, "big") != sealed[-4:]:
+        raise Unreadable("a checksum does not fit")
+    return content
+
+
+def pack_record(record: Record) -> bytes:
+    """Pack a saga's record."""
+    return encode(record)
+
+
+def unpack_record(packed: bytes) -> Record:
+    """Read a record back.
+
+    Raises:
+        Unreadable: it does not decode.
+    """
+    try:
+        return _decode_record(packed)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Unreadable(str(error)) from None
+
+
+def pack_block(records: list[bytes]) -> bytes:
+    """Pack records together, squeezed and sealed."""
+    return seal(_squeeze(encode(records)))
+
+
+def unpack_block(sealed: bytes) -> list[bytes]:
+    """Give the records of a block.
+
+    Raises:
+        Unreadable: it is not what was written.
+    """
+    try:
+        return _decode_block(_stretch(unseal(sealed), max_output_size=BLOCK_BYTES_MAX))
+    except (zstandard.ZstdError, msgspec.DecodeError) as error:
+        raise Unreadable(str(error)) from None
+
+
+def pack_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """Pack a checkpoint."""
+    return seal(encode(checkpoint))
+
+
+def unpack_checkpoint(sealed: bytes) -> Checkpoint:
+    """Read a checkpoint back.
+
+    Raises:
+        Unreadable: it is not what was written.
+    """
+    try:
+        return _decode_checkpoint(unseal(sealed))
+    except msgspec.DecodeError as error:
+        raise Unreadable(str(error)) from None
+
+
+def pack_run(run: Run) -> bytes:
+    """Pack a run's description."""
+    return seal(encode(run))
+
+
+def unpack_run(sealed: bytes) -> Run:
+    """Read a run's description back.
+
+    Raises:
+        Unreadable: it is not what was written.
+    """
+    try:
+        return _decode_run(unseal(sealed))
+    except msgspec.DecodeError as error:
+        raise Unreadable(str(error)) from None

@@ -113,4 +113,4 @@ class Batch(Struct, frozen=True, array_like=True, gc=False):
     entries: list[Entry]
 
 
-FORMAT = 1
+FORMAT = 2

@@ -1,30 +1,45 @@
-"""Finished sagas: what their ids must still answer. In memory, rebuilt from the journal at a start.
+"""Finished sagas in memory: the twin of `generations`, for simulations and tests. Pure."""
 
-The door for generations on disk (DESIGN 4): the engine asks `find`, `add` and `page` alone.
-"""
-
-from shard.sagas import Card
+from sagacity.errors import check
+from shard.records import Record
+from shard.sagas import Card, Tombstone
 
 
 class FinishedInMemory:
     """Cards by id, and in the order in which sagas ended."""
 
     def __init__(self) -> None:
-        self._by_id: dict[str, Card] = {}
+        self._ordinals: dict[str, int] = {}
         self._in_order: list[Card] = []
+        self._forgotten = 0
 
-    def find(self, saga_id: str) -> Card | None:
-        """Give a finished saga's card; None when no saga of this id has finished."""
-        return self._by_id.get(saga_id)
+    def restore(self, base: int, forgotten: int) -> None:  # noqa: ARG002 - none is forgotten then
+        """Begin again; a twin keeps no checkpoint."""
+        check(base == 0, "finished sagas in memory have no checkpoint", base=base)
+
+    def find(self, saga_id: str) -> Card | Tombstone | None:
+        """Give a finished saga's card; a tombstone once it is past retention."""
+        ordinal = self._ordinals.get(saga_id)
+        if ordinal is None:
+            return None
+        return Tombstone() if ordinal < self._forgotten else self._in_order[ordinal]
+
+    def record(self, saga_id: str) -> Record | None:  # noqa: ARG002 - as below
+        """Give none: the journal's rows are all there."""
+        return None
+
+    def forget(self, below: int) -> None:
+        """From now on what has a lower ordinal is past retention."""
+        self._forgotten = max(self._forgotten, below)
 
     def add(self, card: Card) -> None:
-        """Keep a card."""
-        self._by_id[card.saga_id] = card
+        """Keep the next card."""
+        self._ordinals[card.saga_id] = len(self._in_order)
         self._in_order.append(card)
 
     def page(self, start: int, upto: int, limit: int) -> list[Card]:
-        """Give cards `start` .. `upto`, at most `limit`, in the order in which they were added."""
-        start = max(0, start)
+        """Give cards with an ordinal of start .. upto, in that order, at most `limit`."""
+        start = max(self._forgotten, start)
         return self._in_order[start : max(start, min(upto, start + limit))]
 
     def __len__(self) -> int:

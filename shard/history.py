@@ -4,7 +4,7 @@ Commands are not journalled: the facts before them say what was sent, and the sa
 the same bytes. So the history is a replay of the one saga, with its commands told.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sagacity.ids import DIRECTIONS
@@ -12,7 +12,6 @@ from sagacity.wire import OUTCOMES, Answer, encode, pack, unpack
 from shard import phases
 from shard.entries import (
     AttemptEnded,
-    Batch,
     Entry,
     Finished,
     Opened,
@@ -21,6 +20,7 @@ from shard.entries import (
     TurnedBack,
 )
 from shard.finished import FinishedInMemory
+from shard.records import Row
 from shard.sagas import Definition, Dossier
 from shard.state import State
 
@@ -29,12 +29,12 @@ Event = dict[str, Any]
 BODY_TOLD_AGAIN_MAX = 512  # bytes of a command's body that is told with each attempt
 
 
-def tell(dossier: Dossier, rows: list[Batch], definitions: Mapping[str, Definition]) -> bytes:
+def tell(dossier: Dossier, rows: Sequence[Row], definitions: Mapping[str, Definition]) -> bytes:
     """Give the packed answer to `show`.
 
     Args:
         dossier: what the saga is now.
-        rows: the journal's rows that speak of it, in order; other sagas' entries are left out.
+        rows: that speak of it, in order; other sagas' entries are left out.
         definitions: by name.
     """
     teller = _Teller(dossier, definitions)
@@ -66,7 +66,7 @@ class _Teller:
         self.cause: str | None = None
         self.reason: str | None = None
 
-    def row(self, batch: Batch) -> None:
+    def row(self, batch: Row) -> None:
         """Tell one row; what it caused left after all of it was durable."""
         for entry in batch.entries:
             if not isinstance(entry, Opened) and entry.number == self._number:
@@ -94,7 +94,7 @@ class _Teller:
                 small = len(body) <= BODY_TOLD_AGAIN_MAX
                 self._retry = {**told, "body": unpack(body)} if small else told
 
-    def _catch_up(self, batch: Batch, entry: Entry) -> None:
+    def _catch_up(self, batch: Row, entry: Entry) -> None:
         """Tell the retry that an outcome proves, or how many attempts the rows leave out."""
         retry, self._retry = self._retry, None
         saga = self._state.live.get(self._number)

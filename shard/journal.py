@@ -5,26 +5,40 @@ leaves the shard without one. Any error in a commit means that its fate is unkno
 must end, and the next start reads what is there.
 """
 
-import os
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import apsw
 from msgspec import Struct
 
-from sagacity.errors import Malformed
-from shard.codec import GENESIS, Unreadable, link, pack_batch, unpack_batch
-from shard.entries import FORMAT, Batch, Entry
+from shard.codec import (
+    GENESIS,
+    Unreadable,
+    link,
+    pack_batch,
+    unpack_batch,
+    unpack_checkpoint,
+    unpack_record,
+    unseal,
+)
+from shard.entries import Batch, Entry
+from shard.records import Record, Row, thinned
+from shard.state import Checkpoint
+from shard.store import JournalFailed, JournalRefused, Store
 
-APPLICATION_ID = 0x53414741  # "SAGA", in the file's header
-CHECKPOINT_PAGES = 1_000  # of 4 KiB in the WAL, then they are copied into the file
+__all__ = [
+    "Journal",
+    "JournalFailed",
+    "JournalRefused",
+    "MemoryJournal",
+    "Receipt",
+    "SqliteJournal",
+]
 
-_SCHEMA = """
-CREATE TABLE journal(seq INTEGER PRIMARY KEY, chain BLOB NOT NULL, batch BLOB NOT NULL) STRICT;
-CREATE TABLE identity(cluster_id TEXT NOT NULL, shard INTEGER NOT NULL) STRICT;
-"""
+
+_ROW = "SELECT batch FROM journal WHERE seq = ?"
 
 
 class Receipt(Struct, frozen=True, gc=False):
@@ -34,21 +48,27 @@ class Receipt(Struct, frozen=True, gc=False):
     chain: bytes
 
 
-class JournalFailed(Exception):
-    """A commit or sync failed: what became of it is unknown, and this process must end."""
-
-
-class JournalRefused(Malformed):
-    """The file is no journal of this shard, of another version, or damaged; it is left as it is."""
-
-
 class Journal(Protocol):
     """Where a shard's facts are kept. Two implementations pass the same conformance tests."""
 
     last: Receipt
 
+    def checkpoint(self) -> Checkpoint | None:
+        """Give what stands for the rows that are gone; None while all rows are there.
+
+        Raises:
+            JournalRefused: it is not what was written.
+        """
+
+    def kept(self) -> Iterator[Record]:
+        """Give the record of each saga that had not ended by the checkpoint, by its number.
+
+        Raises:
+            JournalRefused: one is not what was written.
+        """
+
     def replay(self) -> Iterator[tuple[int, Batch]]:
-        """Give every row in order, checked: dense, chained, readable.
+        """Give every row after the checkpoint in order, checked: dense, chained, readable.
 
         Raises:
             JournalRefused: a row is not what was written.
@@ -64,8 +84,8 @@ class Journal(Protocol):
             JournalFailed: its fate is unknown.
         """
 
-    def read(self, seqs: Iterable[int]) -> list[Batch]:
-        """Give single rows, in the order asked.
+    def history(self, number: int, seqs: Iterable[int]) -> Record:
+        """Give what is kept of a saga, and of these rows those that are still there.
 
         Raises:
             JournalFailed: the file cannot be read, or holds what was not written.
@@ -79,7 +99,7 @@ class Journal(Protocol):
 
 
 class SqliteJournal:
-    """A journal in one SQLite file: WAL, synchronous=FULL, both read back.
+    """A journal in a shard's file, one row and one sync a commit.
 
     Hold the shard's lock before. `replay` must be read to its end before the first commit.
 
@@ -89,6 +109,11 @@ class SqliteJournal:
         shard: index that it belongs to.
         vfs: name of another apsw VFS, for tests that crash at every write.
 
+    Attributes:
+        store: the file.
+        checkpoint_seq: rows up to this one are stood for by the checkpoint.
+        tail_bytes: of the rows behind it.
+
     Raises:
         JournalRefused: it is something else.
     """
@@ -96,68 +121,47 @@ class SqliteJournal:
     def __init__(self, path: Path, cluster_id: str, shard: int, vfs: str | None = None) -> None:
         self._path = path
         self.last = Receipt(0, GENESIS)
-        self._wal_pages = 0
+        self.store = Store(path, cluster_id, shard, vfs)
+        self._db = self.store.db
+        self.checkpoint_seq = 0
+        self.tail_bytes = 0
+        self._sizes: deque[tuple[int, int]] = deque()  # seq and bytes of the rows of the tail
+
+    def checkpoint(self) -> Checkpoint | None:
+        """Give what stands for the rows that are gone; None while all rows are there."""
         try:
-            if vfs is None:
-                _make(path)
-            self._db = apsw.Connection(str(path), vfs=vfs)
-        except (apsw.Error, OSError) as error:
-            raise JournalRefused(f"{path} cannot be opened as a journal: {error}") from None
+            row = self._db.execute("SELECT seq, counts FROM checkpoint").fetchone()
+            if row is None:
+                return None
+            found = unpack_checkpoint(row[1])
+        except apsw.Error as error:
+            raise JournalRefused(f"{self._path} is damaged: {error}") from None
+        except Unreadable as error:
+            raise JournalRefused(f"{self._path} is damaged in its checkpoint: {error}") from None
+        if found.seq != row[0]:
+            raise JournalRefused(f"{self._path} is damaged: its checkpoint is not of row {row[0]}")
+        return found
+
+    def kept(self) -> Iterator[Record]:
+        """Give the record of each saga that had not ended by the checkpoint, by its number."""
         try:
-            self._open(cluster_id, shard)
-        except (apsw.Error, JournalRefused) as error:
-            with suppress(apsw.Error):
-                self._db.close()
-            if isinstance(error, JournalRefused):
-                raise
-            raise JournalRefused(f"{path} cannot be opened as a journal: {error}") from None
-
-    def _open(self, cluster_id: str, shard: int) -> None:
-        db = self._db
-        # Only `close` may copy the WAL: what is refused or has failed stays as it was found.
-        db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        _set(db, "locking_mode", "exclusive")  # no shared memory; the shard's lock guards the file
-        new = self._is_new(cluster_id, shard)
-        _set(db, "journal_mode", "wal")
-        _set(db, "synchronous", "FULL", expect=2)
-        _set(db, "wal_autocheckpoint", 0)  # SQLite swallows errors of its own checkpoints
-        db.set_wal_hook(self._on_commit)
-        if new:
-            with db:
-                db.execute(_SCHEMA)
-                db.execute("INSERT INTO identity VALUES(?, ?)", (cluster_id, shard))
-                db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-                db.execute(f"PRAGMA user_version={FORMAT}")
-
-    def _is_new(self, cluster_id: str, shard: int) -> bool:
-        """Say whether the file is empty; refuse what is neither that nor ours, before any write."""
-        db = self._db
-        version = _number(db, "PRAGMA user_version")
-        if version == 0 and _number(db, "SELECT count(*) FROM sqlite_master") == 0:
-            return True
-        if _number(db, "PRAGMA application_id") != APPLICATION_ID:
-            raise JournalRefused(f"{self._path} is no journal of Sagacity")
-        if version != FORMAT:
-            raise JournalRefused(
-                f"{self._path} has format version {version}; this version reads {FORMAT}"
-            )
-        found = db.execute("SELECT cluster_id, shard FROM identity").fetchone()
-        if found != (cluster_id, shard):
-            raise JournalRefused(
-                f"{self._path} belongs to {found}, not to cluster {cluster_id}, shard {shard}"
-            )
-        return False
-
-    def _on_commit(self, _db: apsw.Connection, _name: str, pages: int) -> int:
-        self._wal_pages = pages
-        return apsw.SQLITE_OK
+            for number, sealed in self._db.execute("SELECT number, record FROM kept ORDER BY 1"):
+                yield self._read(number, sealed)
+        except apsw.Error as error:
+            raise JournalRefused(f"{self._path} is damaged: {error}") from None
+        except Unreadable as error:
+            raise JournalRefused(f"{self._path} is damaged in what it keeps: {error}") from None
 
     def replay(self) -> Iterator[tuple[int, Batch]]:
-        """Give every row in order, checked."""
-        self.last = Receipt(0, GENESIS)
+        """Give every row after the checkpoint in order, checked."""
+        checkpoint = self.checkpoint()
+        self.last = Receipt(checkpoint.seq, checkpoint.chain) if checkpoint else Receipt(0, GENESIS)
+        self.checkpoint_seq, self.tail_bytes = self.last.seq, 0
+        self._sizes.clear()
         try:
             for seq, chain, packed in self._db.execute(
-                "SELECT seq, chain, batch FROM journal ORDER BY seq"
+                "SELECT seq, chain, batch FROM journal WHERE seq > ? ORDER BY seq",
+                (self.checkpoint_seq,),
             ):
                 yield seq, self._checked(seq, chain, packed)
         except apsw.Error as error:
@@ -172,7 +176,7 @@ class SqliteJournal:
             batch = unpack_batch(packed)
         except Unreadable as error:
             raise JournalRefused(f"{self._path} is damaged at row {seq}: {error}") from None
-        self.last = Receipt(seq, chain)
+        self._took(Receipt(seq, chain), len(packed))
         return batch
 
     def commit(self, entries: list[Entry], epoch: int, wall_ms: int) -> Receipt:
@@ -184,37 +188,89 @@ class SqliteJournal:
         chain = link(self.last.chain, seq, packed)
         try:
             self._db.execute("INSERT INTO journal VALUES(?, ?, ?)", (seq, chain, packed))
-            if self._wal_pages > CHECKPOINT_PAGES:
-                # Not truncated: commits into room that is there already need no new length on disk,
-                # which is a seventh of the throughput and of the latency of one alone.
-                self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-                self._wal_pages = 0
         except apsw.Error as error:
             raise JournalFailed(f"commit {seq} of {self._path}: {error}") from error
-        self.last = Receipt(seq, chain)
+        self._took(Receipt(seq, chain), len(packed))
+        self.store.write_back()
         return self.last
 
-    def read(self, seqs: Iterable[int]) -> list[Batch]:
-        """Give single rows, in the order asked."""
-        rows = []
+    def _took(self, receipt: Receipt, size: int) -> None:
+        self.last = receipt
+        self.tail_bytes += size
+        self._sizes.append((receipt.seq, size))
+
+    def history(self, number: int, seqs: Iterable[int]) -> Record:
+        """Give what is kept of a saga, and of these rows those that are still there."""
+        rows = self.kept_record(number)
         try:
             for seq in seqs:
-                row = self._db.execute("SELECT batch FROM journal WHERE seq = ?", (seq,)).fetchone()
-                if row is not None:
-                    rows.append(unpack_batch(row[0]))
+                if seq > self.checkpoint_seq:
+                    packed: Any = self._db.execute(_ROW, (seq,)).get
+                    batch = unpack_batch(packed or b"")
+                    rows.append(Row(seq, batch.wall_ms, batch.entries))
         except (apsw.Error, Unreadable) as error:
             raise JournalFailed(f"{self._path} cannot be read: {error}") from error
-        return rows
+        return thinned(rows) if rows and rows[0].seq <= self.checkpoint_seq else rows
+
+    # -- for the compaction ---------------------------------------------------------------------
+
+    def kept_record(self, number: int) -> Record:
+        """Give what a compaction has kept of a saga; nothing where it has not.
+
+        Raises:
+            JournalFailed: the file cannot be read, or holds what was not written.
+        """
+        found = self.store.rows("SELECT record FROM kept WHERE number = ?", number)
+        try:
+            return self._read(number, found[0][0]) if found else []
+        except Unreadable as error:
+            raise JournalFailed(f"{self._path} is damaged in what it keeps: {error}") from None
+
+    def slices(self, upto: int, size: int) -> Iterator[list[tuple[int, Batch]]]:
+        """Give the rows after the checkpoint up to `upto`, some `size` bytes at a time.
+
+        Raises:
+            JournalFailed: the file cannot be read, or holds what was not written.
+        """
+        begin = self.checkpoint_seq
+        while begin < upto:
+            end, taken = begin, 0
+            for seq, length in self._sizes:
+                if seq > begin:
+                    end, taken = seq, taken + length
+                    if taken >= size or end == upto:
+                        break
+            rows = self.store.rows(
+                "SELECT seq, batch FROM journal WHERE seq > ? AND seq <= ? ORDER BY seq", begin, end
+            )
+            try:
+                yield [(seq, unpack_batch(packed)) for seq, packed in rows]
+            except Unreadable as error:
+                raise JournalFailed(f"{self._path} is damaged: {error}") from None
+            begin = end
+
+    def checkpointed(self, seq: int) -> None:
+        """A checkpoint that stands for the rows up to `seq` is durable."""
+        self.checkpoint_seq = seq
+        while self._sizes and self._sizes[0][0] <= seq:
+            self.tail_bytes -= self._sizes.popleft()[1]
+
+    @staticmethod
+    def _read(number: int, sealed: bytes) -> Record:
+        record = unpack_record(unseal(sealed))
+        if any(getattr(entry, "number", None) != number for row in record for entry in row.entries):
+            raise Unreadable(f"the record of {number} is of another saga")
+        return record
+
+    # -------------------------------------------------------------------------------------------
 
     def size_bytes(self) -> int:
         """Give how much room the file and its WAL take."""
-        files = (self._path, self._path.with_name(self._path.name + "-wal"))
-        return sum(file.stat().st_size for file in files if file.exists())
+        return self.store.size_bytes()
 
     def close(self) -> None:
         """Close the file; SQLite copies the WAL into it."""
-        self._db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
-        self._db.close()
+        self.store.close()
 
 
 class MemoryJournal:
@@ -223,6 +279,14 @@ class MemoryJournal:
     def __init__(self) -> None:
         self.last = Receipt(0, GENESIS)
         self.rows: list[tuple[int, bytes, bytes]] = []
+
+    def checkpoint(self) -> Checkpoint | None:
+        """Give none: no row is ever gone."""
+        return None
+
+    def kept(self) -> Iterator[Record]:
+        """Give nothing, as there is no checkpoint."""
+        return iter(())
 
     def replay(self) -> Iterator[tuple[int, Batch]]:
         """Give every row in order, checked."""
@@ -248,9 +312,10 @@ class MemoryJournal:
         self.last = Receipt(seq, chain)
         return self.last
 
-    def read(self, seqs: Iterable[int]) -> list[Batch]:
-        """Give single rows, in the order asked."""
-        return [unpack_batch(self.rows[seq - 1][2]) for seq in seqs if 1 <= seq <= len(self.rows)]
+    def history(self, number: int, seqs: Iterable[int]) -> Record:  # noqa: ARG002 - keeps rows
+        """Give these rows: none is ever gone."""
+        batches = ((seq, unpack_batch(self.rows[seq - 1][2])) for seq in seqs)
+        return [Row(seq, batch.wall_ms, batch.entries) for seq, batch in batches]
 
     def size_bytes(self) -> int:
         """Give how much room the rows take."""
@@ -258,29 +323,3 @@ class MemoryJournal:
 
     def close(self) -> None:
         """Keep the rows: the next start reads them."""
-
-
-def _make(path: Path) -> None:
-    """Make the file (0600) where there is none."""
-    wal = path.with_name(path.name + "-wal")
-    size = path.stat().st_size if path.exists() else 0
-    if size == 1:  # SQLite reads a single byte as an empty database
-        raise JournalRefused(f"{path} is no database")
-    if size == 0 and wal.exists() and wal.stat().st_size > 0:
-        # SQLite would delete the WAL: acknowledged facts gone without a word.
-        raise JournalRefused(f"{path} is damaged: its WAL is there, the file itself is gone")
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-
-
-def _set(db: apsw.Connection, name: str, value: str | int, expect: str | int | None = None) -> None:
-    """Set a pragma and read it back: SQLite answers a refusal with silence."""
-    db.execute(f"PRAGMA {name}={value}").fetchall()
-    got = db.execute(f"PRAGMA {name}").fetchone()
-    wanted = value if expect is None else expect
-    if got is None or got[0] != wanted:
-        raise JournalRefused(f"SQLite does not take {name}={value}: it says {got}")
-
-
-def _number(db: apsw.Connection, query: str) -> int:
-    row = db.execute(query).fetchone()
-    return int(row[0]) if row else 0

@@ -53,6 +53,21 @@ class Links(Protocol):
         """Send commands and replies; cannot be called without a receipt."""
 
 
+class Upkeep(Protocol):
+    """Work on what is kept that can wait, in slices of some two milliseconds."""
+
+    def turn(self) -> bool:
+        """Do a slice; say whether there is more to do."""
+
+
+class NoUpkeep:
+    """For a journal that needs none."""
+
+    def turn(self) -> bool:
+        """Do nothing."""
+        return False
+
+
 class Observer(Protocol):
     """Told how long things took, nanoseconds."""
 
@@ -77,6 +92,7 @@ class Loop:
         clock: tells the time.
         cluster_id: travels in the witness.
         observer: told how long things took.
+        upkeep: gets a slice of each turn.
     """
 
     def __init__(
@@ -87,7 +103,10 @@ class Loop:
         clock: Clock,
         cluster_id: str,
         observer: Observer,
+        upkeep: Upkeep | None = None,
     ) -> None:
+        self._upkeep = upkeep or NoUpkeep()
+        self._unkempt = False  # there is more to do
         self._engine = engine
         self._journal = journal
         self._links = links
@@ -106,6 +125,9 @@ class Loop:
         Returns:
             How many sagas go on.
         """
+        checkpoint = self._journal.checkpoint()
+        if checkpoint is not None:
+            self._engine.state.restore(self._journal.kept(), checkpoint.counts)
         for seq, batch in self._journal.replay():
             self._engine.replay(batch, seq)
         self.now = self._instant()
@@ -140,6 +162,7 @@ class Loop:
         seq = self._journal.last.seq + 1
         effects = self._engine.step(received.events, self.now, seq, timers_until)
         self._perform(effects)
+        self._unkempt = self._upkeep.turn()
         self._observer.turned(self._clock.monotonic_ns() - after)
         return len(received.events)
 
@@ -169,8 +192,12 @@ class Loop:
         for key in list(self._histories)[:HISTORIES_PER_TURN]:
             asked = self._histories.pop(key)
             dossier = asked.saga.dossier()
-            rows = self._journal.read(dossier.seqs)
-            body = tell(dossier, rows, self._engine.state.definitions)
+            state = self._engine.state
+            # A generation may have closed since it was asked: then the rows are gone.
+            record = state.finished.record(dossier.saga_id)
+            if record is None:
+                record = self._journal.history(dossier.number, dossier.seqs)
+            body = tell(dossier, record, state.definitions)
             effects.reply(asked.origin, Reply(asked.request, None, body))
 
     def _witness(self, receipt: Receipt) -> Witness:
@@ -193,7 +220,7 @@ class Loop:
             self._lost_ns += took_ns
 
     def _wait_ns(self, now_ns: int) -> int:
-        if self._histories:
+        if self._histories or self._unkempt:
             return 0
         due = self._engine.next_due()
         if due is None:

@@ -22,8 +22,9 @@ from sagacity.ids import DIRECTIONS
 from sagacity.saga import Retry, Saga
 from sagacity.sockets import context
 from shard.admission import Admission
+from shard.compaction import Compaction
 from shard.engine import Engine
-from shard.finished import FinishedInMemory
+from shard.generations import Generations
 from shard.journal import JournalFailed, SqliteJournal
 from shard.links import Links
 from shard.loop import Fenced, Loop
@@ -177,12 +178,13 @@ class Shard:
         self._tally = tally = MeteredTally(self._meters, log)
         self._gauges = Gauges(self._meters)
         self._journal = SqliteJournal(data.journal(index), cluster.cluster_id, index)
+        generations = Generations(self._journal.store)
         shard = config.shard
         self._admission = Admission(shard.inflight_max)
         self._engine = Engine(
             index,
             cluster.slots.slots_of(index),
-            State(definitions, FinishedInMemory()),
+            State(definitions, generations),
             load_catalog(config.cluster.catalog or None).prices,
             self._admission,
             RetryBudget(
@@ -201,8 +203,9 @@ class Shard:
             self._engine.services(),
             child.wakeup_fd,
         )
+        upkeep = Compaction(self._journal, generations, self._engine.state.counts)
         self._loop = Loop(
-            self._engine, self._journal, self._links, clock, cluster.cluster_id, tally
+            self._engine, self._journal, self._links, clock, cluster.cluster_id, tally, upkeep
         )
         self._drain_ns = config.supervisor.drain_ms * MS
         self._garbage = 0  # frames that were counted as faults already

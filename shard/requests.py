@@ -25,7 +25,7 @@ from shard.effects import Effects, HistoryAsked
 from shard.entries import CANCELLED, UNPRICED, RetryAsked, Started
 from shard.events import Instant, Peer
 from shard.replies import answer, refuse
-from shard.sagas import Card, Definition, Live, Waiter
+from shard.sagas import Card, Definition, Live, Tombstone, Waiter
 
 DECODED_MAX = 8_192  # sagas whose order is kept decoded, 22 MB; more of them are kept as bytes
 WAITERS_MAX = 64  # requests that wait for one saga; the oldest are told to ask again
@@ -125,6 +125,7 @@ class Desk:
             card = self._state.finished.find(saga_id)
             if card is not None:
                 self._course.tally.absorbed("start")
+                card = kept(card)
                 same_content(card.fingerprint, fingerprint)
                 answer(fx, waiter, card.answer)
                 return
@@ -223,7 +224,7 @@ class Desk:
         found = self._state.by_id.get(saga_id) or self._state.finished.find(saga_id)
         if found is None:
             raise UnknownSaga(f"no saga has the id {saga_id}")
-        return found
+        return found if isinstance(found, Live) else kept(found)
 
     def _cancel(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
         asked, _ = _cancel.read(request.body)
@@ -275,6 +276,17 @@ def _msg_id(body: bytes) -> int | None:
     except (ValueError, RecursionError):
         return None
     return found
+
+
+def kept(card: Card | Tombstone) -> Card:
+    """Refuse an id that is past retention.
+
+    Raises:
+        Conflict: the id never runs again.
+    """
+    if isinstance(card, Tombstone):
+        raise Conflict("id was used; its outcome is no longer kept")
+    return card
 
 
 def same_content(first: bytes, now: bytes) -> None:

@@ -27,6 +27,7 @@ OUT = 2  # a worker has it
 BACKING_OFF = 3
 
 MS = 1_000_000  # nanoseconds
+ROWS_TOLD = 40  # rows of a saga that `show` reads before it leaves attempts out
 LATE_ROWS_TOLD = 20  # the last attempts of a compensation that has been tried often
 
 
@@ -256,6 +257,10 @@ class Card(Struct, frozen=True, gc=False):
             amount=self.amount,
             seqs=tuple(array("q", self.seqs)),
         )
+
+
+class Tombstone(Struct, frozen=True, gc=False):
+    """An id that was used and is past retention: it never runs again."""
 
 
 def card_of(saga: Live, phase: int, answer: bytes) -> Card:

@@ -4,8 +4,10 @@ The engine decides which entry to write; what an entry means is here and nowhere
 replay of the journal gives the state that the live shard had.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from sagacity.errors import Malformed, broken, check
 from sagacity.ids import ACTION, COMPENSATION, count_of
@@ -24,8 +26,10 @@ from shard.entries import (
     TurnedBack,
 )
 from shard.phases import NEXT
+from shard.records import Record
 from shard.sagas import (
     COMPENSATED,
+    ROWS_TOLD,
     STEP_DECLINED,
     SUCCEEDED,
     UNKNOWN,
@@ -33,27 +37,72 @@ from shard.sagas import (
     Card,
     Definition,
     Live,
+    Tombstone,
     card_of,
     settle,
 )
 
-ROWS_TOLD = 40  # rows of a saga that `show` reads before it leaves attempts out
 _ENDLESS = (phases.ATTEMPT_ENDED, phases.RETRY_ASKED)  # a compensation is tried for ever
 
 
 class FinishedSagas(Protocol):
-    """Where finished sagas are kept; a wrong "no" would run a checkout twice."""
+    """Where finished sagas are kept; a wrong "no" would run a checkout twice.
 
-    def find(self, saga_id: str) -> Card | None:
-        """Give a finished saga's card."""
+    A saga's *ordinal* is its place in the order in which sagas ended, from 0.
+    """
+
+    def find(self, saga_id: str) -> Card | Tombstone | None:
+        """Give a finished saga's card; a tombstone once it is past retention."""
+
+    def record(self, saga_id: str) -> Record | None:
+        """Give a finished saga's record; None where the journal's rows still tell of it."""
 
     def add(self, card: Card) -> None:
-        """Keep a card."""
+        """Keep the next card."""
+
+    def forget(self, below: int) -> None:
+        """From now on what has a lower ordinal is past retention."""
+
+    def restore(self, base: int, forgotten: int) -> None:
+        """Take in a checkpoint: how many sagas had ended, and how many are past retention."""
 
     def page(self, start: int, upto: int, limit: int) -> list[Card]:
-        """Give cards in the order in which they were added."""
+        """Give cards with an ordinal of start .. upto, in that order, at most `limit`."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Give how many sagas have ended; the next one's ordinal."""
+
+
+class Counts(Struct, frozen=True, kw_only=True):
+    """What the fold of a journal knows beside its sagas; small, whatever has happened.
+
+    Args:
+        epoch: the last one.
+        number: highest given to a saga.
+        order_counts: of each slot.
+        finished: how many sagas have ended.
+        forgotten: of these, how many are past retention: those with a lower ordinal.
+    """
+
+    epoch: int
+    number: int
+    order_counts: list[int]
+    finished: int
+    forgotten: int
+
+
+class Checkpoint(Struct, frozen=True):
+    """The fold of all rows up to one; sagas that had not ended then are kept beside it.
+
+    Args:
+        seq: of the last of these rows.
+        chain: the hash over them.
+        counts: what the state counted then.
+    """
+
+    seq: int
+    chain: bytes
+    counts: Counts
 
 
 class State:
@@ -75,6 +124,7 @@ class State:
         self.order_counts = [0] * SLOTS
         self.compensating = 0  # sagas, stuck ones included
         self.stuck = 0  # sagas
+        self.forgotten = 0  # finished sagas that are past retention
         self.at_risk = 0  # minor units that may be charged in sagas that are turning back
         self._folds: dict[type, Callable[[Any, int], object]] = {
             Opened: self.opened,
@@ -89,6 +139,36 @@ class State:
     def apply(self, entry: Entry, seq: int) -> None:
         """Take in an entry of journal row `seq`; one that cannot follow stops the process."""
         self._folds[type(entry)](entry, seq)
+
+    def counts(self) -> Counts:
+        """Give what a checkpoint keeps of this instant, beside the sagas."""
+        return Counts(
+            epoch=self.epoch,
+            number=self.number,
+            order_counts=list(self.order_counts),
+            finished=len(self.finished),
+            forgotten=self.forgotten,
+        )
+
+    def restore(self, kept: Iterable[Record], counts: Counts) -> None:
+        """Take in a checkpoint, before the rows that follow it.
+
+        Args:
+            kept: of each saga that had not ended, its record; in order of their numbers.
+            counts: as `counts` gave them.
+        """
+        self.finished.restore(counts.finished, counts.forgotten)
+        for record in kept:
+            for row in record:
+                for entry in row.entries:
+                    if isinstance(entry, AttemptEnded):  # a record leaves some of them out
+                        self.live[entry.number].attempt = entry.attempt
+                    self.apply(entry, row.seq)
+        self.epoch = counts.epoch
+        self.number = counts.number
+        self.count = count_of(counts.number)
+        self.order_counts = list(counts.order_counts)
+        self.forgotten = counts.forgotten
 
     def opened(self, entry: Opened, seq: int) -> None:
         """The shard was taken over."""

@@ -47,14 +47,16 @@ FLOORS: Final = (
                 ),
             ),
             *_of(
-                "shard", "history outcomes phases pools replies requests retries sagas state tally"
+                "shard",
+                "history outcomes phases pools records replies requests retries runs sagas",
             ),
+            *_of("shard", "state tally"),
         ),
     ),
     Floor(
         "adapters",
         (
-            *_of("shard", "codec journal links loop"),
+            *_of("shard", "codec compaction generations journal links loop store"),
             *_of("sagacity", "asks barrier client connection executor service sockets worker"),
             *("cluster", *_of("cluster", "child clock directory fleet meters metrics private")),
             *_of("cluster", "supervisor telemetry"),

@@ -6,13 +6,13 @@ Prints, for each commit, the sequence that it acknowledges; runs until it is kil
 import sys
 from pathlib import Path
 
-from shard import journal as journal_room
+from shard import store as store_room
 from shard.entries import AttemptEnded
 from shard.journal import SqliteJournal
 
 
 def main() -> None:
-    journal_room.CHECKPOINT_PAGES = 64  # so that some kills meet a checkpoint
+    store_room.CHECKPOINT_PAGES = 64  # so that some kills meet a checkpoint
     journal = SqliteJournal(Path(sys.argv[1]), sys.argv[2], 0)
     for _ in journal.replay():
         pass

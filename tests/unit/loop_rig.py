@@ -29,7 +29,7 @@ from shard.finished import FinishedInMemory
 from shard.journal import JournalFailed, MemoryJournal, Receipt
 from shard.loop import Loop, Received
 from shard.retries import RetryBudget
-from shard.sagas import MS, Definition
+from shard.sagas import MS, Card, Definition, Live
 from shard.state import State
 from shard.tally import PlainTally
 from tests.unit.canned import SERVICES, answer
@@ -126,9 +126,10 @@ def _assert_true_of(durable: State, said: dict[str, Any]) -> None:
     assert found is not None, "a reply about a saga that is not durable"
     if said["type"] in {"checkout_complete", "checkout_failed"}:
         card = durable.finished.find(said["saga_id"])
-        assert card is not None
+        assert isinstance(card, Card)
         assert unpack(card.answer) == said
     elif said["type"] == "cancel_ok":
+        assert isinstance(found, Live | Card)
         assert found.cancelled
 
 

@@ -97,8 +97,9 @@ class Schedule:
         thrown: bytes,
         rules: Rules | None = None,
         starts: Mapping[str, Mapping[str, Any]] = STARTS,
+        world: World | None = None,
     ) -> None:
-        self.world = World(rules)
+        self.world = world or World(rules)
         self._starts = starts
         self.twin = Twin(self.world)
         self.told = Told()

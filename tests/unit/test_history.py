@@ -6,8 +6,7 @@ from sagacity import wire
 from sagacity.saga import Retry
 from shard.events import Answered, Instant
 from shard.loop import WAIT_MAX_NS
-from shard.sagas import LATE_ROWS_TOLD
-from shard.state import ROWS_TOLD
+from shard.sagas import LATE_ROWS_TOLD, ROWS_TOLD
 from tests.unit.world import Rules, World, answer_to, bodies
 
 MESSAGES = ("command", "answer", "finished")

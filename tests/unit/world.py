@@ -34,10 +34,11 @@ from shard.events import (
 )
 from shard.finished import FinishedInMemory
 from shard.history import tell
-from shard.journal import MemoryJournal
+from shard.journal import Journal, MemoryJournal
+from shard.records import Record
 from shard.retries import RetryBudget
-from shard.sagas import MS, Definition
-from shard.state import State
+from shard.sagas import MS, Definition, Dossier
+from shard.state import FinishedSagas, State
 from shard.tally import PlainTally
 
 CLUSTER_ID = "c0ffee" + "0" * 26
@@ -65,7 +66,7 @@ class World:
         self.definitions = {
             plan.name: Definition(plan, self.rules.retry) for plan in self.rules.plans
         }
-        self.journal = MemoryJournal()
+        self.journal: Journal = self._open()
         self.tally = PlainTally()
         self.now = Instant(0, WALL_MS)
         self.present: list[Peer] = []  # workers that said HELLO, in that order
@@ -76,11 +77,17 @@ class World:
         self.replica = State(self.definitions, FinishedInMemory())
         self._perform(self.engine.resume(CLUSTER_ID, self.now, 1))
 
+    def _open(self) -> Journal:
+        return MemoryJournal()
+
+    def _finished(self) -> FinishedSagas:
+        return FinishedInMemory()
+
     def _engine(self) -> Engine:
         return Engine(
             0,
             self.rules.slots,
-            State(self.definitions, FinishedInMemory()),
+            State(self.definitions, self._finished()),
             PRICES,
             Admission(self.rules.inflight_max),
             RetryBudget(*self.rules.budget),
@@ -114,6 +121,9 @@ class World:
         self.held.clear()
         self.present.clear()
         self.engine = self._engine()
+        checkpoint = self.journal.checkpoint()
+        if checkpoint is not None:
+            self.engine.state.restore(self.journal.kept(), checkpoint.counts)
         for seq, batch in self.journal.replay():
             self.engine.replay(batch, seq)
         assert snapshot(self.engine.state) == snapshot(self.replica)
@@ -129,18 +139,22 @@ class World:
             epoch = self.engine.state.epoch
             receipt = self.journal.commit(effects.entries, epoch, self.now.wall_ms)
             assert receipt.seq == self.engine.seq
-            for entry in self.journal.read([receipt.seq])[0].entries:
+            for entry in self.journal.history(0, [receipt.seq])[0].entries:
                 self.replica.apply(entry, receipt.seq)
         for asked in effects.histories:
             dossier = asked.saga.dossier()
-            rows = self.journal.read(dossier.seqs)
-            body = tell(dossier, rows, self.definitions)
+            body = tell(dossier, self.record(dossier), self.definitions)
             effects.reply(asked.origin, Reply(asked.request, None, body))
         for peer, commands in effects.commands.items():
             for command in commands:
                 self.held.setdefault(peer, []).append(command)
                 self._travels(command.saga_id, command.body)
         assert snapshot(self.replica) == snapshot(self.engine.state)
+
+    def record(self, dossier: Dossier) -> Record:
+        """Give the rows that tell a saga's history."""
+        found = self.engine.state.finished.record(dossier.saga_id)
+        return self.journal.history(dossier.number, dossier.seqs) if found is None else found
 
     def _travels(self, saga_id: str, body: bytes) -> None:
         self.travelled.setdefault(saga_id, []).append(loosely(body))
@@ -332,7 +346,11 @@ def snapshot(state: State) -> dict[str, Any]:
             for saga in state.live.values()
         ],
         "by_id": sorted(state.by_id),
-        "finished": state.finished.page(0, len(state.finished), len(state.finished)),
+        # Where a finished saga's rows are is no part of it.
+        "finished": [
+            msgspec.structs.replace(card, seqs=b"")
+            for card in state.finished.page(0, len(state.finished), len(state.finished))
+        ],
         "counts": (state.count, state.number, state.epoch, state.compensating, state.stuck),
         "at_risk": state.at_risk,
         "orders": list(state.order_counts),

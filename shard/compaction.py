@@ -1,0 +1,283 @@
+r"""Compaction: keeps a shard's file bounded, a slice of work at a time beside the critical path.
+
+    rows of the journal --> records of sagas that ended --> blocks and a run (a generation)
+                        \-> records of the others       --> kept
+    one transaction: generation, kept, checkpoint; then the rows it stands for are deleted
+
+    eight runs of a level --> one of the next        runs past retention --> hashes alone
+    blocks past retention --> deleted
+
+What a crash interrupts is found again at the next start: a checkpoint is there or it is not, and
+rows, parts and blocks that nothing speaks of any more are deleted then. Knows the shard's file, the
+journal and the generations; decides nothing about sagas.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from sagacity.errors import check
+from shard.codec import pack_checkpoint, pack_record, seal
+from shard.entries import Batch, Entry, Finished, Started
+from shard.generations import Generations, write_head, write_part
+from shard.journal import SqliteJournal
+from shard.records import Record, Row, thinned
+from shard.runs import (
+    ENTRY_BYTES,
+    HASH_BYTES,
+    ORDINALS_MAX,
+    Prints,
+    Run,
+    as_wide,
+    cut,
+    due,
+    entries_of_unit,
+    entry_of,
+    part_bits,
+    unit_bits,
+)
+from shard.state import Checkpoint, Counts
+
+TAIL_BYTES: Final = 2 << 20  # of rows since the checkpoint; then a compaction begins
+SLICE_BYTES: Final = 128 << 10  # of rows taken apart in one turn, about 1.5 ms
+SWEEP_BYTES: Final = 512 << 10  # of rows deleted in one transaction
+SWEEP_PARTS: Final = 64
+SWEEP_BLOCKS: Final = 64
+
+
+class Compaction:
+    """Does what is due, slice by slice.
+
+    Args:
+        journal: whose rows are taken apart; its store is the file.
+        generations: where finished sagas go.
+        counts: gives what the state counts now.
+        tail_bytes: of rows since the checkpoint after which a compaction begins.
+    """
+
+    def __init__(
+        self,
+        journal: SqliteJournal,
+        generations: Generations,
+        counts: Callable[[], Counts],
+        tail_bytes: int = TAIL_BYTES,
+    ) -> None:
+        self._journal = journal
+        self._store = journal.store
+        self._generations = generations
+        self._counts = counts
+        self._tail_bytes = tail_bytes
+        self._work: Iterator[None] | None = None
+        self._swept = 0  # rows up to this one are gone for certain
+
+    def turn(self) -> bool:
+        """Do one slice, if there is something to do; say whether there is more.
+
+        Raises:
+            JournalFailed: a commit or sync failed, or the file is damaged.
+        """
+        if self._work is None:
+            self._work = self._next()
+            if self._work is None:
+                return False
+        try:
+            next(self._work)
+        except StopIteration:
+            self._work = None
+        return True
+
+    def _next(self) -> Iterator[None] | None:
+        if self._journal.tail_bytes >= self._tail_bytes:
+            return self._compact()
+        if self._swept < self._journal.checkpoint_seq:
+            return self._sweep_rows()
+        if self._generations.dead:
+            return self._sweep_run(self._generations.dead[0])
+        runs = due([run for run, _ in self._generations.runs], self._generations.forgotten)
+        if runs:
+            return self._merge(runs)
+        if self._generations.has_expired_blocks():
+            return self._sweep_blocks()
+        return None
+
+    # -- rows to records ------------------------------------------------------------------------
+
+    def _compact(self) -> Iterator[None]:
+        """Take the rows since the checkpoint apart, and move the checkpoint behind them."""
+        last = self._journal.last
+        checkpoint = Checkpoint(last.seq, last.chain, self._counts())
+        sorting = _Sorting(self._generations.base, self._journal.kept_record)
+        for rows in self._journal.slices(last.seq, SLICE_BYTES):
+            for seq, batch in rows:
+                sorting.take(seq, batch)
+            yield
+        self._enter(sorting, checkpoint)
+
+    def _enter(self, sorting: "_Sorting", checkpoint: Checkpoint) -> None:
+        sorting.keep_the_rest()
+        ended = len(sorting.records)
+        check(self._generations.base + ended < ORDINALS_MAX, "no ordinal is left")
+        check(
+            self._generations.base + ended == checkpoint.counts.finished,
+            "rows tell of other ends than were counted",
+            base=self._generations.base,
+            ended=ended,
+            counted=checkpoint.counts.finished,
+        )
+        with self._store.transaction() as cursor:
+            made = None
+            if ended:
+                self._generations.enter(cursor, sorting.records, sorting.ended_ms)
+                made = self._generations.write_run(cursor, sorted(sorting.entries))
+            cursor.executemany("DELETE FROM kept WHERE number = ?", sorting.no_longer_kept)
+            cursor.executemany("INSERT OR REPLACE INTO kept VALUES(?, ?)", sorting.kept)
+            cursor.execute(
+                "INSERT OR REPLACE INTO checkpoint VALUES(1, ?, ?)",
+                (checkpoint.seq, pack_checkpoint(checkpoint)),
+            )
+        if made is not None:
+            self._generations.runs.append(made)
+        self._generations.entered(ended)
+        self._journal.checkpointed(checkpoint.seq)
+
+    # -- runs to larger runs --------------------------------------------------------------------
+
+    def _merge(self, runs: list[Run]) -> Iterator[None]:
+        """Make one run of several; those go when it is there."""
+        generations = self._generations
+        size, high = sum(run.size for run in runs), max(run.high for run in runs)
+        width = HASH_BYTES if high < generations.forgotten else ENTRY_BYTES
+        level, bits = runs[0].level + (len(runs) > 1), part_bits(size)
+        made = Run(generations.next_run(), level, bits, width, size, high, False)
+        prints = Prints.empty(size)
+        with self._store.transaction() as cursor:
+            write_head(cursor, made, prints)
+        units = unit_bits(size)
+        parts, buckets = 1 << (bits - units), 1 << (prints.bits - bits)
+        for unit in range(1 << units):
+            entries: list[bytes] = []
+            for run in runs:
+                found = entries_of_unit(run, unit, units, generations.part)
+                entries += as_wide(found, width)
+            entries.sort()
+            with self._store.transaction() as cursor:
+                pieces = cut(entries, unit * parts, parts, bits)
+                for part, piece in enumerate(pieces, unit * parts):
+                    prints.grow(piece, part * buckets, buckets)
+                    write_part(cursor, made.part_keys()[part], piece)
+            yield
+        check(prints.size == size, "entries were lost in a merge", wanted=size, got=prints.size)
+        made = _with_life(made, True)
+        dead = [_with_life(run, False) for run in runs]
+        with self._store.transaction() as cursor:
+            for run in (made, *dead):
+                write_head(cursor, run, prints)
+        merged = {run.id for run in runs}
+        generations.runs = [each for each in generations.runs if each[0].id not in merged]
+        generations.runs.append((made, prints))
+        generations.dead += dead
+
+    # -- what nothing speaks of any more --------------------------------------------------------
+
+    def _sweep_rows(self) -> Iterator[None]:
+        """Delete the rows that the checkpoint stands for."""
+        upto = self._journal.checkpoint_seq
+        found = self._store.rows(
+            "SELECT min(seq), count(*), sum(length(batch)) FROM journal WHERE seq <= ?", upto
+        )
+        low, count, size = found[0]
+        if count:
+            step = max(1, count * SWEEP_BYTES // max(size, 1))
+            for end in range(low + step, upto + step + 1, step):
+                with self._store.transaction() as cursor:
+                    cursor.execute("DELETE FROM journal WHERE seq < ?", (min(end, upto + 1),))
+                yield
+        self._swept = upto
+
+    def _sweep_run(self, run: Run) -> Iterator[None]:
+        """Delete the parts of a run that stands in another, or was never finished."""
+        keys = run.part_keys()
+        for at in range(0, len(keys), SWEEP_PARTS):
+            last = keys[min(at + SWEEP_PARTS, len(keys)) - 1]
+            with self._store.transaction() as cursor:
+                cursor.execute("DELETE FROM part WHERE key BETWEEN ? AND ?", (keys[at], last))
+            yield
+        with self._store.transaction() as cursor:
+            cursor.execute("DELETE FROM run WHERE id = ?", (run.id,))
+        self._generations.dead.remove(run)
+
+    def _sweep_blocks(self) -> Iterator[None]:
+        """Delete blocks whose sagas are past retention."""
+        while self._generations.has_expired_blocks():
+            with self._store.transaction() as cursor:
+                self._generations.delete_expired_blocks(cursor, SWEEP_BLOCKS)
+            yield
+
+
+class _Sorting:
+    """Entries of the journal, sorted by saga.
+
+    Args:
+        base: ordinal of the first saga that ends in these rows.
+        kept_record: gives what an earlier compaction has kept of a saga.
+    """
+
+    def __init__(self, base: int, kept_record: Callable[[int], Record]) -> None:
+        self._base = base
+        self._kept_record = kept_record
+        self._pending: dict[int, Record] = {}
+        self.records: list[bytes] = []  # of those that ended, in that order
+        self.ended_ms: list[int] = []
+        self.entries: list[bytes] = []  # of the run
+        self.kept: list[tuple[int, bytes]] = []
+        self.no_longer_kept: list[tuple[int]] = []
+
+    def take(self, seq: int, batch: Batch) -> None:
+        """Take in a row."""
+        found: dict[int, list[Entry]] = {}
+        ended: list[int] = []
+        for entry in batch.entries:
+            number = getattr(entry, "number", None)  # what is of no saga stands in the counts
+            if number is None:
+                continue
+            if number in found:
+                found[number].append(entry)
+            else:
+                found[number] = [entry]
+            if type(entry) is Finished:
+                ended.append(number)
+        pending = self._pending
+        for number, entries in found.items():
+            row = Row(seq, batch.wall_ms, entries)
+            if number in pending:
+                pending[number].append(row)
+            else:
+                pending[number] = [row]
+        for number in ended:
+            self._end(number, batch.wall_ms)
+
+    def _end(self, number: int, wall_ms: int) -> None:
+        record, was_kept = self._whole(number, self._pending.pop(number))
+        if was_kept:
+            self.no_longer_kept.append((number,))
+        started = record[0].entries[0]
+        assert isinstance(started, Started)
+        self.entries.append(entry_of(started.saga_id, self._base + len(self.records)))
+        self.records.append(pack_record(record))
+        self.ended_ms.append(wall_ms)
+
+    def keep_the_rest(self) -> None:
+        """Keep the records of the sagas that have not ended in these rows."""
+        for number, record in self._pending.items():
+            whole, _ = self._whole(number, record)
+            self.kept.append((number, seal(pack_record(whole))))
+        self._pending.clear()
+
+    def _whole(self, number: int, record: Record) -> tuple[Record, bool]:
+        """Put what was kept of a saga before these rows in front of what they say."""
+        if isinstance(record[0].entries[0], Started):
+            return thinned(record), False
+        return thinned([*self._kept_record(number), *record]), True
+
+
+def _with_life(run: Run, live: bool) -> Run:
+    return Run(run.id, run.level, run.bits, run.width, run.size, run.high, live)

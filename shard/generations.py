@@ -1,0 +1,270 @@
+"""Generations: the finished sagas on disk, and the ids that were ever used.
+
+    block   64 records side by side, squeezed; found by ordinal
+    run     sorted hashes of ids, each with its ordinal; found by arithmetic (`runs`)
+
+A compaction closes a generation: blocks and one run, entered in the transaction that moves the
+checkpoint, before the rows they come from are deleted. Blocks go when their sagas are past
+retention; what stays of an id for ever are 16 bytes, and two in memory.
+
+Knows the shard's file through its `store`. Reads when asked, writes only inside a transaction that
+somebody else opened; `compaction` says when.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+from apsw import Cursor
+
+from shard.codec import (
+    Unreadable,
+    pack_block,
+    pack_run,
+    seal,
+    unpack_block,
+    unpack_record,
+    unpack_run,
+    unseal,
+)
+from shard.records import Record, card_of_record
+from shard.runs import (
+    ENTRY_BYTES,
+    HASH_BYTES,
+    Prints,
+    Run,
+    cut,
+    find_in,
+    hash_of,
+    mark_of,
+    part_bits,
+    top_of,
+)
+from shard.sagas import Card, Tombstone
+from shard.store import JournalFailed, Store
+
+T = TypeVar("T")
+
+BLOCK_RECORDS: Final = 64
+FORGOTTEN_AT_ONCE: Final = 16  # blocks
+
+_PART: Final = "SELECT entries FROM part WHERE key = ?"
+_BLOCK: Final = "SELECT first, records FROM block WHERE first <= ? ORDER BY first DESC LIMIT 1"
+_BLOCKS: Final = "SELECT first, records FROM block WHERE first > ? AND first < ? ORDER BY first"
+_OLDEST: Final = (
+    "SELECT first, ended_ms, records FROM block WHERE first >= ? ORDER BY first LIMIT ?"
+)
+_DELETE_OLDEST: Final = (
+    "DELETE FROM block WHERE first IN"
+    " (SELECT first FROM block WHERE first < ? ORDER BY first LIMIT ?)"
+)
+
+
+class Generations:
+    """What is on disk of finished sagas; and, until their generation closes, their cards.
+
+    Args:
+        store: the shard's file.
+
+    Raises:
+        JournalFailed: it cannot be read.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.forgotten = 0  # ordinals below are past retention
+        self.runs: list[tuple[Run, Prints]] = []
+        self.dead: list[Run] = []  # half made, or merged into another: their parts can go
+        self._base = 0  # ordinals below stand in blocks
+        self._blocks_from = 0  # of the oldest block; 0 also where that is not known yet
+        self._recent: dict[str, Card] = {}
+        self._in_order: list[Card] = []
+
+    def restore(self, base: int, forgotten: int) -> None:
+        """Read what the checkpoint has: the runs' descriptions and prints; forget all else.
+
+        Args:
+            base: sagas that had ended by the checkpoint.
+            forgotten: of these, how many are past retention.
+        """
+        self.runs, self.dead = [], []
+        self._recent, self._in_order = {}, []
+        self._base, self._blocks_from, self.forgotten = base, 0, forgotten
+        for head, prints in self._store.rows("SELECT head, prints FROM run ORDER BY id"):
+            run = self._sound(unpack_run, head)
+            if run.live:
+                self.runs.append((run, Prints.unpack(self._sound(unseal, prints))))
+            else:
+                self.dead.append(run)
+
+    # -- the port of the decisions --------------------------------------------------------------
+
+    def find(self, saga_id: str) -> Card | Tombstone | None:
+        """Give a finished saga's card; a tombstone once it is past retention."""
+        card = self._recent.get(saga_id)
+        if card is not None or not self.runs:
+            return card
+        ordinal = self._ordinal(saga_id)
+        if ordinal is None:
+            return None
+        if ordinal < self.forgotten:
+            return Tombstone()
+        return card_of_record(self._record(ordinal))
+
+    def add(self, card: Card) -> None:
+        """Keep the next card, until its generation closes."""
+        self._recent[card.saga_id] = card
+        self._in_order.append(card)
+
+    def page(self, start: int, upto: int, limit: int) -> list[Card]:
+        """Give cards with an ordinal of start .. upto, in that order, at most `limit`."""
+        start = max(self.forgotten, start)
+        end = min(upto, len(self), start + limit)
+        found = [card_of_record(record) for record in self._records(start, min(end, self._base))]
+        at = max(0, start - self._base)
+        found += self._in_order[at : max(at, end - self._base)]
+        return found
+
+    def __len__(self) -> int:
+        return self._base + len(self._in_order)
+
+    # -- histories ------------------------------------------------------------------------------
+
+    def record(self, saga_id: str) -> Record | None:
+        """Give the record of a finished saga; None where its generation is still open."""
+        if saga_id in self._recent or not self.runs:
+            return None
+        ordinal = self._ordinal(saga_id)
+        return None if ordinal is None or ordinal < self.forgotten else self._record(ordinal)
+
+    # -- what a compaction writes ---------------------------------------------------------------
+
+    def enter(self, cursor: Cursor, records: Sequence[bytes], ended_ms: Sequence[int]) -> None:
+        """Write the blocks of the next finished sagas."""
+        for at in range(0, len(records), BLOCK_RECORDS):
+            end = at + BLOCK_RECORDS
+            block = pack_block(list(records[at:end]))
+            cursor.execute(
+                "INSERT INTO block VALUES(?, ?, ?)",
+                (self._base + at, max(ended_ms[at:end]), block),
+            )
+
+    def entered(self, count: int) -> None:
+        """The blocks of the next `count` sagas are durable: their cards leave memory."""
+        for card in self._in_order[:count]:
+            del self._recent[card.saga_id]
+        del self._in_order[:count]
+        self._base += count
+
+    @property
+    def base(self) -> int:
+        """How many finished sagas stand in blocks, or stood there."""
+        return self._base
+
+    def next_run(self) -> int:
+        """Give the id of the next run."""
+        return max((run.id for run in (*(r for r, _ in self.runs), *self.dead)), default=0) + 1
+
+    def write_run(self, cursor: Cursor, entries: list[bytes]) -> tuple[Run, Prints]:
+        """Write a run of level 0; `entries` are sorted, of sagas that stand in blocks."""
+        size, bits = len(entries), part_bits(len(entries))
+        high = max(int.from_bytes(entry[HASH_BYTES:], "big") for entry in entries)
+        run = Run(self.next_run(), 0, bits, ENTRY_BYTES, size, high, True)
+        prints = Prints.empty(size)
+        buckets = 1 << (prints.bits - bits)
+        for part, found in enumerate(cut(entries, 0, 1 << bits, bits)):
+            prints.grow(found, part * buckets, buckets)
+            write_part(cursor, run.part_keys()[part], found)
+        write_head(cursor, run, prints)
+        return run, prints
+
+    def part(self, key: int) -> bytes:
+        """Give a part's entries."""
+        rows = self._store.rows(_PART, key)
+        if not rows:
+            raise JournalFailed(f"{self._store.path} is damaged: part {key} is missing")
+        return self._sound(unseal, rows[0][0])
+
+    # -- retention ------------------------------------------------------------------------------
+
+    def forget(self, below: int) -> None:
+        """From now on what has a lower ordinal is past retention."""
+        self.forgotten = max(self.forgotten, below)
+
+    def expired(self, before_ms: int) -> tuple[int, list[int]] | None:
+        """Give the next sagas to forget: the ordinal behind them, and their numbers.
+
+        Args:
+            before_ms: wall time; those that ended later are left alone.
+        """
+        end, numbers = self.forgotten, []
+        for first, ended_ms, sealed in self._store.rows(_OLDEST, self.forgotten, FORGOTTEN_AT_ONCE):
+            if ended_ms >= before_ms:
+                break
+            records = self._sound(unpack_block, sealed)
+            cards = (card_of_record(self._sound(unpack_record, each)) for each in records)
+            numbers += [card.number for card in cards]
+            end = first + len(records)
+        return (end, numbers) if numbers else None
+
+    def has_expired_blocks(self) -> bool:
+        """Say whether blocks are past retention and still there."""
+        return self._blocks_from < self.forgotten
+
+    def delete_expired_blocks(self, cursor: Cursor, limit: int) -> None:
+        """Delete the oldest blocks that are past retention, at most `limit`."""
+        cursor.execute(_DELETE_OLDEST, (self.forgotten, limit))
+        row = cursor.execute("SELECT min(first) FROM block").fetchone()
+        oldest: Any = row[0] if row is not None else None
+        self._blocks_from = self._base if oldest is None else oldest
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def _ordinal(self, saga_id: str) -> int | None:
+        """Give the ordinal of a saga that stands in a run; 0 where the run has none any more."""
+        hashed = hash_of(saga_id)
+        top, mark = top_of(hashed), mark_of(hashed)
+        for run, prints in self.runs:
+            if prints.may_hold(top, mark):
+                entry = find_in(self.part(run.part_of(top)), run.width, hashed)
+                if entry is not None:
+                    return int.from_bytes(entry[HASH_BYTES:], "big")
+        return None
+
+    def _record(self, ordinal: int) -> Record:
+        for _, record in self._from(ordinal, self._store.rows(_BLOCK, ordinal)):
+            return record
+        raise JournalFailed(f"{self._store.path} is damaged: saga {ordinal} has no block")
+
+    def _records(self, start: int, end: int) -> Iterator[Record]:
+        """Give the records of start .. end; those past retention are gone."""
+        if start >= end:
+            return
+        blocks = self._store.rows(_BLOCK, start)
+        blocks += self._store.rows(_BLOCKS, blocks[0][0] if blocks else -1, end)
+        for ordinal, record in self._from(start, blocks):
+            if ordinal >= end:
+                return
+            yield record
+
+    def _from(self, start: int, blocks: list[Any]) -> Iterator[tuple[int, Record]]:
+        for first, sealed in blocks:
+            records = self._sound(unpack_block, sealed)
+            for at in range(max(0, start - first), len(records)):
+                yield first + at, self._sound(unpack_record, records[at])
+
+    def _sound(self, read: Callable[[bytes], T], sealed: bytes) -> T:
+        try:
+            return read(sealed)
+        except Unreadable as error:
+            raise JournalFailed(f"{self._store.path} is damaged: {error}") from None
+
+
+def write_part(cursor: Cursor, key: int, entries: Sequence[bytes]) -> None:
+    """Write a part of a run."""
+    cursor.execute("INSERT INTO part VALUES(?, ?)", (key, seal(b"".join(entries))))
+
+
+def write_head(cursor: Cursor, run: Run, prints: Prints) -> None:
+    """Write what is known of a run, in place of what was."""
+    packed = seal(prints.pack()) if run.live else b""
+    cursor.execute("INSERT OR REPLACE INTO run VALUES(?, ?, ?)", (run.id, pack_run(run), packed))

@@ -1,0 +1,238 @@
+"""Compaction and generations: a file that forgets its rows says what one says that keeps them."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sagacity import wire
+from sagacity.saga import Retry
+from sagacity.wire import DECLINED, FAILED, OK
+from shard import runs
+from shard.journal import JournalFailed
+from shard.sagas import Card, Tombstone
+from shard.store import JournalRefused
+from tests.unit.disk_world import DiskWorld, assert_alike
+from tests.unit.schedule import Schedule
+from tests.unit.world import Rules, bodies, order, replies
+
+schedules = st.binary(max_size=60) | st.binary(min_size=150, max_size=300)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[DiskWorld]:
+    """A shard on a file, with three workers."""
+    made = DiskWorld(tmp_path / "journal.db")
+    made.step(*made.came("inventory", "payment", "shipping"))
+    yield made
+    made.close()
+
+
+def finish(world: DiskWorld, *saga_ids: str) -> None:
+    for saga_id in saga_ids:
+        world.step(world.start(saga_id))
+        world.drive(saga_id, OK, OK, OK)
+
+
+def rows(world: DiskWorld, table: str) -> int:
+    found = world.disk.store.rows(f"SELECT count(*) FROM {table}")
+    return int(found[0][0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(schedules, st.integers(0, 3))
+def test_whatever_happens_the_file_says_what_a_twin_says_that_keeps_every_row(
+    thrown: bytes, slices: int
+) -> None:
+    """4: checkpoint + tail gives the state that all rows gave; restarts stand in the schedule."""
+    with tempfile.TemporaryDirectory() as directory:
+        world = DiskWorld(Path(directory) / "journal.db", slices=slices)
+        schedule = Schedule(thrown, world=world)
+        schedule.play()
+        assert_alike(world)
+        schedule.settle()
+        world.settle()
+        world.restart()
+        assert_alike(world)
+        world.close()
+
+
+def test_a_finished_id_never_runs_again_once_its_rows_are_gone(world: DiskWorld) -> None:
+    """A11: the same answer for the same content, 22 for other content, from the generation."""
+    finish(world, *(f"s{at}" for at in range(40)))
+    world.settle()
+    assert rows(world, "journal") < 10
+    assert world.generations.base > 20
+    again = world.step(world.start("s3"))
+    assert again.entries == []
+    assert bodies(again)[0]["status"] == "COMPLETED"
+    other = world.step(world.start("s3", user_id="u7"))
+    assert replies(other)[0][1] == 22
+    assert other.entries == []
+    unknown = world.step(world.ask(wire.SHOW, "s99"))
+    assert replies(unknown)[0][1] == 20
+
+
+def test_the_file_stays_bounded_while_sagas_end(world: DiskWorld) -> None:
+    """D13: rows go with the checkpoint; what stays of a thousand sagas are blocks and runs."""
+    highest = 0
+    for at in range(150):
+        finish(world, f"s{at}")
+        world.settle()
+        highest = max(highest, rows(world, "journal"))
+    assert highest <= 20
+    assert rows(world, "kept") <= 1  # the one that ran when the checkpoint moved
+    assert world.generations.base >= 140
+    assert len(world.generations.runs) < 2 * runs.RUNS_PER_LEVEL
+    assert rows(world, "run") == len(world.generations.runs)
+    assert_alike(world)
+
+
+def test_runs_are_merged_level_by_level_and_every_id_is_still_found(world: DiskWorld) -> None:
+    """The cost of a new id does not grow with finished sagas: there are few runs at any time."""
+    for at in range(300):
+        finish(world, f"s{at}")
+        world.settle()
+    levels = {run.level for run, _ in world.generations.runs}
+    assert max(levels) >= 1
+    keys = world.disk.store.rows("SELECT key FROM part ORDER BY key")
+    wanted = sorted(key for run, _ in world.generations.runs for key in run.part_keys())
+    assert [key for (key,) in keys] == wanted
+    world.restart()
+    for at in range(300):
+        assert isinstance(world.generations.find(f"s{at}"), Card)
+    assert world.generations.find("s300") is None
+
+
+def test_a_stuck_saga_is_kept_bounded_through_many_compactions(tmp_path: Path) -> None:
+    """A compensation that is tried for ever must not make the file grow, nor lose its place."""
+    retry = Retry(stuck_after=3, backoff_ms=1, backoff_max_ms=1)
+    world = DiskWorld(tmp_path / "journal.db", Rules(retry=retry, budget=(100, 100, 100_000)))
+    world.step(*world.came("inventory", "payment", "shipping"))
+    world.step(world.start("stuck"))
+    world.drive("stuck", OK, DECLINED)
+    for at in range(400):
+        world.drive("stuck", FAILED)
+        world.after(25)
+        world.step(*world.beats())
+        if at % 3 == 0:
+            finish(world, f"s{at}")
+        world.settle()
+    attempt = world.engine.state.by_id["stuck"].attempt
+    assert attempt == 401
+    assert rows(world, "kept") == 1
+    record = world.disk.kept_record(world.engine.state.by_id["stuck"].number)
+    assert len(record) <= 70
+    assert_alike(world)
+    world.restart()
+    assert world.engine.state.by_id["stuck"].attempt == attempt
+    assert world.engine.state.by_id["stuck"].stuck
+    world.step(*world.came("inventory", "payment", "shipping"))
+    world.after(25)
+    world.step(*world.beats())
+    world.drive("stuck", OK)
+    world.settle()
+    card = world.generations.find("stuck")
+    assert isinstance(card, Card)
+    world.close()
+
+
+def test_sagas_behind_a_stopped_pool_are_kept_and_go_on_after_a_restart(world: DiskWorld) -> None:
+    """Rows go even while their sagas run: each is taken out of them once."""
+    for at in range(60):
+        world.step(world.start(f"s{at}"))
+        world.settle()
+    assert rows(world, "journal") < 12
+    assert rows(world, "kept") > 40
+    world.restart()
+    assert world.engine.inflight == 60
+    world.step(*world.came("inventory", "payment", "shipping"))
+    for at in range(60):
+        world.drive(f"s{at}", OK, OK, OK)
+        world.settle()
+    assert world.engine.inflight == 0
+    assert rows(world, "kept") < 6
+    assert_alike(world)
+
+
+def test_what_an_interrupted_merge_left_is_swept_at_the_next_start(world: DiskWorld) -> None:
+    """A crash between two slices leaves parts that no run speaks of: they go, the ids stay."""
+    at = 0
+    while rows(world, "run") == len(world.generations.runs):
+        finish(world, f"s{at}")
+        at += 1
+    world.slices = 0
+    world.restart()
+    assert world.generations.dead
+    for saga in range(at):
+        found = world.generations.find(f"s{saga}")
+        assert isinstance(found, Card)
+    world.settle()
+    assert not world.generations.dead
+    assert rows(world, "run") == len(world.generations.runs)
+    assert_alike(world)
+
+
+def test_sagas_past_retention_leave_a_tombstone_of_sixteen_bytes(world: DiskWorld) -> None:
+    """SPEC 2: an old id never runs again; its outcome is no longer kept."""
+    finish(world, *(f"s{at}" for at in range(60)))
+    world.settle()
+    found = world.generations.expired(world.now.wall_ms + 1)
+    assert found is not None
+    ordinal, numbers = found
+    assert ordinal == len(numbers) > 20
+    assert numbers == [card.number for card in world.generations.page(0, ordinal, ordinal)]
+    for finished in (world.generations, world.replica.finished):
+        finished.forget(ordinal)
+    world.engine.state.forgotten = world.replica.forgotten = ordinal
+    world.settle()
+    assert rows(world, "block") < 60 - len(numbers)
+    assert {run.width for run, _ in world.generations.runs if run.high < ordinal} == {16}
+    assert isinstance(world.generations.find("s0"), Tombstone)
+    assert isinstance(world.generations.find("s59"), Card)
+    for kind in (wire.START, wire.SHOW):
+        body = order("s0") if kind == wire.START else b""
+        told = replies(world.step(world.ask(kind, "s0", body)))
+        assert told[0][1] == 22
+        assert told[0][2]["text"] == "id was used; its outcome is no longer kept"
+    assert world.generations.page(0, 60, 100)[0].saga_id != "s0"
+
+
+@pytest.mark.parametrize("table", ["block", "part", "run", "kept"])
+def test_a_flipped_bit_in_what_was_taken_out_of_the_rows_is_noticed(
+    world: DiskWorld, table: str
+) -> None:
+    """D4: SQLite gives other content without a word; a wrong "new" would run a checkout twice."""
+    finish(world, *(f"s{at}" for at in range(40)))
+    world.step(world.start("running"))
+    for at in range(8):
+        finish(world, f"t{at}")
+    world.settle()
+    column = {"block": "records", "part": "entries", "run": "prints", "kept": "record"}[table]
+    packed = world.disk.store.rows(f"SELECT {column} FROM {table} LIMIT 1")[0][0]
+    flipped = bytearray(packed)
+    flipped[len(flipped) // 2] ^= 4
+    world.disk.store.db.execute(f"UPDATE {table} SET {column} = ?", (bytes(flipped),))
+    with pytest.raises((JournalFailed, JournalRefused), match="damaged"):
+        _read_everything(world)
+
+
+def _read_everything(world: DiskWorld) -> None:
+    world.restart()
+    for at in range(40):
+        world.generations.find(f"s{at}")
+
+
+def test_a_checkpoint_that_was_changed_is_refused(world: DiskWorld) -> None:
+    """D11: what it stands for is gone, so it must be what was written."""
+    finish(world, *(f"s{at}" for at in range(20)))
+    world.settle()
+    world.disk.store.db.execute("UPDATE checkpoint SET seq = seq + 1")
+    with pytest.raises(JournalRefused, match="checkpoint"):
+        world.restart()
+    world.disk.store.db.execute("UPDATE checkpoint SET counts = zeroblob(length(counts))")
+    with pytest.raises(JournalRefused, match="checkpoint"):
+        world.restart()
