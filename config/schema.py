@@ -102,12 +102,14 @@ class ShardConfig(Struct, frozen=True, kw_only=True):
         retry_per_success_permille: retries that a thousand successes of a service earn.
         retry_burst: retries that a service may save up.
         retry_per_second: retries that a service gets in any case.
+        retention_ms: how long a finished saga's answer and history are kept; 24 hours at least.
     """
 
     inflight_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 4_096
     retry_per_success_permille: Annotated[int, Meta(ge=0, le=1000)] = 100
     retry_burst: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
     retry_per_second: Annotated[int, Meta(ge=1, le=1_000_000)] = 10
+    retention_ms: Annotated[int, Meta(ge=86_400_000, le=315_360_000_000)] = 604_800_000
 
 
 class RouterConfig(Struct, frozen=True, kw_only=True):

@@ -1,12 +1,14 @@
 """History: what `show` and `--trace` tell of a saga, from its journal rows. Pure.
 
 Commands are not journalled: the facts before them say what was sent, and the same builders give
-the same bytes. So the history is a replay of the one saga, with its commands told.
+the same bytes. So the history is a replay of the one saga, with its commands told. Of a finished
+saga whose definition has another version by now the facts are told, and no commands.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sagacity.errors import Malformed
 from sagacity.ids import DIRECTIONS
 from sagacity.wire import OUTCOMES, Answer, encode, pack, unpack
 from shard import phases
@@ -58,7 +60,7 @@ def tell(dossier: Dossier, rows: Sequence[Row], definitions: Mapping[str, Defini
 class _Teller:
     def __init__(self, dossier: Dossier, definitions: Mapping[str, Definition]) -> None:
         self._number = dossier.number
-        self._definition = definitions[dossier.saga]
+        self._definition = definitions.get(dossier.saga)  # None: not that version any more
         self._state = State(definitions, FinishedInMemory())
         self._told: tuple[int, int, int] | None = None
         self._retry: Event | None = None  # told when something shows that it left
@@ -70,8 +72,11 @@ class _Teller:
         """Tell one row; what it caused left after all of it was durable."""
         for entry in batch.entries:
             if not isinstance(entry, Opened) and entry.number == self._number:
-                self._catch_up(batch, entry)
-                self._state.apply(entry, 0)
+                if isinstance(entry, Started) and not self._has_version(entry.version):
+                    self._definition = None
+                if self._definition is not None:
+                    self._catch_up(batch, entry)
+                    self._state.apply(entry, 0)
                 self.events.append({"at_ms": batch.wall_ms, **self._event(entry)})
         saga = self._state.live.get(self._number)
         if saga is None:
@@ -93,6 +98,9 @@ class _Teller:
                 # Whether a retry left is seen by what came of it. A long body is told once.
                 small = len(body) <= BODY_TOLD_AGAIN_MAX
                 self._retry = {**told, "body": unpack(body)} if small else told
+
+    def _has_version(self, version: int) -> bool:
+        return self._definition is not None and self._definition.version == version
 
     def _catch_up(self, batch: Row, entry: Entry) -> None:
         """Tell the retry that an outcome proves, or how many attempts the rows leave out."""
@@ -121,8 +129,7 @@ class _Teller:
                 "direction": DIRECTIONS[entry.direction],
                 "attempt": entry.attempt,
                 "outcome": OUTCOMES[entry.outcome],
-                # By its type: keys that nobody promised are not told, whatever they hold.
-                "body": unpack(encode(self._definition.reply(entry))),
+                "body": self._reply(entry),
             }
         if isinstance(entry, AttemptEnded):
             return {
@@ -140,3 +147,12 @@ class _Teller:
             return {"event": "asked", "step": entry.step, "reason": entry.reason}
         assert isinstance(entry, Finished)
         return {"event": "finished", "body": unpack(entry.answer)}
+
+    def _reply(self, entry: Answer) -> Event:
+        """Give a reply's body by its type: keys that nobody promised are not told."""
+        if self._definition is not None:
+            return unpack(encode(self._definition.reply(entry)))
+        try:
+            return unpack(entry.body)
+        except Malformed:  # it held more than its type once promised
+            return {}

@@ -5,7 +5,6 @@ therefore its answer. Of a finished one `card_of_record` makes what its id must 
 """
 
 from collections import deque
-from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -32,11 +31,13 @@ class Row(Struct, frozen=True, array_like=True, gc=False):
 Record = list[Row]
 
 
-def thinned(rows: Sequence[Row]) -> Record:
+def thinned(rows: Record) -> Record:
     """Leave out the middle of a compensation that is tried for ever, as `Live.rows` does.
 
     A record stays bounded so: the first rows, the last attempts, and all that is no attempt.
     """
+    if len(rows) <= ROWS_TOLD:
+        return rows
     told: Record = []
     late: deque[Row] = deque(maxlen=LATE_ROWS_TOLD)
     for row in rows:

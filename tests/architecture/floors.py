@@ -48,7 +48,7 @@ FLOORS: Final = (
             ),
             *_of(
                 "shard",
-                "history outcomes phases pools records replies requests retries runs sagas",
+                "history outcomes phases pools records replies requests retention retries runs sagas",
             ),
             *_of("shard", "state tally"),
         ),

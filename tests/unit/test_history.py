@@ -1,12 +1,15 @@
 """History: `show` tells the messages that travelled, rebuilt from facts alone."""
 
 import pytest
+from msgspec.structs import replace
 
 from sagacity import wire
 from sagacity.saga import Retry
+from services.checkout import checkout
 from shard.events import Answered, Instant
+from shard.history import tell
 from shard.loop import WAIT_MAX_NS
-from shard.sagas import LATE_ROWS_TOLD, ROWS_TOLD
+from shard.sagas import LATE_ROWS_TOLD, ROWS_TOLD, Card, Definition
 from tests.unit.world import Rules, World, answer_to, bodies
 
 MESSAGES = ("command", "answer", "finished")
@@ -151,3 +154,25 @@ def test_a_retry_that_never_left_is_not_told() -> None:
     kinds = [body["type"] for body in told(world, "a") if isinstance(body, dict)]
     assert kinds.count("ChargePayment") == 1
     assert kinds.count("RefundPayment") == 1
+
+
+def test_a_finished_saga_of_another_version_is_told_by_its_facts() -> None:
+    """A new version of a definition must not make the old one's history unreadable, or kill."""
+    world = World()
+    world.step(*world.came(*SERVICES), world.start("a"))
+    world.drive("a", wire.OK, wire.OK, wire.OK)
+    card = world.engine.state.finished.find("a")
+    assert isinstance(card, Card)
+    dossier = card.dossier()
+    newer = replace(checkout, version=2)
+    for definitions in ({"checkout": Definition(newer, Retry())}, {}):
+        told_now = wire.unpack(tell(dossier, world.record(dossier), definitions))
+        assert [event["event"] for event in told_now["history"]] == [
+            "started",
+            "answer",
+            "answer",
+            "answer",
+            "finished",
+        ]
+        assert told_now["history"][-1]["body"]["status"] == "COMPLETED"
+        assert told_now["history"][1]["body"]["type"] == "ReserveInventory_ok"
