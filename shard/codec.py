@@ -13,7 +13,7 @@ import zstandard
 from sagacity.wire import encode
 from shard.entries import FORMAT, Batch, Entry
 from shard.records import Record, Row
-from shard.runs import Run
+from shard.segments import Segment
 from shard.state import Checkpoint
 
 CHAIN_BYTES = 16
@@ -24,7 +24,7 @@ BLOCK_BYTES_MAX = 64 << 20  # unpacked; a damaged length must not take all memor
 _decode = msgspec.msgpack.Decoder(Batch).decode
 _decode_record = msgspec.msgpack.Decoder(list[Row]).decode
 _decode_block = msgspec.msgpack.Decoder(list[bytes]).decode
-_decode_run = msgspec.msgpack.Decoder(Run).decode
+_decode_segment = msgspec.msgpack.Decoder(Segment).decode
 _decode_checkpoint = msgspec.msgpack.Decoder(Checkpoint).decode
 # Level 1: 0.9 us and 97 bytes a saga in blocks of 64, where zlib takes 3.7 us and 134 bytes.
 _squeeze = zstandard.ZstdCompressor(level=1).compress
@@ -133,18 +133,18 @@ def unpack_checkpoint(sealed: bytes) -> Checkpoint:
         raise Unreadable(str(error)) from None
 
 
-def pack_run(run: Run) -> bytes:
-    """Pack a run's description."""
-    return seal(encode(run))
+def pack_segment(segment: Segment) -> bytes:
+    """Pack a segment's description."""
+    return seal(encode(segment))
 
 
-def unpack_run(sealed: bytes) -> Run:
-    """Read a run's description back.
+def unpack_segment(sealed: bytes) -> Segment:
+    """Read a segment's description back.
 
     Raises:
         Unreadable: it is not what was written.
     """
     try:
-        return _decode_run(unseal(sealed))
+        return _decode_segment(unseal(sealed))
     except msgspec.DecodeError as error:
         raise Unreadable(str(error)) from None

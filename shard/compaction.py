@@ -1,10 +1,10 @@
 r"""Compaction: keeps a shard's file bounded, a slice of work at a time beside the critical path.
 
-    rows of the journal --> records of sagas that ended --> blocks and a run (a generation)
+    rows of the journal --> records of sagas that ended --> blocks and a segment (a generation)
                         \-> records of the others       --> kept
     one transaction: generation, kept, checkpoint; then the rows it stands for are deleted
 
-    eight runs of a level --> one of the next        runs past retention --> hashes alone
+    eight segments of a level --> one of the next        segments past retention --> hashes alone
     blocks past retention --> deleted
 
 What a crash interrupts is found again at the next start: a checkpoint is there or it is not, and
@@ -15,18 +15,20 @@ journal and the generations; decides nothing about sagas.
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from msgspec.structs import replace
+
 from sagacity.errors import check
 from shard.codec import pack_checkpoint, pack_record, seal
 from shard.entries import Batch, Entry, Finished, Started
 from shard.generations import Generations, write_head, write_part
 from shard.journal import SqliteJournal
 from shard.records import Record, Row, thinned
-from shard.runs import (
+from shard.segments import (
     ENTRY_BYTES,
     HASH_BYTES,
     ORDINALS_MAX,
     Prints,
-    Run,
+    Segment,
     as_wide,
     cut,
     due,
@@ -66,7 +68,8 @@ class Compaction:
         self._generations = generations
         self._counts = counts
         self._tail_bytes = tail_bytes
-        self._work: Iterator[None] | None = None
+        self._rows: Iterator[None] | None = None  # work on rows, which come all the time
+        self._rest: Iterator[None] | None = None  # other work, which waits for that
         self._swept = 0  # rows up to this one are gone for certain
 
     def turn(self) -> bool:
@@ -75,26 +78,30 @@ class Compaction:
         Raises:
             JournalFailed: a commit or sync failed, or the file is damaged.
         """
-        if self._work is None:
-            self._work = self._next()
-            if self._work is None:
-                return False
-        try:
-            next(self._work)
-        except StopIteration:
-            self._work = None
-        return True
+        self._rows = self._rows or self._rows_due()
+        if self._rows is not None:
+            self._rows = _advanced(self._rows)
+            return True
+        self._rest = self._rest or self._rest_due()
+        if self._rest is not None:
+            self._rest = _advanced(self._rest)
+            return True
+        return False
 
-    def _next(self) -> Iterator[None] | None:
+    def _rows_due(self) -> Iterator[None] | None:
         if self._journal.tail_bytes >= self._tail_bytes:
             return self._compact()
         if self._swept < self._journal.checkpoint_seq:
             return self._sweep_rows()
+        return None
+
+    def _rest_due(self) -> Iterator[None] | None:
         if self._generations.dead:
-            return self._sweep_run(self._generations.dead[0])
-        runs = due([run for run, _ in self._generations.runs], self._generations.forgotten)
-        if runs:
-            return self._merge(runs)
+            return self._sweep_segment(self._generations.dead[0])
+        live = [segment for segment, _ in self._generations.segments]
+        segments = due(live, self._generations.forgotten)
+        if segments:
+            return self._merge(segments)
         if self._generations.has_expired_blocks():
             return self._sweep_blocks()
         return None
@@ -127,7 +134,7 @@ class Compaction:
             made = None
             if ended:
                 self._generations.enter(cursor, sorting.records, sorting.ended_ms)
-                made = self._generations.write_run(cursor, sorted(sorting.entries))
+                made = self._generations.write_segment(cursor, sorted(sorting.entries))
             cursor.executemany("DELETE FROM kept WHERE number = ?", sorting.no_longer_kept)
             cursor.executemany("INSERT OR REPLACE INTO kept VALUES(?, ?)", sorting.kept)
             cursor.execute(
@@ -135,19 +142,22 @@ class Compaction:
                 (checkpoint.seq, pack_checkpoint(checkpoint)),
             )
         if made is not None:
-            self._generations.runs.append(made)
+            self._generations.segments.append(made)
         self._generations.entered(ended)
         self._journal.checkpointed(checkpoint.seq)
 
-    # -- runs to larger runs --------------------------------------------------------------------
+    # -- segments to larger ones ----------------------------------------------------------------
 
-    def _merge(self, runs: list[Run]) -> Iterator[None]:
-        """Make one run of several; those go when it is there."""
+    def _merge(self, segments: list[Segment]) -> Iterator[None]:
+        """Make one segment of several; those go when it is there."""
         generations = self._generations
-        size, high = sum(run.size for run in runs), max(run.high for run in runs)
+        size, high = (
+            sum(segment.size for segment in segments),
+            max(segment.high for segment in segments),
+        )
         width = HASH_BYTES if high < generations.forgotten else ENTRY_BYTES
-        level, bits = runs[0].level + (len(runs) > 1), part_bits(size)
-        made = Run(generations.next_run(), level, bits, width, size, high, False)
+        level, bits = segments[0].level + (len(segments) > 1), part_bits(size)
+        made = Segment(generations.next_segment(), level, bits, width, size, high, False)
         prints = Prints.empty(size)
         with self._store.transaction() as cursor:
             write_head(cursor, made, prints)
@@ -155,8 +165,8 @@ class Compaction:
         parts, buckets = 1 << (bits - units), 1 << (prints.bits - bits)
         for unit in range(1 << units):
             entries: list[bytes] = []
-            for run in runs:
-                found = entries_of_unit(run, unit, units, generations.part)
+            for segment in segments:
+                found = entries_of_unit(segment, unit, units, generations.part)
                 entries += as_wide(found, width)
             entries.sort()
             with self._store.transaction() as cursor:
@@ -167,13 +177,13 @@ class Compaction:
             yield
         check(prints.size == size, "entries were lost in a merge", wanted=size, got=prints.size)
         made = _with_life(made, True)
-        dead = [_with_life(run, False) for run in runs]
+        dead = [_with_life(segment, False) for segment in segments]
         with self._store.transaction() as cursor:
-            for run in (made, *dead):
-                write_head(cursor, run, prints)
-        merged = {run.id for run in runs}
-        generations.runs = [each for each in generations.runs if each[0].id not in merged]
-        generations.runs.append((made, prints))
+            for segment in (made, *dead):
+                write_head(cursor, segment, prints)
+        merged = {segment.id for segment in segments}
+        generations.segments = [each for each in generations.segments if each[0].id not in merged]
+        generations.segments.append((made, prints))
         generations.dead += dead
 
     # -- what nothing speaks of any more --------------------------------------------------------
@@ -193,17 +203,17 @@ class Compaction:
                 yield
         self._swept = upto
 
-    def _sweep_run(self, run: Run) -> Iterator[None]:
-        """Delete the parts of a run that stands in another, or was never finished."""
-        keys = run.part_keys()
+    def _sweep_segment(self, segment: Segment) -> Iterator[None]:
+        """Delete the parts of a segment that stands in another, or was never finished."""
+        keys = segment.part_keys()
         for at in range(0, len(keys), SWEEP_PARTS):
             last = keys[min(at + SWEEP_PARTS, len(keys)) - 1]
             with self._store.transaction() as cursor:
                 cursor.execute("DELETE FROM part WHERE key BETWEEN ? AND ?", (keys[at], last))
             yield
         with self._store.transaction() as cursor:
-            cursor.execute("DELETE FROM run WHERE id = ?", (run.id,))
-        self._generations.dead.remove(run)
+            cursor.execute("DELETE FROM segment WHERE id = ?", (segment.id,))
+        self._generations.dead.remove(segment)
 
     def _sweep_blocks(self) -> Iterator[None]:
         """Delete blocks whose sagas are past retention."""
@@ -227,7 +237,7 @@ class _Sorting:
         self._pending: dict[int, Record] = {}
         self.records: list[bytes] = []  # of those that ended, in that order
         self.ended_ms: list[int] = []
-        self.entries: list[bytes] = []  # of the run
+        self.entries: list[bytes] = []  # of the segment
         self.kept: list[tuple[int, bytes]] = []
         self.no_longer_kept: list[tuple[int]] = []
 
@@ -279,5 +289,14 @@ class _Sorting:
         return thinned([*self._kept_record(number), *record]), True
 
 
-def _with_life(run: Run, live: bool) -> Run:
-    return Run(run.id, run.level, run.bits, run.width, run.size, run.high, live)
+def _advanced(work: Iterator[None]) -> Iterator[None] | None:
+    """Do a slice of some work; give what is left of it."""
+    try:
+        next(work)
+    except StopIteration:
+        return None
+    return work
+
+
+def _with_life(segment: Segment, live: bool) -> Segment:
+    return replace(segment, live=live)

@@ -1,9 +1,9 @@
 """Generations: the finished sagas on disk, and the ids that were ever used.
 
-    block   64 records side by side, squeezed; found by ordinal
-    run     sorted hashes of ids, each with its ordinal; found by arithmetic (`runs`)
+    block    64 records side by side, squeezed; found by ordinal
+    segment  sorted hashes of ids, each with its ordinal; found by arithmetic (`segments`)
 
-A compaction closes a generation: blocks and one run, entered in the transaction that moves the
+A compaction closes a generation: blocks and one segment, entered in the transaction that moves the
 checkpoint, before the rows they come from are deleted. Blocks go when their sagas are past
 retention; what stays of an id for ever are 16 bytes, and two in memory.
 
@@ -19,19 +19,20 @@ from apsw import Cursor
 from shard.codec import (
     Unreadable,
     pack_block,
-    pack_run,
+    pack_segment,
     seal,
     unpack_block,
     unpack_record,
-    unpack_run,
+    unpack_segment,
     unseal,
 )
 from shard.records import Record, card_of_record
-from shard.runs import (
+from shard.sagas import Card, Tombstone
+from shard.segments import (
     ENTRY_BYTES,
     HASH_BYTES,
     Prints,
-    Run,
+    Segment,
     cut,
     find_in,
     hash_of,
@@ -39,7 +40,6 @@ from shard.runs import (
     part_bits,
     top_of,
 )
-from shard.sagas import Card, Tombstone
 from shard.store import JournalFailed, Store
 
 T = TypeVar("T")
@@ -72,36 +72,38 @@ class Generations:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.forgotten = 0  # ordinals below are past retention
-        self.runs: list[tuple[Run, Prints]] = []
-        self.dead: list[Run] = []  # half made, or merged into another: their parts can go
+        self.segments: list[tuple[Segment, Prints]] = []
+        self.dead: list[Segment] = []  # half made, or merged into another: their parts can go
+        self._last_id = 0
         self._base = 0  # ordinals below stand in blocks
         self._blocks_from = 0  # of the oldest block; 0 also where that is not known yet
         self._recent: dict[str, Card] = {}
         self._in_order: list[Card] = []
 
     def restore(self, base: int, forgotten: int) -> None:
-        """Read what the checkpoint has: the runs' descriptions and prints; forget all else.
+        """Read what the checkpoint has: the segments' descriptions and prints; forget all else.
 
         Args:
             base: sagas that had ended by the checkpoint.
             forgotten: of these, how many are past retention.
         """
-        self.runs, self.dead = [], []
+        self.segments, self.dead, self._last_id = [], [], 0
         self._recent, self._in_order = {}, []
         self._base, self._blocks_from, self.forgotten = base, 0, forgotten
-        for head, prints in self._store.rows("SELECT head, prints FROM run ORDER BY id"):
-            run = self._sound(unpack_run, head)
-            if run.live:
-                self.runs.append((run, Prints.unpack(self._sound(unseal, prints))))
+        for head, prints in self._store.rows("SELECT head, prints FROM segment ORDER BY id"):
+            segment = self._sound(unpack_segment, head)
+            self._last_id = segment.id
+            if segment.live:
+                self.segments.append((segment, Prints.unpack(self._sound(unseal, prints))))
             else:
-                self.dead.append(run)
+                self.dead.append(segment)
 
     # -- the port of the decisions --------------------------------------------------------------
 
     def find(self, saga_id: str) -> Card | Tombstone | None:
         """Give a finished saga's card; a tombstone once it is past retention."""
         card = self._recent.get(saga_id)
-        if card is not None or not self.runs:
+        if card is not None or not self.segments:
             return card
         ordinal = self._ordinal(saga_id)
         if ordinal is None:
@@ -131,7 +133,7 @@ class Generations:
 
     def record(self, saga_id: str) -> Record | None:
         """Give the record of a finished saga; None where its generation is still open."""
-        if saga_id in self._recent or not self.runs:
+        if saga_id in self._recent or not self.segments:
             return None
         ordinal = self._ordinal(saga_id)
         return None if ordinal is None or ordinal < self.forgotten else self._record(ordinal)
@@ -160,22 +162,23 @@ class Generations:
         """How many finished sagas stand in blocks, or stood there."""
         return self._base
 
-    def next_run(self) -> int:
-        """Give the id of the next run."""
-        return max((run.id for run in (*(r for r, _ in self.runs), *self.dead)), default=0) + 1
+    def next_segment(self) -> int:
+        """Give an id that no segment has had since the start, nor any that is still there."""
+        self._last_id += 1
+        return self._last_id
 
-    def write_run(self, cursor: Cursor, entries: list[bytes]) -> tuple[Run, Prints]:
-        """Write a run of level 0; `entries` are sorted, of sagas that stand in blocks."""
+    def write_segment(self, cursor: Cursor, entries: list[bytes]) -> tuple[Segment, Prints]:
+        """Write a segment of level 0; `entries` are sorted, of sagas that stand in blocks."""
         size, bits = len(entries), part_bits(len(entries))
         high = max(int.from_bytes(entry[HASH_BYTES:], "big") for entry in entries)
-        run = Run(self.next_run(), 0, bits, ENTRY_BYTES, size, high, True)
+        segment = Segment(self.next_segment(), 0, bits, ENTRY_BYTES, size, high, True)
         prints = Prints.empty(size)
         buckets = 1 << (prints.bits - bits)
         for part, found in enumerate(cut(entries, 0, 1 << bits, bits)):
             prints.grow(found, part * buckets, buckets)
-            write_part(cursor, run.part_keys()[part], found)
-        write_head(cursor, run, prints)
-        return run, prints
+            write_part(cursor, segment.part_keys()[part], found)
+        write_head(cursor, segment, prints)
+        return segment, prints
 
     def part(self, key: int) -> bytes:
         """Give a part's entries."""
@@ -220,12 +223,12 @@ class Generations:
     # -- reading --------------------------------------------------------------------------------
 
     def _ordinal(self, saga_id: str) -> int | None:
-        """Give the ordinal of a saga that stands in a run; 0 where the run has none any more."""
+        """Give the ordinal of a saga that stands in a segment; 0 where that has none any more."""
         hashed = hash_of(saga_id)
         top, mark = top_of(hashed), mark_of(hashed)
-        for run, prints in self.runs:
+        for segment, prints in self.segments:
             if prints.may_hold(top, mark):
-                entry = find_in(self.part(run.part_of(top)), run.width, hashed)
+                entry = find_in(self.part(segment.part_of(top)), segment.width, hashed)
                 if entry is not None:
                     return int.from_bytes(entry[HASH_BYTES:], "big")
         return None
@@ -260,11 +263,14 @@ class Generations:
 
 
 def write_part(cursor: Cursor, key: int, entries: Sequence[bytes]) -> None:
-    """Write a part of a run."""
+    """Write a part of a segment."""
     cursor.execute("INSERT INTO part VALUES(?, ?)", (key, seal(b"".join(entries))))
 
 
-def write_head(cursor: Cursor, run: Run, prints: Prints) -> None:
-    """Write what is known of a run, in place of what was."""
-    packed = seal(prints.pack()) if run.live else b""
-    cursor.execute("INSERT OR REPLACE INTO run VALUES(?, ?, ?)", (run.id, pack_run(run), packed))
+def write_head(cursor: Cursor, segment: Segment, prints: Prints) -> None:
+    """Write what is known of a segment, in place of what was."""
+    packed = seal(prints.pack()) if segment.live else b""
+    cursor.execute(
+        "INSERT OR REPLACE INTO segment VALUES(?, ?, ?)",
+        (segment.id, pack_segment(segment), packed),
+    )

@@ -17,7 +17,7 @@ from sagacity.errors import Malformed
 from shard.entries import FORMAT
 
 APPLICATION_ID = 0x53414741  # "SAGA", in the file's header
-CHECKPOINT_PAGES = 1_000  # of 4 KiB in the WAL, then they are copied into the file
+WAL_PAGES_MAX = 1_000  # of 4 KiB in the WAL, then they are copied into the file
 
 SCHEMA = """
 CREATE TABLE identity(cluster_id TEXT NOT NULL, shard INTEGER NOT NULL) STRICT;
@@ -29,7 +29,7 @@ CREATE TABLE kept(number INTEGER PRIMARY KEY, record BLOB NOT NULL) STRICT;
 CREATE TABLE block(
     first INTEGER PRIMARY KEY, ended_ms INTEGER NOT NULL, records BLOB NOT NULL
 ) STRICT;
-CREATE TABLE run(id INTEGER PRIMARY KEY, head BLOB NOT NULL, prints BLOB NOT NULL) STRICT;
+CREATE TABLE segment(id INTEGER PRIMARY KEY, head BLOB NOT NULL, prints BLOB NOT NULL) STRICT;
 CREATE TABLE part(key INTEGER PRIMARY KEY, entries BLOB NOT NULL) STRICT;
 """
 
@@ -143,7 +143,7 @@ class Store:
         Raises:
             JournalFailed: a sync failed.
         """
-        if self._wal_pages <= CHECKPOINT_PAGES:
+        if self._wal_pages <= WAL_PAGES_MAX:
             return
         try:
             self.db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)

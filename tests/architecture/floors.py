@@ -48,9 +48,9 @@ FLOORS: Final = (
             ),
             *_of(
                 "shard",
-                "history outcomes phases pools records replies requests retention retries runs sagas",
+                "history outcomes phases pools records replies requests retention retries sagas",
             ),
-            *_of("shard", "state tally"),
+            *_of("shard", "segments state tally"),
         ),
     ),
     Floor(

@@ -12,7 +12,7 @@ from shard.journal import SqliteJournal
 
 
 def main() -> None:
-    store_room.CHECKPOINT_PAGES = 64  # so that some kills meet a checkpoint
+    store_room.WAL_PAGES_MAX = 64  # so that some kills meet a checkpoint
     journal = SqliteJournal(Path(sys.argv[1]), sys.argv[2], 0)
     for _ in journal.replay():
         pass

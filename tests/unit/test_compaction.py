@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sagacity import wire
 from sagacity.saga import Retry
 from sagacity.wire import DECLINED, FAILED, OK
-from shard import runs
+from shard import segments
 from shard.journal import JournalFailed
 from shard.sagas import Card, Tombstone
 from shard.store import JournalRefused
@@ -77,7 +77,7 @@ def test_a_finished_id_never_runs_again_once_its_rows_are_gone(world: DiskWorld)
 
 
 def test_the_file_stays_bounded_while_sagas_end(world: DiskWorld) -> None:
-    """D13: rows go with the checkpoint; what stays of a thousand sagas are blocks and runs."""
+    """D13: rows go with the checkpoint; what stays of a thousand sagas are blocks and segments."""
     highest = 0
     for at in range(150):
         finish(world, f"s{at}")
@@ -86,20 +86,20 @@ def test_the_file_stays_bounded_while_sagas_end(world: DiskWorld) -> None:
     assert highest <= 20
     assert rows(world, "kept") <= 1  # the one that ran when the checkpoint moved
     assert world.generations.base >= 140
-    assert len(world.generations.runs) < 2 * runs.RUNS_PER_LEVEL
-    assert rows(world, "run") == len(world.generations.runs)
+    assert len(world.generations.segments) < 2 * segments.SEGMENTS_PER_LEVEL
+    assert rows(world, "segment") == len(world.generations.segments)
     assert_alike(world)
 
 
-def test_runs_are_merged_level_by_level_and_every_id_is_still_found(world: DiskWorld) -> None:
-    """The cost of a new id does not grow with finished sagas: there are few runs at any time."""
+def test_segments_are_merged_level_by_level_and_every_id_is_still_found(world: DiskWorld) -> None:
+    """The cost of a new id does not grow with finished sagas: there are few segments."""
     for at in range(300):
         finish(world, f"s{at}")
         world.settle()
-    levels = {run.level for run, _ in world.generations.runs}
+    levels = {segment.level for segment, _ in world.generations.segments}
     assert max(levels) >= 1
     keys = world.disk.store.rows("SELECT key FROM part ORDER BY key")
-    wanted = sorted(key for run, _ in world.generations.runs for key in run.part_keys())
+    wanted = sorted(key for segment, _ in world.generations.segments for key in segment.part_keys())
     assert [key for (key,) in keys] == wanted
     world.restart()
     for at in range(300):
@@ -159,9 +159,9 @@ def test_sagas_behind_a_stopped_pool_are_kept_and_go_on_after_a_restart(world: D
 
 
 def test_what_an_interrupted_merge_left_is_swept_at_the_next_start(world: DiskWorld) -> None:
-    """A crash between two slices leaves parts that no run speaks of: they go, the ids stay."""
+    """A crash between two slices leaves parts that no segment speaks of: they go, the ids stay."""
     at = 0
-    while rows(world, "run") == len(world.generations.runs):
+    while rows(world, "segment") == len(world.generations.segments):
         finish(world, f"s{at}")
         at += 1
     world.slices = 0
@@ -172,7 +172,7 @@ def test_what_an_interrupted_merge_left_is_swept_at_the_next_start(world: DiskWo
         assert isinstance(found, Card)
     world.settle()
     assert not world.generations.dead
-    assert rows(world, "run") == len(world.generations.runs)
+    assert rows(world, "segment") == len(world.generations.segments)
     assert_alike(world)
 
 
@@ -190,7 +190,9 @@ def test_sagas_past_retention_leave_a_tombstone_of_sixteen_bytes(world: DiskWorl
     world.engine.state.forgotten = world.replica.forgotten = ordinal
     world.settle()
     assert rows(world, "block") < 60 - len(numbers)
-    assert {run.width for run, _ in world.generations.runs if run.high < ordinal} == {16}
+    assert {
+        segment.width for segment, _ in world.generations.segments if segment.high < ordinal
+    } == {16}
     assert isinstance(world.generations.find("s0"), Tombstone)
     assert isinstance(world.generations.find("s59"), Card)
     for kind in (wire.START, wire.SHOW):
@@ -201,7 +203,7 @@ def test_sagas_past_retention_leave_a_tombstone_of_sixteen_bytes(world: DiskWorl
     assert world.generations.page(0, 60, 100)[0].saga_id != "s0"
 
 
-@pytest.mark.parametrize("table", ["block", "part", "run", "kept"])
+@pytest.mark.parametrize("table", ["block", "part", "segment", "kept"])
 def test_a_flipped_bit_in_what_was_taken_out_of_the_rows_is_noticed(
     world: DiskWorld, table: str
 ) -> None:
@@ -211,7 +213,7 @@ def test_a_flipped_bit_in_what_was_taken_out_of_the_rows_is_noticed(
     for at in range(8):
         finish(world, f"t{at}")
     world.settle()
-    column = {"block": "records", "part": "entries", "run": "prints", "kept": "record"}[table]
+    column = {"block": "records", "part": "entries", "segment": "prints", "kept": "record"}[table]
     packed = world.disk.store.rows(f"SELECT {column} FROM {table} LIMIT 1")[0][0]
     flipped = bytearray(packed)
     flipped[len(flipped) // 2] ^= 4

@@ -384,7 +384,7 @@ def test_a_commit_that_fails_says_so_and_loses_nothing_acknowledged(
     once: bool,
 ) -> None:
     """D6, D9: at every write and sync, those of checkpoints too. The failed one may be there."""
-    monkeypatch.setattr(store_room, "CHECKPOINT_PAGES", 8)
+    monkeypatch.setattr(store_room, "WAL_PAGES_MAX", 8)
     failed = acknowledged_most = 0
     with disk_that_fails() as disk:
         for before in range(1000):
@@ -411,7 +411,7 @@ def test_a_long_wal_is_copied_into_the_file_and_nothing_is_lost(
 ) -> None:
     """Else it would grow for ever, and with it the time that a start takes. It is not truncated:
     a commit into room that is there already needs no new length on disk."""
-    monkeypatch.setattr(store_room, "CHECKPOINT_PAGES", 20)
+    monkeypatch.setattr(store_room, "WAL_PAGES_MAX", 20)
     path = tmp_path / "journal.db"
     journal = open_at(path)
     longest = checkpoints = before = 0

@@ -1,13 +1,13 @@
-"""Runs: which ids were used, as sorted runs of hashes. Pure; knows bytes, no file.
+"""Segments: which ids were used, as sorted segments of hashes. Pure; knows bytes, no file.
 
 An entry is the 16-byte hash of a saga's id, followed by 4 bytes of its *ordinal*, its place in the
-order in which sagas ended. A run is sorted and cut into parts by the first bits of the hash, so
-that the one part that can hold an id is found by arithmetic. A run whose sagas are all past
+order in which sagas ended. A segment is sorted and cut into parts by the first bits of the hash, so
+that the one part that can hold an id is found by arithmetic. A segment whose sagas are all past
 retention has no ordinals any more: 16 bytes an id, for ever.
 
-Two bytes more of each entry stand in memory as the run's *prints*. They err only towards yes: once
-in some five thousand times a part is read in vain. An ordinary filter of bits takes 1.3 us an id to
-build in Python, where slices of bytes make these in 0.15.
+Two bytes more of each entry stand in memory as the segment's *prints*. They err only towards yes:
+once in some five thousand times a part is read in vain. An ordinary filter of bits takes 1.3 us an
+id to build in Python, where slices of bytes make these in 0.15.
 """
 
 from array import array
@@ -23,9 +23,9 @@ ENTRY_BYTES = HASH_BYTES + ORDINAL_BYTES
 ORDINALS_MAX = 1 << (8 * ORDINAL_BYTES)
 PART_ENTRIES = 400  # about 8 KB a part
 BUCKET_ENTRIES = 12  # prints that are looked through for one id
-RUNS_PER_LEVEL = 8  # so many of one size are merged into one of the next
+SEGMENTS_PER_LEVEL = 8  # so many of one size are merged into one of the next
 
-_TOP_BITS = 32  # of a hash, which say where it stands in a run
+_TOP_BITS = 32  # of a hash, which say where it stands in a segment
 _MARK_AT, _MARK_BYTES = 14, 2
 
 
@@ -40,7 +40,7 @@ def entry_of(saga_id: str, ordinal: int) -> bytes:
 
 
 class Prints:
-    """Two bytes of each entry of a run, in its order, in buckets by the first bits.
+    """Two bytes of each entry of a segment, in its order, in buckets by the first bits.
 
     Args:
         bits: that choose the bucket.
@@ -55,7 +55,7 @@ class Prints:
 
     @classmethod
     def empty(cls, size: int) -> "Prints":
-        """Give the prints of a run that will have `size` entries; `grow` them part by part."""
+        """Give the prints of a segment that will have `size` entries; `grow` them part by part."""
         return cls((size // BUCKET_ENTRIES).bit_length(), array("I", [0]), bytearray())
 
     def grow(self, entries: Sequence[bytes], first_bucket: int, buckets: int) -> None:
@@ -77,7 +77,7 @@ class Prints:
         return self.offsets[-1]
 
     def may_hold(self, top: int, mark: bytes) -> bool:
-        """Say whether the run may hold an id: never no if it does.
+        """Say whether the segment may hold an id: never no if it does.
 
         Args:
             top: the first 32 bits of its hash.
@@ -106,11 +106,11 @@ class Prints:
         return cls(bits, offsets, bytearray(packed[end:]))
 
 
-class Run(Struct, frozen=True):
-    """A run's description; the prints stand beside it.
+class Segment(Struct, frozen=True):
+    """A segment's description; the prints stand beside it.
 
     Args:
-        id: grows with each run.
+        id: grows with each segment.
         level: 0 for one that a compaction made, else one above those that were merged into it.
         bits: of the hash, that choose the part.
         width: bytes of an entry: ENTRY_BYTES, or HASH_BYTES where no ordinal is left.
@@ -147,7 +147,7 @@ def mark_of(hashed: bytes) -> bytes:
 
 
 def part_bits(size: int) -> int:
-    """Give how many bits cut a run of `size` entries into parts of about PART_ENTRIES."""
+    """Give how many bits cut a segment of `size` entries into parts of about PART_ENTRIES."""
     return (size // PART_ENTRIES).bit_length()
 
 
@@ -180,40 +180,40 @@ def _bound(part: int, bits: int) -> bytes:
     return (part << (_TOP_BITS - bits)).to_bytes(4, "big")
 
 
-def due(runs: Sequence[Run], forgotten: int) -> list[Run]:
-    """Give the runs that are to become one now: a full level, or one that is past retention.
+def due(segments: Sequence[Segment], forgotten: int) -> list[Segment]:
+    """Give the segments that are to become one now: a full level, or one that is past retention.
 
     Args:
-        runs: the live ones.
+        segments: the live ones.
         forgotten: ordinals below are past retention.
     """
-    for level in sorted({run.level for run in runs}):
-        alike = [run for run in runs if run.level == level]
-        if len(alike) >= RUNS_PER_LEVEL:
-            return alike[:RUNS_PER_LEVEL]
-    for run in runs:
-        if run.width == ENTRY_BYTES and run.high < forgotten:
-            return [run]
+    for level in sorted({segment.level for segment in segments}):
+        alike = [segment for segment in segments if segment.level == level]
+        if len(alike) >= SEGMENTS_PER_LEVEL:
+            return alike[:SEGMENTS_PER_LEVEL]
+    for segment in segments:
+        if segment.width == ENTRY_BYTES and segment.high < forgotten:
+            return [segment]
     return []
 
 
 def unit_bits(size: int) -> int:
-    """Give how many bits cut the merging of a run of `size` entries into pieces of work."""
+    """Give how many bits cut the merging of a segment of `size` entries into pieces of work."""
     return max(0, part_bits(size) - 3)
 
 
 def entries_of_unit(
-    run: Run, unit: int, bits: int, read_part: Callable[[int], bytes]
+    segment: Segment, unit: int, bits: int, read_part: Callable[[int], bytes]
 ) -> list[bytes]:
-    """Give a run's entries whose hashes begin with the `bits` bits of `unit`."""
-    keys = run.part_keys()
-    if run.bits >= bits:
-        finer = run.bits - bits
+    """Give a segment's entries whose hashes begin with the `bits` bits of `unit`."""
+    keys = segment.part_keys()
+    if segment.bits >= bits:
+        finer = segment.bits - bits
         found: list[bytes] = []
         for part in range(unit << finer, (unit + 1) << finer):
-            found += entries_in(read_part(keys[part]), run.width)
+            found += entries_in(read_part(keys[part]), segment.width)
         return found
-    entries = entries_in(read_part(keys[unit >> (bits - run.bits)]), run.width)
+    entries = entries_in(read_part(keys[unit >> (bits - segment.bits)]), segment.width)
     begin = bisect_left(entries, _bound(unit, bits))
     end = len(entries)
     if unit + 1 < 1 << bits:
