@@ -103,6 +103,7 @@ class ShardConfig(Struct, frozen=True, kw_only=True):
         retry_burst: retries that a service may save up.
         retry_per_second: retries that a service gets in any case.
         retention_ms: how long a finished saga's answer and history are kept; 24 hours at least.
+        tail_bytes: of journal rows since the checkpoint; then they are taken apart.
     """
 
     inflight_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 4_096
@@ -110,6 +111,7 @@ class ShardConfig(Struct, frozen=True, kw_only=True):
     retry_burst: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
     retry_per_second: Annotated[int, Meta(ge=1, le=1_000_000)] = 10
     retention_ms: Annotated[int, Meta(ge=86_400_000, le=315_360_000_000)] = 604_800_000
+    tail_bytes: Annotated[int, Meta(ge=4_096, le=1 << 30)] = 2_097_152
 
 
 class RouterConfig(Struct, frozen=True, kw_only=True):

@@ -39,7 +39,6 @@ from shard.segments import (
 )
 from shard.state import Checkpoint, Counts
 
-TAIL_BYTES: Final = 2 << 20  # of rows since the checkpoint; then a compaction begins
 SLICE_BYTES: Final = 128 << 10  # of rows taken apart in one turn, about 1.5 ms
 SWEEP_BYTES: Final = 512 << 10  # of rows deleted in one transaction
 SWEEP_PARTS: Final = 64
@@ -61,7 +60,7 @@ class Compaction:
         journal: SqliteJournal,
         generations: Generations,
         counts: Callable[[], Counts],
-        tail_bytes: int = TAIL_BYTES,
+        tail_bytes: int,
     ) -> None:
         self._journal = journal
         self._store = journal.store

@@ -203,7 +203,7 @@ class Shard:
             self._engine.services(),
             child.wakeup_fd,
         )
-        upkeep = Compaction(self._journal, generations, self._engine.state.counts)
+        upkeep = Compaction(self._journal, generations, self._engine.state.counts, shard.tail_bytes)
         self._loop = Loop(
             self._engine, self._journal, self._links, clock, cluster.cluster_id, tally, upkeep
         )
