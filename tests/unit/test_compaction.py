@@ -1,24 +1,34 @@
 """Compaction and generations: a file that forgets its rows says what one says that keeps them."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import apsw
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Struct
 
 from sagacity import wire
 from sagacity.saga import Retry
 from sagacity.wire import DECLINED, FAILED, OK
+from services.checkout import checkout
 from shard import segments
-from shard.journal import JournalFailed
-from shard.sagas import Card, Tombstone
+from shard.compaction import Compaction
+from shard.generations import Generations
+from shard.journal import JournalFailed, SqliteJournal
+from shard.sagas import Card, Definition, Tombstone
+from shard.state import State
 from shard.store import JournalRefused
-from tests.unit.disk_world import DiskWorld, assert_alike
+from tests.unit.disk_world import TAIL_BYTES, DiskWorld, assert_alike
+from tests.unit.failing_disk import disk_that_fails
+from tests.unit.journal_world import abandon, open_at, wal_of
 from tests.unit.schedule import Schedule
-from tests.unit.world import Rules, bodies, order, replies
+from tests.unit.world import Rules, bodies, order, replies, snapshot
 
+DEFINITIONS = {"checkout": Definition(checkout, Retry())}
 schedules = st.binary(max_size=60) | st.binary(min_size=150, max_size=300)
 
 
@@ -238,3 +248,103 @@ def test_a_checkpoint_that_was_changed_is_refused(world: DiskWorld) -> None:
     world.disk.store.db.execute("UPDATE checkpoint SET counts = zeroblob(length(counts))")
     with pytest.raises(JournalRefused, match="checkpoint"):
         world.restart()
+
+
+# -- crashes --------------------------------------------------------------------------------------
+
+
+class _Kept(Struct):
+    """What was opened of a shard's file."""
+
+    journal: SqliteJournal
+    generations: Generations
+    compaction: Compaction
+    state: State
+
+
+def opened(path: Path, vfs: str | None = None) -> _Kept:
+    """Recover from a file as a shard does, and write nothing."""
+    journal = open_at(path, vfs=vfs)
+    generations = Generations(journal.store)
+    state = State(DEFINITIONS, generations)
+    checkpoint = journal.checkpoint()
+    if checkpoint is not None:
+        state.restore(journal.kept(), checkpoint.counts)
+    for seq, batch in journal.replay():
+        for entry in batch.entries:
+            state.apply(entry, seq)
+    upkeep = Compaction(journal, generations, state.counts, TAIL_BYTES)
+    return _Kept(journal, generations, upkeep, state)
+
+
+def due_for_everything(path: Path) -> State:
+    """Make a file whose next upkeep is a compaction, a sweep and a merge; give what it says."""
+    world = DiskWorld(path)
+    world.step(*world.came("inventory", "payment", "shipping"))
+    at = 0
+    while len(world.generations.segments) < segments.SEGMENTS_PER_LEVEL - 1:
+        finish(world, f"s{at}")
+        world.settle()
+        at += 1
+    world.slices = 0
+    world.step(world.start("running"))
+    while world.disk.tail_bytes < 2 * TAIL_BYTES:
+        finish(world, f"s{at}")
+        at += 1
+    abandon(world.disk)
+    return world.replica
+
+
+@pytest.mark.parametrize("operation", ["xWrite", "xSync"])
+def test_a_compaction_or_merge_that_dies_at_any_write_loses_and_doubles_nothing(
+    tmp_path: Path, operation: str
+) -> None:
+    """D9, D10: at each write and sync; the next start goes on, and dies at the same one again."""
+    replica = due_for_everything(tmp_path / "journal.db")
+    with disk_that_fails() as disk:
+        at, died = 0, True
+        while died:
+            path = tmp_path / f"{operation}-{at}" / "journal.db"
+            path.parent.mkdir()
+            for file in (tmp_path / "journal.db", wal_of(tmp_path / "journal.db")):
+                shutil.copyfile(file, path.parent / file.name)
+            for _ in range(2):
+                disk.begin_again(apsw.IOError, (operation, at), once=False)
+                died = dies(path, disk.name)
+            assert_says(path, replica)
+            shutil.rmtree(path.parent)
+            at += 1
+    assert at > 8  # the set-up is no empty one
+
+
+def dies(path: Path, vfs: str) -> bool:
+    """Do all upkeep; say whether it met an error."""
+    try:
+        kept = opened(path, vfs)
+    except JournalRefused:
+        return True
+    try:
+        while kept.compaction.turn():
+            pass
+    except JournalFailed:
+        return True
+    finally:
+        abandon(kept.journal)
+    return False
+
+
+def assert_says(path: Path, replica: State) -> None:
+    """Compare a file with what it must say, before and after the upkeep that is left."""
+    kept = opened(path)
+    for _ in range(2):
+        assert snapshot(kept.state) == snapshot(replica)
+        for card in replica.finished.page(0, len(replica.finished), 1_000):
+            assert isinstance(kept.generations.find(card.saga_id), Card)
+        assert kept.generations.find("running") is None
+        while kept.compaction.turn():
+            pass
+    live = [each for each, _ in kept.generations.segments]
+    assert {each.level for each in live} == {1}
+    for table, wanted in (("segment", len(live)), ("part", sum(1 << s.bits for s in live))):
+        assert kept.journal.store.rows(f"SELECT count(*) FROM {table}") == [(wanted,)]
+    kept.journal.close()

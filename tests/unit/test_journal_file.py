@@ -19,6 +19,7 @@ from shard import store as store_room
 from shard.codec import link
 from shard.entries import FORMAT, Batch
 from shard.journal import JournalFailed, JournalRefused, SqliteJournal
+from tests.unit.failing_disk import FailingDisk, disk_that_fails
 from tests.unit.journal_world import CLUSTER, abandon, entries_of, filled, open_at, replayed, wal_of
 
 WAL_HEADER = 32
@@ -292,69 +293,10 @@ def test_a_wal_without_its_file_is_refused(tmp_path: Path, left: bytes | None) -
 # -- errors and crashes ---------------------------------------------------------------------------
 
 
-class _Disk(apsw.VFS):
-    """The real disk, but for one operation that fails: once, or from then on."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.fails: tuple[str, int] | None = None  # operation, how many of it go well before
-        self.error: type[apsw.Error] = apsw.IOError
-        self.once = False
-        self._counts: dict[str, int] = {}
-        super().__init__(name, base="")
-
-    def begin_again(self, error: type[apsw.Error], fails: tuple[str, int], *, once: bool) -> None:
-        """Count from zero."""
-        self.error, self.fails, self.once = error, fails, once
-        self._counts.clear()
-
-    def count(self, operation: str) -> int:
-        """Give how many of an operation there were."""
-        return self._counts.get(operation, 0)
-
-    def do(self, operation: str) -> None:
-        """Count an operation, or fail it."""
-        done = self.count(operation)
-        if self.fails == (operation, done):
-            self._counts[operation] = done + self.once
-            raise self.error(f"{operation} {done} fails")
-        self._counts[operation] = done + 1
-
-    def xOpen(self, name: apsw.URIFilename | str | None, flags: list[int]) -> "_File":  # noqa: N802 - apsw's name
-        return _File(self, name, flags)
-
-
-class _File(apsw.VFSFile):
-    def __init__(self, disk: _Disk, name: apsw.URIFilename | str | None, flags: list[int]) -> None:
-        self._disk = disk
-        super().__init__("", name, flags)
-
-    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 - apsw's name
-        self._disk.do("xWrite")
-        super().xWrite(data, offset)
-
-    def xSync(self, flags: int) -> None:  # noqa: N802 - apsw's name
-        self._disk.do("xSync")
-        super().xSync(flags)
-
-    def xTruncate(self, size: int) -> None:  # noqa: N802 - apsw's name
-        self._disk.do("xTruncate")
-        super().xTruncate(size)
-
-
-@contextmanager
-def disk_that_fails() -> Iterator[_Disk]:
-    disk = _Disk("journal-test-disk")
-    try:
-        yield disk
-    finally:
-        disk.unregister()
-
-
 COMMITS = 6
 
 
-def run_until_it_fails(path: Path, disk: _Disk) -> tuple[int, bool]:
+def run_until_it_fails(path: Path, disk: FailingDisk) -> tuple[int, bool]:
     """Open and commit on a disk.
 
     Returns:

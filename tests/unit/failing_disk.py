@@ -1,0 +1,70 @@
+"""A disk on which one operation fails, the n-th of its kind: a VFS of apsw over the real one.
+
+What was written before is there: so a process dies at that very operation, and its files stay.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import apsw
+
+
+class FailingDisk(apsw.VFS):
+    """The real disk, but for one operation that fails: once, or from then on."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.fails: tuple[str, int] | None = None  # operation, how many of it go well before
+        self.error: type[apsw.Error] = apsw.IOError
+        self.once = False
+        self._counts: dict[str, int] = {}
+        super().__init__(name, base="")
+
+    def begin_again(self, error: type[apsw.Error], fails: tuple[str, int], *, once: bool) -> None:
+        """Count from zero."""
+        self.error, self.fails, self.once = error, fails, once
+        self._counts.clear()
+
+    def count(self, operation: str) -> int:
+        """Give how many of an operation there were."""
+        return self._counts.get(operation, 0)
+
+    def do(self, operation: str) -> None:
+        """Count an operation, or fail it."""
+        done = self.count(operation)
+        if self.fails == (operation, done):
+            self._counts[operation] = done + self.once
+            raise self.error(f"{operation} {done} fails")
+        self._counts[operation] = done + 1
+
+    def xOpen(self, name: apsw.URIFilename | str | None, flags: list[int]) -> "_File":  # noqa: N802 - apsw's name
+        return _File(self, name, flags)
+
+
+class _File(apsw.VFSFile):
+    def __init__(
+        self, disk: FailingDisk, name: apsw.URIFilename | str | None, flags: list[int]
+    ) -> None:
+        self._disk = disk
+        super().__init__("", name, flags)
+
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 - apsw's name
+        self._disk.do("xWrite")
+        super().xWrite(data, offset)
+
+    def xSync(self, flags: int) -> None:  # noqa: N802 - apsw's name
+        self._disk.do("xSync")
+        super().xSync(flags)
+
+    def xTruncate(self, size: int) -> None:  # noqa: N802 - apsw's name
+        self._disk.do("xTruncate")
+        super().xTruncate(size)
+
+
+@contextmanager
+def disk_that_fails() -> Iterator[FailingDisk]:
+    disk = FailingDisk("journal-test-disk")
+    try:
+        yield disk
+    finally:
+        disk.unregister()
