@@ -29,6 +29,7 @@ from sagacity.wire import (
     BooksPage,
     Command,
     Commands,
+    Forgot,
     Hello,
     Report,
     Witness,
@@ -61,6 +62,7 @@ class TwinShard:
         self.answers: list[Answer] = []
         self.answer_frames = 0
         self.pages: list[BooksPage] = []
+        self.forgot: list[Forgot] = []
 
     def receive(self) -> None:
         """Take what came, waiting a moment for it."""
@@ -74,6 +76,8 @@ class TwinShard:
             elif isinstance(said, Answers):
                 self.answer_frames += 1
                 self.answers += said.items
+            elif isinstance(said, Forgot):
+                self.forgot.append(said)
             else:
                 self.pages.append(said)
 
