@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from sagacity.errors import Malformed, broken, check
 from sagacity.ids import ACTION, COMPENSATION, count_of
+from sagacity.ranges import Range, Ranges, are_normal
 from sagacity.slots import SLOTS
 from sagacity.wire import DECLINED, OK, Answer
 from shard import phases
@@ -20,6 +21,8 @@ from shard.entries import (
     AttemptEnded,
     Entry,
     Finished,
+    ForgetTaken,
+    Forgotten,
     Opened,
     RetryAsked,
     Started,
@@ -126,6 +129,11 @@ class State:
         self.stuck = 0  # sagas
         self.forgotten = 0  # finished sagas that are past retention
         self.at_risk = 0  # minor units that may be charged in sagas that are turning back
+        self.forget_number = 0  # highest given to a list
+        self.forget_lists: dict[int, list[Range]] = {}  # those that some service has not taken
+        self.forget_takers: dict[int, list[str]] = {}  # of these: who has
+        self.forgotten_ordinal = 0  # finished sagas below it are forgotten
+        self._services = frozenset(name for d in definitions.values() for name in d.services)
         self._folds: dict[type, Callable[[Any, int], object]] = {
             Opened: self.opened,
             Started: self.started,
@@ -134,6 +142,8 @@ class State:
             TurnedBack: self.turned_back,
             RetryAsked: self.retry_asked,
             Finished: self.finish,
+            Forgotten: self.forgotten,
+            ForgetTaken: self.forget_taken,
         }
 
     def apply(self, entry: Entry, seq: int) -> None:
@@ -174,6 +184,8 @@ class State:
         """The shard was taken over."""
         check(entry.epoch > self.epoch, "an epoch fell", was=self.epoch, got=entry.epoch, seq=seq)
         self.epoch = entry.epoch
+        for number in list(self.forget_lists):  # a service that is no more takes none
+            self._drop_if_taken(number)
 
     def started(self, entry: Started, seq: int) -> Live:
         """A saga was accepted."""
@@ -290,6 +302,41 @@ class State:
         del self.live[entry.number]
         del self.by_id[saga.saga_id]
         self.finished.add(card_of(saga, entry.phase, entry.answer))
+
+    def forgotten(self, entry: Forgotten, seq: int) -> None:
+        """Every service is to forget these sagas; a list that names an open one stops the shard."""
+        number, ranges = entry.list_number, entry.ranges
+        if number != self.forget_number + 1 or not are_normal(ranges, 1, self.count):
+            broken("not the next list", number=number, was=self.forget_number, seq=seq)
+        named = Ranges(ranges)
+        for open_number in self.live:
+            count = count_of(open_number)
+            if count <= named.highest and count in named:
+                broken("a list names a saga that is not final", saga=self.live[open_number])
+        self.forget_number = number
+        self.forgotten_ordinal = entry.ordinal
+        if ranges:
+            self.forget_lists[number] = ranges
+            self.forget_takers[number] = []
+            self._drop_if_taken(number)
+
+    def forget_taken(self, entry: ForgetTaken, seq: int) -> None:
+        """A service has forgotten the sagas of a list; after the last one the list is dropped."""
+        takers = self.forget_takers.get(entry.list_number)
+        if takers is None:  # taken by all whom the configuration names now
+            return
+        check(entry.service not in takers, "a list was taken twice", entry=entry, seq=seq)
+        takers.append(entry.service)
+        self._drop_if_taken(entry.list_number)
+
+    def lacks(self, service: str, list_number: int) -> bool:
+        """Say whether a service has yet to take a list."""
+        takers = self.forget_takers.get(list_number)
+        return takers is not None and service not in takers
+
+    def _drop_if_taken(self, list_number: int) -> None:
+        if self._services <= set(self.forget_takers[list_number]):
+            del self.forget_lists[list_number], self.forget_takers[list_number]
 
 
 def _move(saga: Live, fact: int, seq: int) -> None:
