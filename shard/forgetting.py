@@ -43,7 +43,7 @@ class Forgetting:
     @property
     def has_room(self) -> bool:
         """Whether another list may be added: a service that is away for long must not fill us."""
-        return len(self._state.forget_lists) < LISTS_MAX
+        return len(self._state.lists_open) < LISTS_MAX
 
     def add(self, ranges: list[Range], ordinal: int, fx: Effects) -> None:
         """Have sagas forgotten that are final and past retention.
@@ -54,10 +54,10 @@ class Forgetting:
             fx: where the entries go.
         """
         for at in range(0, max(len(ranges), 1), FORGET_RANGES_MAX):
-            number = self._state.forget_number + 1
+            number = self._state.lists + 1
             entry = Forgotten(number, ranges[at : at + FORGET_RANGES_MAX], ordinal)
             fx.entries.append(entry)
-            self._state.forgotten(entry, self._course.seq)
+            self._state.forget(entry, self._course.seq)
         self.due = 0
 
     def came(self, service: str) -> None:
@@ -91,7 +91,7 @@ class Forgetting:
 
     def _send_to(self, pool: Pool, out: dict[int, int], now: Instant, fx: Effects) -> None:
         worker = next((each for each in pool.workers.values() if each.capacity), None)
-        for number, ranges in self._state.forget_lists.items():
+        for number, ranges in self._state.lists_open.items():
             if len(out) >= LISTS_OUT_MAX:
                 return
             if number in out or not self._state.lacks(pool.service, number):

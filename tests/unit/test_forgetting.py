@@ -4,19 +4,21 @@ The conversation itself is transcript 23.
 """
 
 import pytest
+from msgspec import structs
 
 from sagacity import wire
 from sagacity.errors import InvariantBroken
 from sagacity.ids import count_of
 from sagacity.saga import Retry
 from sagacity.wire import FORGET_RANGES_MAX
+from shard.codec import pack_checkpoint, unpack_checkpoint
 from shard.effects import Effects
 from shard.entries import Entry, ForgetTaken, Forgotten, Opened
 from shard.events import ListApplied, WorkerLives
 from shard.finished import FinishedInMemory
 from shard.forgetting import LISTS_MAX, LISTS_OUT_MAX
 from shard.sagas import Definition
-from shard.state import State
+from shard.state import Checkpoint, State
 from tests.unit.loop_rig import DEFINITIONS, Rig
 from tests.unit.toy_sagas import chain
 from tests.unit.world import CLUSTER_ID, Rules, World, bodies, commands
@@ -75,9 +77,9 @@ def test_lists_are_numbered_without_a_gap(number: int) -> None:
     """A number given twice would be answered for the other list."""
     state = State(DEFINITIONS, FinishedInMemory())
     state.count = 9
-    state.forgotten(Forgotten(1, [(1, 1)], 1), 1)
+    state.forget(Forgotten(1, [(1, 1)], 0), 1)
     with pytest.raises(InvariantBroken, match="not the next list"):
-        state.forgotten(Forgotten(number, [(2, 2)], 2), 2)
+        state.forget(Forgotten(number, [(2, 2)], 0), 2)
 
 
 def test_a_refund_that_is_mended_after_eight_days_still_refunds() -> None:
@@ -100,6 +102,39 @@ def test_a_refund_that_is_mended_after_eight_days_still_refunds() -> None:
     world.step(forget=([(2, 2)], 3))  # now it is final
 
 
+def test_more_cannot_be_forgotten_than_has_ended_and_nothing_comes_back() -> None:
+    """The order in which sagas ended is a shard's own; an ordinal that falls is a bug."""
+    world = finished(2)
+    for ordinal in (3, -1):
+        with pytest.raises(InvariantBroken, match="more forgotten than finished"):
+            world.engine.forget([(1, 1)], ordinal, Effects())
+    world.step(forget=([(1, 2)], 2))
+    with pytest.raises(InvariantBroken, match="more forgotten than finished"):
+        world.engine.forget([(1, 1)], 1, Effects())
+    (told,) = bodies(world.step(world.start("s1")))
+    assert told["code"] == 22
+
+
+def test_a_checkpoint_keeps_what_is_not_taken() -> None:
+    """A list whose row is compacted away is repeated all the same, and its number not reused."""
+    world = finished(3)
+    world.step(forget=([(1, 1)], 1))
+    world.step(forget=([(2, 3)], 3))
+    taken(world, 2, *SERVICES)
+    taken(world, 1, "payment")
+    state = world.engine.state
+    kept = unpack_checkpoint(pack_checkpoint(Checkpoint(1, b"", state.counts()))).counts
+    taken(world, 1, "inventory")  # changes nothing of what was kept
+    fresh = State(world.definitions, FinishedInMemory())
+    fresh.restore([], structs.replace(kept, finished=0))  # which the twin keeps elsewhere
+    assert (fresh.lists, fresh.lists_open, fresh.lists_takers, fresh.forgotten) == (
+        2,
+        {1: [(1, 1)]},
+        {1: ["payment"]},
+        3,
+    )
+
+
 # -- until every service has taken it -------------------------------------------------------------
 
 
@@ -108,12 +143,12 @@ def test_a_long_list_becomes_several_in_one_row() -> None:
     world = finished(1)
     world.engine.state.count = world.replica.count = 3 * FORGET_RANGES_MAX
     ranges = [(2 * at, 2 * at) for at in range(1, FORGET_RANGES_MAX + 2)]
-    effects = world.step(forget=(ranges, 7))
+    effects = world.step(forget=(ranges, 1))
     assert effects.entries == [
-        Forgotten(1, ranges[:FORGET_RANGES_MAX], 7),
-        Forgotten(2, ranges[FORGET_RANGES_MAX:], 7),
+        Forgotten(1, ranges[:FORGET_RANGES_MAX], 1),
+        Forgotten(2, ranges[FORGET_RANGES_MAX:], 1),
     ]
-    assert world.engine.state.forgotten_ordinal == 7
+    assert world.engine.state.forgotten == 1
 
 
 def test_a_service_has_few_lists_at_once_and_gets_the_next_when_it_took_one() -> None:
@@ -136,12 +171,12 @@ def test_lists_are_taken_in_any_order_each_for_itself() -> None:
     world.step(forget=([(1, 1)], 1))
     world.step(forget=([(2, 2)], 2))
     taken(world, 2, *SERVICES)
-    assert world.engine.state.forget_lists == {1: [(1, 1)]}
+    assert world.engine.state.lists_open == {1: [(1, 1)]}
     world.restart()
     assert sent(world.step(*world.came(*SERVICES))) == {name.encode(): [1] for name in SERVICES}
     taken(world, 1, *SERVICES)
-    assert world.engine.state.forget_lists == {}
-    assert world.engine.state.forget_takers == {}
+    assert world.engine.state.lists_open == {}
+    assert world.engine.state.lists_takers == {}
 
 
 def test_a_list_is_sent_to_one_worker_of_each_service() -> None:
@@ -161,9 +196,9 @@ def test_a_service_that_is_no_more_holds_no_list_for_ever() -> None:
     other = chain("trip", 2)
     both = {**DEFINITIONS, other.name: Definition(other, Retry())}
     entries: list[Entry] = [
-        Forgotten(1, [(1, 1)], 1),
+        Forgotten(1, [(1, 1)], 0),
         *(ForgetTaken(name, 1) for name in SERVICES),
-        Forgotten(2, [(2, 2)], 2),
+        Forgotten(2, [(2, 2)], 0),
         ForgetTaken("inventory", 2),
     ]
     states = [State(definitions, FinishedInMemory()) for definitions in (both, DEFINITIONS)]
@@ -171,13 +206,13 @@ def test_a_service_that_is_no_more_holds_no_list_for_ever() -> None:
         state.count = 9
         for entry in entries:
             state.apply(entry, 1)
-    assert [sorted(state.forget_lists) for state in states] == [[1, 2], [2]]
+    assert [sorted(state.lists_open) for state in states] == [[1, 2], [2]]
     # What a checkpoint kept of the time before is looked at when the shard is taken over.
     fewer = states[1]
-    fewer.forget_lists, fewer.forget_takers = states[0].forget_lists, states[0].forget_takers
+    fewer.lists_open, fewer.lists_takers = states[0].lists_open, states[0].lists_takers
     fewer.opened(Opened(CLUSTER_ID, 0, 1), 2)
-    assert fewer.forget_lists == {2: [(2, 2)]}
-    assert fewer.forget_takers == {2: ["inventory"]}
+    assert fewer.lists_open == {2: [(2, 2)]}
+    assert fewer.lists_takers == {2: ["inventory"]}
 
 
 def test_retention_waits_while_a_service_is_away_for_long() -> None:

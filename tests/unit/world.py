@@ -161,7 +161,7 @@ class World:
                 self.held.setdefault(peer, []).append(command)
                 self._travels(command.saga_id, command.body)
         for sent in effects.lists:
-            assert self.replica.forget_lists[sent.list_number] == sent.ranges
+            assert self.replica.lists_open[sent.list_number] == sent.ranges
         assert snapshot(self.replica) == snapshot(self.engine.state)
 
     def record(self, dossier: Dossier) -> Record:
@@ -366,7 +366,7 @@ def snapshot(state: State) -> dict[str, Any]:
         ],
         "counts": (state.count, state.number, state.epoch, state.compensating, state.stuck),
         "at_risk": state.at_risk,
-        "forgetting": (state.forget_number, state.forget_lists, state.forget_takers),
-        "forgotten": state.forgotten_ordinal,
+        "forgetting": (state.lists, state.lists_open, state.lists_takers),
+        "forgotten": state.forgotten,
         "orders": list(state.order_counts),
     }
