@@ -63,12 +63,14 @@ class TwinShard:
         self.answer_frames = 0
         self.pages: list[BooksPage] = []
         self.forgot: list[Forgot] = []
+        self.kinds: list[type] = []  # of all that came, in order
 
     def receive(self) -> None:
         """Take what came, waiting a moment for it."""
         self._socket.poll(20)
         for peer, frame in receive_all_from(self._socket, 1000)[0]:
             said = wire.read_to_shard(frame)
+            self.kinds.append(type(said))
             if isinstance(said, Hello):
                 self.hellos.append((peer, said))
             elif isinstance(said, Beat):
