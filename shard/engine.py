@@ -238,7 +238,7 @@ class Engine:
             if known is None:
                 self.tally.absorbed("unknown_worker")
             else:
-                self._forgetting.applied(known, event.list_number, fx)
+                self._forgetting.applied(known, event.shard, event.list_number, fx)
 
     def _went(self, peer: Peer) -> None:
         """A worker is gone: what it had goes to another; such a delivery is no attempt."""

@@ -59,6 +59,7 @@ class ListApplied(Struct, frozen=True):
     """A worker said that a list of forgotten sagas is durable in its service's database."""
 
     worker: Peer
+    shard: int
     list_number: int
 
 

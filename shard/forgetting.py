@@ -65,16 +65,16 @@ class Forgetting:
         self._out[service].clear()
         self.due = 0
 
-    def applied(self, worker: Worker, list_number: int, fx: Effects) -> None:
+    def applied(self, worker: Worker, shard: int, list_number: int, fx: Effects) -> None:
         """A list is durable at a service."""
         service = worker.pool.service
-        self._out[service].pop(list_number, None)
-        if not self._state.lacks(service, list_number):
+        if shard != self._course.shard or not self._state.lacks(service, list_number):
             self._tally.absorbed("list_repeated")
             return
         entry = ForgetTaken(service, list_number)
         fx.entries.append(entry)
         self._state.forget_taken(entry, self._course.seq)
+        self._out[service].pop(list_number, None)
         self.due = 0
 
     def send(self, now: Instant, fx: Effects) -> None:

@@ -162,7 +162,7 @@ class Links:
             # A departure that was told long before its connection was gone is found here.
             self._probes = max(self._probes, 1)
         elif isinstance(said, Forgot):
-            events.append(ListApplied(peer, said.list_number))
+            events.append(ListApplied(peer, said.shard, said.list_number))
         elif isinstance(said, BooksPage):
             asked = self._books.pop(said.token, None)
             if asked is not None:

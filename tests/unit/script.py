@@ -13,7 +13,7 @@ writes the lower parts anew; read the difference before you believe it.
        [body=JSON raw=HEX by=OTHER epoch= step= number= direction= outcome=]
     wait 3s · next (to where the engine does something; workers live) · busy (no timers yet)
     wall +1h · restart · drain
-    forget 1-3 5 [ordinal=4] · taken NAME LIST      counts are forgotten; a worker's service did so
+    forget 1-3 5 [ordinal=4] (counts, at the end of the step) · taken NAME LIST [shard=0]
 
 Marks below the line: `+` an entry, `>` a command, `<` a reply, `#` counted, `!` the shard ends.
 """
@@ -174,7 +174,9 @@ class _Batch:
         elif verb in ("workers", "worker", "beat", "gone"):
             self._worker(verb, plain, int(given.get("capacity", 256)))
         elif verb == "taken":
-            self.events.append(ListApplied(plain[0].encode(), int(plain[1])))
+            self.events.append(
+                ListApplied(plain[0].encode(), int(given.get("shard", 0)), int(plain[1]))
+            )
         elif verb == "forget":
             self.forget = [_range(text) for text in plain], int(given.get("ordinal", 0))
         else:

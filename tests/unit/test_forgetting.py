@@ -46,7 +46,7 @@ def sent(effects: Effects) -> dict[bytes, list[int]]:
 
 
 def taken(world: World, list_number: int, *services: str) -> Effects:
-    return world.step(*(ListApplied(name.encode(), list_number) for name in services))
+    return world.step(*(ListApplied(name.encode(), 0, list_number) for name in services))
 
 
 # -- what a list may name -------------------------------------------------------------------------
@@ -236,6 +236,6 @@ def test_a_list_leaves_only_when_it_is_durable_and_after_a_restart_too() -> None
     rig.journal.commit([Forgotten(1, [(1, 1)], 1)], 1, 0)
     rig.start_over()
     assert sent(rig.turn(*rig.workers())) == {name.encode(): [1] for name in SERVICES}
-    rig.turn(ListApplied(b"payment", 1))
+    rig.turn(ListApplied(b"payment", 0, 1))
     assert rig.journal.entries()[-1] == ForgetTaken("payment", 1)
     assert rig.turn().lists == []
