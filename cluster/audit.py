@@ -58,11 +58,11 @@ def _audit(reader: Reader) -> dict[str, Any]:
         judge.journal(shard, book["highest"], [row for rows in running for row in rows])
         counts[shard] = book["finished"]
     for shard, upto in counts.items():
-        seen = 0
         for rows in _pages(reader, shard, {"book": "finished", "upto": upto}, upto):
             judge.finished(shard, rows)
-            seen += len(rows)
-        judge.finished_end(shard, seen, upto)
+        for ranges in _pages(reader, shard, {"book": "forgotten"}, None):
+            judge.forgotten(shard, ranges)
+        judge.finished_end(shard, upto)
     services = _Services(reader, shards)
     for rows in services.pages("inventory", "reservations", 0):
         judge.reservations(rows)
@@ -80,15 +80,17 @@ def _audit(reader: Reader) -> dict[str, Any]:
     return judge.report()
 
 
-def _pages(reader: Reader, shard: int, ask: dict[str, Any], count: int) -> Iterator[list[Row]]:
-    """Give a shard's book page by page: until `count` rows, or an empty page."""
+def _pages(
+    reader: Reader, shard: int, ask: dict[str, Any], count: int | None
+) -> Iterator[list[Row]]:
+    """Give a shard's book page by page: until its `count` rows, or an empty page."""
     at = 0
-    while at < count:
-        rows = reader.books(shard, {**ask, "from": at})["rows"]
-        if not rows:
+    while count is None or at < count:
+        page = reader.books(shard, {**ask, "from": at})
+        if not page["rows"]:
             return
-        yield rows
-        at += len(rows)
+        yield page["rows"]
+        at = page["from"] + len(page["rows"])  # it may begin later: past retention by now
 
 
 class _Services:

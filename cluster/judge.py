@@ -12,31 +12,37 @@ was read, since none is ever taken back; one that was released before it was rel
 neither makes the bounds. When nothing runs there is none of these, and the judgement is exact.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from msgspec import Struct
 
 from sagacity import money
-from sagacity.ids import shard_of
+from sagacity.ids import count_of, shard_of
+from sagacity.ranges import Ranges
 
 FAULTS_MAX = 200  # sentences in a report; what is more is counted in the last one
 
 CHECKOUT = "checkout"  # the definition whose effects these books hold; other sagas are counted
 _OTHER = "OTHER"
+_FORGOTTEN = "FORGOTTEN"  # final and past retention: its journal gives no more than its number
 
 # The steps of checkout, as SPEC 1 numbers them.
 RESERVE, CHARGE, SHIP = 1, 2, 3
 
 # What the services' books say of a saga; a saga that completed has exactly _WHOLE.
-_HELD, _RELEASED, _CHARGED, _SHIPPED, _CANCELLED = 1, 2, 4, 8, 16
+_HELD, _RELEASED, _CHARGED, _SHIPPED, _CANCELLED, _REFUNDED = 1, 2, 4, 8, 16, 32
 _WHOLE = _HELD | _CHARGED | _SHIPPED
 
 Row = Sequence[Any]
 
 
 class _Known(Struct, frozen=True, gc=False):
-    """A saga of a journal; `phase` is one of the four, or _OTHER for one that is no checkout."""
+    """A saga of a journal; `phase` is one of the four, or _OTHER for one that is no checkout.
+
+    Or _FORGOTTEN for one that is past retention: of that nothing but the number is known.
+    """
 
     saga_id: str
     phase: str
@@ -44,7 +50,10 @@ class _Known(Struct, frozen=True, gc=False):
 
     @property
     def final(self) -> bool:
-        return self.phase in {"COMPLETED", "ABORTED"}
+        return self.phase in {"COMPLETED", "ABORTED", _FORGOTTEN}
+
+
+_GONE = _Known("past retention", _FORGOTTEN, 0)
 
 
 class _Goods(Struct, gc=False):
@@ -67,6 +76,9 @@ class Judge:
     def __init__(self) -> None:
         self._sagas: dict[int, _Known] = {}
         self._ids: dict[str, int] = {}
+        self._forgotten: dict[int, Ranges] = {}
+        self._ended: dict[int, array[int]] = {}  # numbers, by shard
+        self._others = False  # sagas that are no checkouts were seen
         self._highest: dict[int, int] = {}
         self._newest: dict[int, tuple[int, str]] = {}  # of rows: above `_highest`, and what it is
         self._counts = {"completed": 0, "aborted": 0, "stuck": 0, "running": 0}
@@ -108,13 +120,24 @@ class Judge:
                 self._counts["aborted"] += 1
             else:
                 self._fault(f"{_name(number, saga_id)} is finished but {phase} in its journal")
+            self._ended.setdefault(shard, array("q")).append(number)
             judged = phase if saga == CHECKOUT else _OTHER
             self._know(shard, number, _Known(saga_id, judged, amount))
 
-    def finished_end(self, shard: int, rows: int, upto: int) -> None:
-        """Compare how many finished sagas a shard gave with how many it had."""
-        if rows != upto:
-            self._fault(f"shard {shard} gave {rows} finished sagas and counts {upto}")
+    def forgotten(self, shard: int, ranges: Iterable[Row]) -> None:
+        """Take a page of the book "forgotten": ranges [low, high] of counts, both included."""
+        known = self._forgotten.setdefault(shard, Ranges())
+        for low, high in ranges:
+            known.add(low, high)
+
+    def finished_end(self, shard: int, upto: int) -> None:
+        """Compare how many finished sagas a shard gave, or has forgotten, with how many it had."""
+        forgotten = self._forgotten.get(shard, Ranges())
+        given = self._ended.get(shard, array("q"))
+        twice = sum(1 for number in given if count_of(number) in forgotten)
+        counted = len(given) - twice + sum(high - low + 1 for low, high in forgotten.all())
+        if counted != upto:
+            self._fault(f"shard {shard} gave {counted} finished sagas and counts {upto}")
 
     def _know(self, shard: int, number: int, known: _Known) -> None:
         name = _name(number, known.saga_id)
@@ -127,8 +150,18 @@ class Judge:
             self._fault(f"{name} has a number that shard {shard} has not given")
         if known.amount < 0:
             self._fault(f"{name} has a negative amount")
+        self._others = self._others or known.phase == _OTHER
         self._sagas[number] = known
         self._ids[known.saga_id] = number
+
+    def _find(self, number: int) -> _Known | None:
+        """Give what a journal says of a number; None where it says nothing."""
+        known = self._sagas.get(number)
+        if known is None and self._forgotten:
+            ranges = self._forgotten.get(shard_of(number))
+            if ranges is not None and count_of(number) in ranges:
+                return _GONE
+        return known
 
     # Services
 
@@ -139,7 +172,7 @@ class Judge:
         """
         for id_, number, step, line, sku, quantity, released in rows:
             if self._reservation(id_, number, step, line, quantity):
-                known = self._sagas.get(number)
+                known = self._find(number)
                 if known is not None and known.final:
                     self._settle(number, known, sku, quantity, released)
                 else:
@@ -155,7 +188,7 @@ class Judge:
             if before is None:
                 if not self._reservation(id_, number, step, line, quantity):
                     continue
-                known = self._sagas.get(number)
+                known = self._find(number)
                 if known is not None and known.final:
                     name = _name(number, known.saga_id)
                     self._fault(f"{name} was {known.phase} and reserved {sku} afterwards")
@@ -195,11 +228,13 @@ class Judge:
                 self._fault(
                     f"{name} was charged {money.show(amount)} and refunded {money.show(refunded)}"
                 )
-            if self._mark(number, _CHARGED) & _CHARGED:
+            if self._mark(number, _CHARGED | (_REFUNDED if refunded else 0)) & _CHARGED:
                 self._fault(f"{name} was charged twice")
             if known is None:
                 continue
-            if amount != known.amount and known.phase != _OTHER:
+            if known is _GONE and refunded not in (0, amount):
+                self._fault(f"{name} was refunded a part")
+            if amount != known.amount and known.phase not in {_OTHER, _FORGOTTEN}:
                 self._fault(
                     f"{name} was charged {money.show(amount)}, its price is "
                     f"{money.show(known.amount)}"
@@ -238,7 +273,9 @@ class Judge:
 
     def _settle(self, number: int, known: _Known, sku: str, quantity: int, released: bool) -> None:
         goods = self._goods.setdefault(sku, _Goods())
-        if known.phase == "COMPLETED":
+        if known.phase == _FORGOTTEN:
+            goods.shipped += 0 if released else quantity
+        elif known.phase == "COMPLETED":
             if released:
                 self._fault(f"{_name(number, known.saga_id)} is COMPLETED and released {sku}")
             else:
@@ -249,7 +286,7 @@ class Judge:
 
     def _row(self, what: str, number: int, step: int, expected: int) -> _Known | None:
         """Check that a journal may have caused a row; give its saga where a journal knows it."""
-        known = self._sagas.get(number)
+        known = self._find(number)
         if known is None:
             highest = self._highest.get(shard_of(number))
             if highest is None:
@@ -269,7 +306,7 @@ class Judge:
         return before
 
     def _name_of(self, number: int) -> str:
-        known = self._sagas.get(number)
+        known = self._find(number)
         return _name(number, known.saga_id if known else "not in the first reading")
 
     def _fault(self, text: str) -> None:
@@ -303,6 +340,9 @@ class Judge:
         for number, known in self._sagas.items():
             for fault in _missing(known, self._effects.get(number, 0)):
                 self._fault(f"{_name(number, known.saga_id)} {fault}")
+        for number, effects in self._effects.items() if self._forgotten else ():
+            if self._find(number) is _GONE and not (self._others or _is_consistent(effects)):
+                self._fault(f"{self._name_of(number)} is neither whole nor undone")
         for id_ in [id_ for id_, (_, _, released) in self._open.items() if not released]:
             self._fault(f"reservation {id_} was there and is not any more")
         stock = dict(self._goods_report())
@@ -314,9 +354,14 @@ class Judge:
             "stock": stock,
             "money": self._money,
             "shipments": self._shipments,
-            "sagas": self._counts,
+            "sagas": self._counts | self._count_forgotten(),
             "faults": faults,
         }
+
+    def _count_forgotten(self) -> dict[str, int]:
+        ranges = [each for known in self._forgotten.values() for each in known.all()]
+        count = sum(high - low + 1 for low, high in ranges)
+        return {"forgotten": count} if count else {}  # SPEC 6 names the other four
 
     def _goods_report(self) -> Iterator[tuple[str, dict[str, int]]]:
         for sku in sorted({*self._stock, *self._goods}):
@@ -333,9 +378,17 @@ class Judge:
             yield sku, {**row, "held": goods.held + goods.moving, "shipped": goods.shipped}
 
 
+def _is_consistent(effects: int) -> bool:
+    """Say whether effects of a saga of which no more is known are those of one that ended."""
+    undone = not effects & (_HELD | _SHIPPED) and bool(effects & _REFUNDED) == bool(
+        effects & _CHARGED
+    )
+    return effects == _WHOLE or undone
+
+
 def _missing(known: _Known, effects: int) -> Iterator[str]:
     """Say what a final saga's effects lack, or have too much of, over all its rows."""
-    if known.phase == "COMPLETED" and effects != _WHOLE:
+    if known.phase == "COMPLETED" and effects & ~_REFUNDED != _WHOLE:
         if not effects & _HELD:
             yield "is COMPLETED and reserved nothing"
         if not effects & _CHARGED:

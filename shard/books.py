@@ -2,8 +2,10 @@
 
 "sagas" takes a snapshot: at that instant every saga of the shard with a number up to `highest` is
 among the running, whose pages the snapshot keeps, or among the first `finished` cards, which never
-move. Asked with a snapshot it lets go of that one and takes none: an audit's second reading, which
-wants `highest` alone. A service's books are asked of one of its workers.
+move. Those of them that are past retention are left out of the pages, and stand in the book
+"forgotten" as ranges of their counts. Asked with a snapshot it lets go of that one and takes none:
+an audit's second reading, which wants `highest` alone. A service's books are asked of one of its
+workers.
 """
 
 from typing import Annotated
@@ -27,7 +29,7 @@ _Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]  # what a database's 
 
 
 class BooksRequest(Struct, forbid_unknown_fields=True):
-    """Which page of which books: "sagas", "running", "finished", or a service's, with a table."""
+    """Which page of which book: of the sagas, or of a service's table."""
 
     book: _Name
     snapshot: _Integer = 0
@@ -69,9 +71,14 @@ class Books:
             start = max(0, asked.start)
             page = {"from": asked.start, "rows": rows[start : start + PAGE_MAX]}
         elif asked.book == "finished":
-            cards = self._state.finished.page(asked.start, asked.upto, PAGE_MAX)
+            start = max(asked.start, self._state.forgotten)
+            cards = self._state.finished.page(start, asked.upto, PAGE_MAX)
             finished = [[c.number, c.saga_id, PHASES[c.phase], c.amount, c.saga] for c in cards]
-            page = {"from": asked.start, "rows": finished}
+            page = {"from": start, "rows": finished}
+        elif asked.book == "forgotten":
+            ranges = self._state.forgotten_counts.all()
+            start = max(0, asked.start)
+            page = {"from": start, "rows": [*map(list, ranges[start : start + PAGE_MAX])]}
         elif asked.book not in self._course.pools:
             raise Malformed(f"there is no book {asked.book!r}")
         else:

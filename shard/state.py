@@ -88,6 +88,7 @@ class Counts(Struct, frozen=True, kw_only=True):
         lists: highest number given to a list of forgotten sagas.
         lists_open: the ranges of those lists that some service has not taken, by number.
         lists_takers: of each of them, the services that have.
+        forgotten_counts: normal ranges of the counts of the sagas that are past retention.
     """
 
     epoch: int
@@ -98,6 +99,7 @@ class Counts(Struct, frozen=True, kw_only=True):
     lists: int
     lists_open: dict[int, list[Range]]
     lists_takers: dict[int, list[str]]
+    forgotten_counts: list[Range]
 
 
 class Checkpoint(Struct, frozen=True):
@@ -138,6 +140,7 @@ class State:
         self.lists = 0  # highest number given to a list of forgotten sagas
         self.lists_open: dict[int, list[Range]] = {}  # those that some service has not taken
         self.lists_takers: dict[int, list[str]] = {}  # of these: who has
+        self.forgotten_counts = Ranges()  # of all that are past retention
         self._services = frozenset(name for d in definitions.values() for name in d.services)
         self._folds: dict[type, Callable[[Any, int], object]] = {
             Opened: self.opened,
@@ -166,6 +169,7 @@ class State:
             lists=self.lists,
             lists_open=dict(self.lists_open),
             lists_takers={number: list(takers) for number, takers in self.lists_takers.items()},
+            forgotten_counts=self.forgotten_counts.all(),
         )
 
     def restore(self, kept: Iterable[Record], counts: Counts) -> None:
@@ -190,6 +194,7 @@ class State:
         self.lists = counts.lists
         self.lists_open = dict(counts.lists_open)
         self.lists_takers = {number: list(said) for number, said in counts.lists_takers.items()}
+        self.forgotten_counts = Ranges(counts.forgotten_counts)
 
     def opened(self, entry: Opened, seq: int) -> None:
         """The shard was taken over."""
@@ -329,6 +334,8 @@ class State:
         self.lists = number
         self.forgotten = entry.ordinal
         self.finished.forget(entry.ordinal)
+        for low, high in ranges:
+            self.forgotten_counts.add(low, high)
         if ranges:
             self.lists_open[number] = ranges
             self.lists_takers[number] = []

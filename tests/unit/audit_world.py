@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sagacity.errors import Conflict, NoOutcome, NotTaken
-from sagacity.ids import number_of
+from sagacity.ids import count_of, number_of
+from sagacity.ranges import ranges_of
 
 SHARDS = 2
 Rows = list[list[Any]]
@@ -44,6 +45,7 @@ class Books:
         chance = random.Random(seed)
         self.running: list[Rows] = [[] for _ in range(SHARDS)]
         self.finished: list[Rows] = [[] for _ in range(SHARDS)]
+        self.forgotten: list[list[int]] = [[] for _ in range(SHARDS)]  # numbers, the first ended
         self.highest = [0] * SHARDS
         self.latest = [0] * SHARDS  # the highest numbers when they are read again
         self.stock: Rows = [["abc123", 10**6, 10**6], ["none", 0, 0], ["xyz789", 500, 500]]
@@ -89,6 +91,10 @@ class Books:
         if shipped:
             self.shipments.append([len(self.shipments) + 1, number, 3, shipped == "undone"])
 
+    def forget(self, shard: int, upto: int) -> None:
+        """Do what retention does: the first finished sagas are no more than their counts."""
+        self.forgotten[shard] = [row[0] for row in self.finished[shard][:upto]]
+
     def reserve(self, number: int, line: int, sku: str, released: bool = False) -> None:
         """Do what the inventory does for a line of 3 pieces."""
         self.reservations.append([len(self.reservations) + 1, number, 1, line, sku, 3, released])
@@ -127,10 +133,15 @@ class Books:
             if self.conflicts:
                 self.conflicts -= 1
                 raise Conflict("other audits have begun since this one: begin again")
-            return {"rows": self.running[shard][body["from"] :][: self.page]}
+            rows = self.running[shard][body["from"] :][: self.page]
+            return {"from": body["from"], "rows": rows}
         if book == "finished":
             assert body["upto"] <= len(self.finished[shard]) + self.gone
-            return {"rows": self.finished[shard][body["from"] : body["upto"]][: self.page]}
+            start = max(body["from"], len(self.forgotten[shard]))
+            return {"from": start, "rows": self.finished[shard][start : body["upto"]][: self.page]}
+        if book == "forgotten":
+            ranges = ranges_of(count_of(number) for number in self.forgotten[shard])
+            return {"from": body["from"], "rows": ranges[body["from"] :][: self.page]}
         if shard in self.down:
             raise NotTaken("no worker")
         if table == self.unreadable:

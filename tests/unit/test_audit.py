@@ -64,7 +64,7 @@ def test_journals_are_read_before_services_and_reservations_around_the_stock() -
     audit(books)
     assert [table for _, table in books.asked] == [
         *["sagas"] * SHARDS,
-        *["finished"] * SHARDS,
+        *["finished", "forgotten"] * SHARDS,
         "reservations",
         "stock",
         "reservations",
@@ -488,3 +488,45 @@ def test_a_users_own_saga_is_counted_and_not_judged_as_a_checkout() -> None:
     assert report["faults"] == []
     assert report["sagas"]["completed"] == before["completed"] + 1
     assert report["sagas"]["running"] == before["running"] + 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_sagas_past_retention_are_still_in_the_books(seed: int) -> None:
+    """Business rows stay; of their sagas a journal gives no more than the numbers."""
+    books = Books(seed, finished=20, running=4, newer=2)
+    whole = audit(books)
+    for shard, rows in enumerate(books.finished):
+        books.forget(shard, len(rows) - seed % 3)
+    report = audit(books)
+    assert report["faults"] == []
+    assert report["sagas"]["forgotten"] == sum(len(numbers) for numbers in books.forgotten)
+    for book in ("stock", "money", "shipments"):
+        assert report[book] == whole[book]
+
+
+def test_sagas_that_are_forgotten_while_one_reads_are_counted_once() -> None:
+    """A page begins later then: what was read before stays read."""
+    books = Books(3, finished=30)
+    given = books.books
+
+    def forgetting(shard: int, body: dict[str, Any]) -> dict[str, Any]:
+        page = given(shard, body)
+        if body["book"] == "finished":
+            books.forget(shard, body["from"] + 2 * books.page)
+        return page
+
+    books.books = forgetting  # type: ignore[method-assign]  # a book that moves while it is read
+    assert audit(books)["faults"] == []
+
+
+def test_a_saga_past_retention_whose_effects_are_half_turns_the_audit_red() -> None:
+    """Charged and not shipped is what shops lose money by, however long ago."""
+    for table in ("payments", "shipments", "reservations"):
+        books = Books(1, finished=20)
+        for shard, rows in enumerate(books.finished):
+            books.forget(shard, len(rows))
+        assert audit(books)["balanced"]
+        completed = next(row[0] for rows in books.finished for row in rows if row[2] == "COMPLETED")
+        rows = getattr(books, table)
+        rows[:] = [row for row in rows if row[1] != completed]
+        assert any("neither whole nor undone" in fault for fault in audit(books)["faults"])
