@@ -62,7 +62,7 @@ class Figure(Struct, frozen=True):
     def measured(self) -> str:
         """What was measured, in words."""
         if not self.values:
-            return f"no figure: {self.why}"
+            return "no figure"
         told = f"{_number(statistics.median(self.values))} {self.unit}"
         if len(self.values) > 1:
             told += f" ({_number(min(self.values))} - {_number(max(self.values))})"
@@ -115,7 +115,8 @@ class Figures:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in [heads, *rows]
         ]
-        return "\n".join([self.title, *lines])
+        whys = [f"{row.what}: no figure, because: {row.why}" for row in self.rows if row.why]
+        return "\n".join([self.title, *lines, *whys])
 
     def end(self, file: Path | None = None) -> int:
         """Print the table, and write it as JSON where a file is named.
@@ -147,7 +148,8 @@ class Figures:
 
     def _add(self, figure: Figure) -> None:
         self.rows.append(figure)
-        print(f"  {figure.what}: {figure.measured}", flush=True)
+        why = f", because: {figure.why}" if figure.why else ""
+        print(f"  {figure.what}: {figure.measured}{why}", flush=True)
 
 
 def _number(value: float) -> str:

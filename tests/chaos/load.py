@@ -7,7 +7,7 @@ no clock of the cluster.
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
@@ -62,6 +62,7 @@ class Asked(Struct):
     ending: str
     checkout: Checkout
     answer: bytes | None = None
+    at: float = 0.0  # first asked, time.monotonic
 
     @property
     def body(self) -> bytes:
@@ -70,13 +71,15 @@ class Asked(Struct):
 
 
 class Load:
-    """A closed loop of checkouts.
+    """A closed loop of checkouts, or an open one of a steady rate.
 
     Args:
         url: the router's address.
         rng: decides ids, carts and endings.
         faults: where what is not as it has to be is told, in sentences.
-        in_flight: checkouts that wait for their answer at any time.
+        in_flight: checkouts that wait for their answer at any time; at most, where a rate is given.
+        rate: checkouts a second that are asked, whatever becomes of the earlier ones.
+        endings: which are drawn; all if left out.
 
     Attributes:
         asked: by saga_id, in the order in which they were first asked.
@@ -85,7 +88,14 @@ class Load:
     """
 
     def __init__(
-        self, url: str, rng: random.Random, faults: list[str], in_flight: int = 256
+        self,
+        url: str,
+        rng: random.Random,
+        faults: list[str],
+        in_flight: int = 256,
+        *,
+        rate: float | None = None,
+        endings: Collection[str] = ENDINGS,
     ) -> None:
         self.asked: dict[str, Asked] = {}
         self.answered: list[tuple[float, str]] = []
@@ -93,6 +103,9 @@ class Load:
         self._faults = faults
         self._rng = rng
         self._in_flight = in_flight
+        self._rate = rate
+        self._next_at = 0.0  # the next checkout of an open loop
+        self._endings = list(endings)
         self._connection = Connection(url, timeout_s=WAIT_S)
         self._open: dict[int, str] = {}
         self._others: dict[int, Reply | None] = {}  # requests that are no checkouts of the load
@@ -110,10 +123,17 @@ class Load:
         if len(self._faults) < FAULTS_MAX:
             self._faults.append(text)
 
+    @property
+    def open_ids(self) -> set[str]:
+        """Their ids."""
+        return set(self._open.values())
+
     def turn(self, wait_s: float = TURN_S) -> None:
         """Ask until as many are in flight as should be, then take what is answered."""
-        while self._asking and len(self._open) < self._in_flight:
+        while self._asking and len(self._open) < self._in_flight and self._is_due():
             self._ask_one()
+        if self._asking and self._rate is not None:
+            wait_s = min(wait_s, max(0.0, self._next_at - time.monotonic()))
         for token, reply in self._connection.poll(wait_s):
             if token in self._open:
                 self._settled(self._open.pop(token), reply)
@@ -142,6 +162,16 @@ class Load:
         """Ask nothing new; wait for every answer that is missing."""
         self._asking = False
         self.turn_until(lambda: not self._open, seconds, f"the end of all {len(self._open)}")
+
+    def resume(self) -> None:
+        """Ask new ones again, after `finish`."""
+        self._asking = True
+
+    def adopt(self, checkout: Checkout, answer: bytes | None = None) -> None:
+        """Take a checkout, which completes, as asked: by somebody else, and maybe answered."""
+        asked = Asked("completes", checkout, answer, time.monotonic())
+        self.asked[checkout.saga_id] = asked
+        self._ids.append(checkout.saga_id)
 
     def ask_all_again(self, seconds: float) -> int:
         """Ask every id again, with the same body; `turn` compares what comes.
@@ -203,6 +233,16 @@ class Load:
         """Close the connection."""
         self._connection.close()
 
+    def _is_due(self) -> bool:
+        if self._rate is None:
+            return True
+        now = time.monotonic()
+        if now < self._next_at:
+            return False
+        # After a second without a turn the rate goes on; what was missed is not made up for.
+        self._next_at = max(self._next_at, now - 1.0) + 1.0 / self._rate
+        return True
+
     def _ask_one(self) -> None:
         if self._ids and self._rng.random() * 100 < REPEAT_PERCENT:
             saga_id = self._rng.choice(self._ids)
@@ -214,8 +254,8 @@ class Load:
         self._ask(saga_id, self.asked[saga_id].body)
 
     def _draw(self, saga_id: str) -> Asked:
-        weights = [ending.percent for ending in ENDINGS.values()]
-        name = self._rng.choices(list(ENDINGS), weights)[0]
+        weights = [ENDINGS[name].percent for name in self._endings]
+        name = self._rng.choices(self._endings, weights)[0]
         if name == "crash":
             if self._crashes_open >= CRASHES_OPEN_MAX:
                 name = "completes"
@@ -225,7 +265,8 @@ class Load:
         # More than one line, one SKU twice: what is reserved and charged differs from saga to saga.
         items = [Item(ending.sku, self._rng.randint(1, 3))]
         items += [Item("xyz789", self._rng.randint(1, 2)) for _ in range(self._rng.randint(0, 2))]
-        return Asked(name, Checkout(saga_id, ending.user, items, ending.address))
+        checkout = Checkout(saga_id, ending.user, items, ending.address)
+        return Asked(name, checkout, at=time.monotonic())
 
     def _ask(self, saga_id: str, body: bytes) -> None:
         self._open[self._connection.ask(wire.START, saga_id, body)] = saga_id

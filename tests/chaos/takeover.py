@@ -1,0 +1,141 @@
+"""How long a service is away when its working worker dies, or hangs.
+
+    python -m tests.chaos.takeover [--runs 5] [--services inventory,payment,shipping]
+                                   [--how kill,hang] [--rate 200] [--seed S] [--json FILE]
+
+Under a steady load of checkouts that all complete, whatever becomes of the earlier ones:
+
+* kill: kill -9 of the worker that works. The time from the kill to the first answer of a checkout
+  that was asked after its end; only the standby can have done it. The checkout's own way is in it.
+* hang: SIGSTOP of the worker that works. The time from the stop until every checkout that it was
+  given in the second after it is answered; somebody has to find out that it hangs and kill it.
+
+In both nobody may turn back: every checkout completes, repeats answer the same, books balance. The
+exit code is 1 if something that is asked is not met.
+"""
+
+import argparse
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from bench.figures import Figures
+from sagacity.errors import SagacityError
+from tests.chaos import processes
+from tests.chaos.load import RoundFailed
+from tests.chaos.trial import SERVICES, Trial, since
+
+RATE: Final = 200.0
+IN_FLIGHT_MAX: Final = 20_000  # a rate's backlog behind a hung worker is far below
+STEADY_S: Final = 1.0  # of load before the first, and between two
+FED_S: Final = 1.0  # a stopped worker is given commands for so long
+TAKEN_OVER_MAX_S: Final = 15.0  # then it is a fault, not a figure
+HUNG_DONE_MAX_S: Final = 25.0
+
+TAKEOVER_MS_AT_MOST: Final = 200.0
+HUNG_S_AT_MOST: Final = 12.0
+
+
+def kill(trial: Trial, service: str) -> float:
+    """Kill the worker of a service; give the milliseconds until its standby has answered."""
+    victim = trial.worker(service)
+    begun = time.monotonic()
+    if not processes.kill([victim]):
+        raise RoundFailed(f"the working {service} had ended by itself")
+    what = f"through the standby of {service}"
+    return (since(trial, time.monotonic(), TAKEN_OVER_MAX_S, what) - begun) * 1000
+
+
+def hang(trial: Trial, service: str) -> float:
+    """Stop the worker of a service; give the seconds until what it had is done."""
+    victim = trial.worker(service)
+    load = trial.load
+    os.kill(victim.pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    load.turn_for(FED_S)
+    had = load.open_ids
+    if not had:
+        raise RoundFailed(f"the stopped {service} was given nothing")
+    load.turn_until(
+        lambda: not had & load.open_ids,
+        HUNG_DONE_MAX_S,
+        f"the end of the {len(had)} checkouts that the stopped {service} had",
+    )
+    took = max(at for at, saga_id in load.answered if saga_id in had) - begun
+    if processes.is_alive(victim):
+        load.fault(f"{service}: what it had is done, and the stopped worker was not killed")
+    return took
+
+
+def trial_of(
+    service: str,
+    one: Callable[[Trial, str], float],
+    args: argparse.Namespace,
+    figures: Figures,
+) -> None:
+    """Measure one service in one way, several times on one cluster."""
+    how = one.__name__
+    seed = f"{args.seed}/{service}/{how}"
+    env = {"SAGACITY_ROUTER__CLIENT_INFLIGHT_MAX": str(IN_FLIGHT_MAX)}
+    trial = Trial(seed, rate=args.rate, in_flight=IN_FLIGHT_MAX, endings=("completes",), env=env)
+    took: list[float] = []
+    unit, at_most = ("ms", TAKEOVER_MS_AT_MOST) if how == "kill" else ("s", HUNG_S_AT_MOST)
+    what = f"{service}, {how}"
+    aborted: list[int] = []  # as the audit counts them, if it comes to that
+    try:
+        with trial:
+            for _ in range(args.runs):
+                trial.load.turn_for(STEADY_S)
+                took.append(one(trial, service))
+            report = trial.finish()
+            aborted.append(report["sagas"]["aborted"])
+            trial.stop()
+    except (RoundFailed, SagacityError) as error:
+        trial.faults.append(str(error))
+    if len(took) == args.runs:
+        figures.add(what, unit, took, at_most=at_most)
+    else:
+        why = f"run {len(took) + 1} of {args.runs}: {trial.faults[-1]}"
+        figures.missing(what, unit, why, at_most=at_most)
+    if aborted:
+        figures.add(f"{what}: sagas turned back", "", aborted, at_most=0)
+    for fault in trial.faults[:5]:
+        print(f"    {fault}", flush=True)
+    figures.add(f"{what}: faults", "", len(trial.faults), at_most=0)
+
+
+HOW: Final = {"kill": kill, "hang": hang}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure each service in each way.
+
+    Returns:
+        0 if everything that is asked is met, else 1.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.takeover")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--services", default=",".join(SERVICES))
+    parser.add_argument("--how", default=",".join(HOW))
+    parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--seed", default=secrets.token_hex(4))
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args(argv)
+    services, ways = args.services.split(","), args.how.split(",")
+    if unknown := {*services, *ways} - {*SERVICES, *HOW}:
+        parser.error(f"no such service or way: {', '.join(sorted(unknown))}")
+    print(f"seed {args.seed}", flush=True)
+    figures = Figures(f"takeover: {args.runs} runs each, {args.rate:g} checkouts/s")
+    for way in ways:
+        for service in services:
+            trial_of(service, HOW[way], args, figures)
+    return figures.end(args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

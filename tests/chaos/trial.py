@@ -1,0 +1,189 @@
+"""A trial: a cluster under load to which something is done, and the checks that end it.
+
+The kill rounds' sister for what is measured: who uses it does one thing after the other by `load`
+and `status`, then `finish`. Leaves no process and no file, whatever happens.
+"""
+
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from cluster.audit import audit
+from cluster.private import start_private
+from sagacity.client import Client
+from tests.chaos import processes
+from tests.chaos.load import ENDINGS, WAIT_S, Load, RoundFailed
+
+SHARDS: Final = 2
+SERVICES: Final = ("inventory", "payment", "shipping")
+BACK_S: Final = 30.0  # for everything to be up again
+
+
+class Trial:
+    """A cluster of its own, and its load. A context: what is in it runs in the block.
+
+    Args:
+        seed: of ids and carts.
+        rate: checkouts a second, whatever becomes of the earlier ones.
+        in_flight: open checkouts at most.
+        endings: those that are asked for.
+        env: more of the cluster's environment.
+        base: an empty directory with a short path; a temporary one if left out. The cluster's
+            directory is `base/data` and may be there already.
+
+    Attributes:
+        data: the cluster's directory.
+        faults: what was not as it has to be.
+        load: what was asked and answered.
+        url: the router's address.
+    """
+
+    def __init__(
+        self,
+        seed: str,
+        *,
+        rate: float,
+        in_flight: int,
+        endings: Collection[str],
+        env: Mapping[str, str] | None = None,
+        base: Path | None = None,
+    ) -> None:
+        self.faults: list[str] = []
+        self._stack = ExitStack()
+        if base is None:
+            base = Path(tempfile.mkdtemp(prefix="sg-"))
+            self._stack.callback(shutil.rmtree, base, ignore_errors=True)
+        self.data = base / "data"
+        self._seed = seed
+        self._rate = rate
+        self._in_flight = in_flight
+        self._endings = endings
+        runtime = base / "runtime"
+        runtime.mkdir(mode=0o700, exist_ok=True)
+        self._env = {"XDG_RUNTIME_DIR": str(runtime), "SAGACITY_LOG": "error", **(env or {})}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.push(self._stack.pop_all())
+            self._cluster = start_private(
+                self.data, arguments=["--shards", str(SHARDS)], env=self._env
+            )
+            stack.callback(self._end)
+            self.url = self._cluster.url
+            rng = random.Random(self._seed)
+            self.load = Load(
+                self.url,
+                rng,
+                self.faults,
+                self._in_flight,
+                rate=self._rate,
+                endings=self._endings,
+            )
+            stack.callback(self.load.close)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def rows(self, role: str = "") -> list[dict[str, Any]]:
+        """Give the processes that `status` knows, all or of a role; the load goes on meanwhile."""
+        found: list[dict[str, Any]] = self.load.status()["processes"]
+        return [row for row in found if role in {"", row["role"]}]
+
+    def worker(self, service: str) -> processes.Process:
+        """Give the worker of a service that works, once there is one and another stands by.
+
+        Raises:
+            RoundFailed: it does not come to this.
+        """
+        found: list[processes.Process] = []
+
+        def both() -> bool:
+            rows = self.rows(service)
+            at_work = [processes.look(row["pid"]) for row in rows if row["state"] == "up"]
+            found[:] = [process for process in at_work if process is not None]
+            return bool(found) and any(row["state"] == "standby" for row in rows)
+
+        self.load.turn_until(both, BACK_S, f"one {service} working and one standing by")
+        return found[0]
+
+    def finish(self) -> dict[str, Any]:
+        """End the load; check every answer, every repeat, the books.
+
+        Returns:
+            The audit's report.
+        """
+        load = self.load
+        load.finish(WAIT_S)
+        load.judge()
+        load.ask_all_again(WAIT_S)
+        with Client(self.url, timeout_s=WAIT_S) as client:
+            report = audit(client)
+        ends = [ENDINGS[asked.ending].status for asked in load.asked.values()]
+        wanted = {
+            "completed": ends.count("COMPLETED"),
+            "aborted": ends.count("ABORTED"),
+            "stuck": 0,
+            "running": 0,
+        }
+        if not report["balanced"] or report["sagas"] != wanted:
+            load.fault(f"audit: {report['sagas']}, not {wanted}; {report['faults'][:3]}")
+        return report
+
+    def stop(self) -> None:
+        """Stop the cluster as its user would; a fault if it does not end well."""
+        if (code := self._cluster.stop()) != 0:
+            self.load.fault(f"the cluster ended with {code}")
+
+    def _end(self) -> None:
+        """End the cluster; who was stopped by a signal must go on to hear of it."""
+        left = processes.of_cluster(self.data)
+        for process in left:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGCONT)
+        if self._cluster.process.poll() is None:
+            self._cluster.stop()
+        processes.kill(processes.of_cluster(self.data))
+
+
+def since(trial: Trial, begun: float, seconds: float, what: str) -> float:
+    """Go on until a checkout that was asked after an instant is answered.
+
+    Args:
+        trial: under load.
+        begun: the instant, time.monotonic.
+        seconds: to wait for it.
+        what: the answer is of, for people.
+
+    Returns:
+        The instant of that answer.
+
+    Raises:
+        RoundFailed: none came in time.
+    """
+    load = trial.load
+    mark = len(load.answered)
+
+    def answered() -> float | None:
+        fresh = load.answered[mark:]
+        return next((at for at, saga_id in fresh if load.asked[saga_id].at >= begun), None)
+
+    load.turn_until(answered, seconds, f"an answer {what}")
+    found = answered()
+    if found is None:
+        raise RoundFailed(f"no answer {what} after {time.monotonic() - begun:.1f} s")
+    return found
