@@ -1,4 +1,4 @@
-"""A small disk of one's own: an ext4 file system in a file, mounted, filled to the last byte, freed.
+"""A small disk of one's own: ext4 in a file, mounted, filled to the last byte, freed.
 
 Needs root, mkfs.ext4 and a free loop device. Leaves no mount and no device, whatever happens.
 Knows nothing of what is kept on it.

@@ -61,6 +61,7 @@ class Probes:
         self.refused: list[Checkout] = []
         self.acknowledged = 0
         self.unheard = 0
+        self.meanwhile = 0  # checkouts of the load that were answered while the disk was full
         self._trial = trial
 
     def ask(self, kind: int, timeout_s: float = PROBE_S) -> int | None:
@@ -111,6 +112,7 @@ def hold(trial: Trial, disk: SmallDisk, which: str, args: argparse.Namespace) ->
     # Writers that were at work have given back a little, or nobody has noticed yet: once more.
     load.turn_for(0.2)
     disk.fill()
+    answered = len(load.answered)
     kinds = [wire.START, wire.SUBMIT]
     while (now := time.monotonic() - begun) < args.seconds:
         code = probes.ask(kinds[0])
@@ -121,6 +123,9 @@ def hold(trial: Trial, disk: SmallDisk, which: str, args: argparse.Namespace) ->
         if args.greedy:
             disk.fill()
         load.turn_for(min(1.0, max(0.0, args.seconds - now)))
+    probes.meanwhile = len(load.answered) - answered
+    if which == "services" and probes.meanwhile > args.rate * args.seconds / 2:
+        load.fault(f"void: {probes.meanwhile} were answered, so the disk was not full for services")
     return probes
 
 
@@ -193,12 +198,12 @@ def _on(
         load = trial.load
         load.turn_for(STEADY_S)
         before = alive(trial.rows())
-        answered = len(load.answered)
         try:
             probes = hold(trial, disk, which, args)
         finally:
             disk.free()
         figures.add(f"{which}: starts refused with 11", "", len(probes.refused))
+        figures.add(f"{which}: answered while it was full", "", probes.meanwhile)
         figures.add(
             f"{which}: serving again",
             "s",
@@ -211,7 +216,6 @@ def _on(
         if new:
             load.fault(f"restarted: {', '.join(new)}")
         figures.add(f"{which}: processes restarted", "", len(new), at_most=0)
-        figures.add(f"{which}: answered meanwhile", "", len(load.answered) - answered)
         trial.finish()
         probes.check_refused()
         trial.stop()

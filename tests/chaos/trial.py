@@ -129,8 +129,8 @@ class Trial:
         """
         load = self.load
         load.finish(WAIT_S)
-        load.judge()
         load.ask_all_again(WAIT_S)
+        load.judge()
         with Client(self.url, timeout_s=WAIT_S) as client:
             report = audit(client)
         ends = [ENDINGS[asked.ending].status for asked in load.asked.values()]
