@@ -2,6 +2,7 @@
 
     python -m tests.chaos.kill_rounds [--rounds 10] [--roles router,shard,...] [--seed S]
                                       [--seconds 2] [--kills 1]
+    python -m tests.chaos.kill_rounds --random [--rounds 200] [--each 10] [--seed S]
 
 A round (`one_round`) starts a cluster on a new directory. A client that asks again keeps 256
 checkouts in flight: most complete, some are declined, out of stock, without a carrier, crash their
@@ -12,19 +13,25 @@ again; after the stop no process and no socket is left; and the rows on disk sat
 (`checker`). A role is each of its processes: both shards, and of a pool the one that works and the
 one that stands by.
 
+With --random the rounds (`random_rounds`) are what chance brings: several roles at once, two kills
+a few milliseconds apart, a process that stands still for a moment; ten of them on one cluster.
+
 One line a round, a summary for each process; a failed round's directory is kept and named.
 """
 
 import argparse
+import random
 import secrets
 import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos.one_round import TARGETS, Figures, Round, Target
+from tests.chaos.random_rounds import Hit, RandomRounds, plan, summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,12 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if every round was good, else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.kill_rounds")
-    parser.add_argument("--rounds", type=int, default=10, help="of each process of a role")
+    parser.add_argument(
+        "--rounds", type=int, help="of each process of a role (10), or --random (200)"
+    )
     parser.add_argument("--roles", default=",".join(TARGETS))
     parser.add_argument("--seed", default=secrets.token_hex(4))
     parser.add_argument("--seconds", type=float, default=2.0, help="of load before the first kill")
     parser.add_argument("--kills", type=int, default=1, help="of the target, in each round")
+    parser.add_argument("--random", action="store_true", help="what chance brings")
+    parser.add_argument("--each", type=int, default=10, help="rounds of one cluster, with --random")
     args = parser.parse_args(argv)
+    if args.random:
+        return _at_random(args.rounds or 200, args.each, args.seed, args.seconds)
+    rounds = args.rounds or 10
     roles = args.roles.split(",")
     if unknown := set(roles) - set(TARGETS):
         parser.error(f"no such role: {', '.join(sorted(unknown))}")
@@ -49,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for target in [target for role in roles for target in TARGETS[role]]:
         done = [
             _one([target] * args.kills, f"{args.seed}/{number}", number, args.seconds)
-            for number in range(1, args.rounds + 1)
+            for number in range(1, rounds + 1)
         ]
         failed += sum(bool(figures.faults) for figures in done)
         summary.append(_summary(target, done))
@@ -61,13 +75,47 @@ def _one(targets: Sequence[Target], seed: str, number: int, seconds: float) -> F
     base = Path(tempfile.mkdtemp(prefix="sg-"))
     figures = Round(targets, seed, base, seconds).run()
     print(f"{number:3} {figures.line()}", flush=True)
-    for fault in figures.faults:
+    _tell(figures.faults, base)
+    return figures
+
+
+def _at_random(rounds: int, each: int, seed: str, seconds: float) -> int:
+    """Run rounds of what chance brings, `each` on one cluster, until there are enough."""
+    print(f"seed {seed}", flush=True)
+    rng = random.Random(seed)
+    hits: list[Hit] = []
+    checkouts = failed = number = 0
+    begun = time.monotonic()
+    while len(hits) < rounds:
+        number += 1
+        print(f"cluster {number}, from round {len(hits) + 1}", flush=True)
+        base = Path(tempfile.mkdtemp(prefix="sg-"))
+        plans = [plan(rng, seconds) for _ in range(min(each, rounds - len(hits)))]
+        some = RandomRounds(plans, f"{seed}/{number}", base)
+        faults = some.run_all()
+        hits += some.hits
+        checkouts += len(some.load.asked) if some.hits else 0
+        failed += bool(faults)
+        _tell(faults, base)
+        if not some.hits:
+            print("the cluster does not start: given up")
+            break
+    print(summary(hits))
+    print(
+        f"{failed} of {number} clusters with faults; {checkouts} checkouts; "
+        f"{time.monotonic() - begun:.0f} s"
+    )
+    return 1 if failed else 0
+
+
+def _tell(faults: Sequence[str], base: Path) -> None:
+    """Print the faults; keep the directory of a round that has some, and say so."""
+    for fault in faults:
         print(f"      {fault}", flush=True)
-    if figures.faults:
+    if faults:
         print(f"      kept: {base}", flush=True)
     else:
         shutil.rmtree(base)
-    return figures
 
 
 def _summary(target: Target, done: list[Figures]) -> str:

@@ -3,6 +3,7 @@
 Also that a round can fail: on evidence with one row changed the checker has to turn red.
 """
 
+import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from sagacity.errors import Malformed
 from tests.chaos import checker, evidence
 from tests.chaos.load import Asked
 from tests.chaos.one_round import Round, Target
+from tests.chaos.random_rounds import EVERYONE, KINDS, Plan, RandomRounds, plan
 
 SEED: Final = "suite"
 SECONDS: Final = 0.5  # of load before the kill, at most
@@ -54,6 +56,30 @@ def test_killed_children_lose_nothing_and_turn_nobody_back(base: Path) -> None:
         ],
         base,
     )
+
+
+def test_what_chance_brings_loses_nothing_either(base: Path) -> None:
+    """Two roles at once, two kills some milliseconds apart, a stop while another dies."""
+    here = base / "random"
+    here.mkdir()
+    up, standby = Target("payment", "up"), Target("inventory", "standby")
+    plans = [
+        Plan("several", [Target("shard", 0), up, standby], 0.3, 0.0, 0.0),
+        Plan("twice", [Target("router"), Target("supervisor")], 0.3, 0.005, 0.0),
+        Plan("pause and kill", [Target("shard", 1), Target("shipping", "up")], 0.3, 0.0, 0.2),
+    ]
+    rounds = RandomRounds(plans, SEED, here)
+    assert rounds.run_all() == []
+    assert [hit.processes > 0 for hit in rounds.hits] == [True] * len(plans)
+
+
+def test_chance_brings_everything() -> None:
+    """PROOF: what a campaign never reached it has not shown."""
+    rng = random.Random(SEED)
+    drawn = [plan(rng, 1.0) for _ in range(500)]
+    assert {each.kind for each in drawn} == set(KINDS)
+    assert {target for each in drawn for target in each.targets} == set(EVERYONE)
+    assert all(each.targets[0].role != "all" for each in drawn if each.kind.startswith("pause"))
 
 
 @pytest.fixture(scope="module")
