@@ -1,7 +1,8 @@
 """What a stopped cluster left on disk, read row by row: journals, databases of the services.
 
-Reads only: journals through `SqliteJournal.replay`, which checks density and chain, databases
-through a read-only connection. Decides nothing; `checker` does. Knows no process and no client.
+Reads only: the rows after a checkpoint through `SqliteJournal.replay`, which checks density and
+chain; before them the blocks of finished sagas and what is kept of the others; databases through a
+read-only connection. Decides nothing; `checker` does. Knows no process and no client.
 """
 
 from collections.abc import Iterator
@@ -13,9 +14,13 @@ import apsw
 from msgspec import Struct
 
 from cluster.directory import DataDirectory
+from sagacity.errors import Malformed
 from sagacity.wire import Witness
+from shard.codec import Unreadable, unpack_block, unpack_record
 from shard.entries import OF_NO_SAGA, Entry, Opened, Started
-from shard.journal import SqliteJournal
+from shard.journal import JournalFailed, SqliteJournal
+from shard.records import Record
+from shard.store import Store
 
 SERVICES: Final = ("inventory", "payment", "shipping")
 
@@ -23,10 +28,11 @@ Row = tuple[Any, ...]
 
 
 class Story(Struct):
-    """A saga as its journal tells it: its start, and the entries after it."""
+    """A saga as its journal tells it: its start, the row in which it stands, what came after."""
 
     shard: int
     started: Started
+    seq: int
     entries: list[Entry]
 
 
@@ -35,19 +41,23 @@ class JournalRead(Struct):
 
     Args:
         shard: its index.
-        epochs: of each row, in order.
-        opened: the entries that say so.
-        chains: the chain after each row, by sequence.
-        stories: by number, in the order of their starts.
+        checkpoint: sequence of the last row that it stands for, 0 where there is none.
+        epochs: the checkpoint's, if there is one, and of each row after it, in order.
+        opened: the entries that say so, after the checkpoint.
+        chains: the chain after each row, by sequence, from the checkpoint on.
+        stories: by number, in the order of their numbers.
         strays: entries of a number that was not started before, or numbers started twice.
+        gaps: what is missing among the finished sagas, in words.
     """
 
     shard: int
+    checkpoint: int
     epochs: list[int]
     opened: list[Opened]
     chains: dict[int, bytes]
     stories: dict[int, Story]
     strays: list[Entry]
+    gaps: list[str]
 
 
 class ServiceRead(Struct):
@@ -97,30 +107,62 @@ def read(data: Path) -> Evidence:
 def _journal(directory: DataDirectory, cluster_id: str, shard: int) -> JournalRead:
     owned = directory.own_shard(shard)
     journal = SqliteJournal(directory.journal(shard), cluster_id, shard)
-    found = JournalRead(shard, [], [], {}, {}, [])
+    found = JournalRead(shard, 0, [], [], {}, {}, [], [])
     try:
+        checkpoint = journal.checkpoint()
+        if checkpoint is not None:
+            found.checkpoint = checkpoint.seq
+            found.epochs.append(checkpoint.counts.epoch)
+            found.chains[checkpoint.seq] = checkpoint.chain
+            _finished(found, journal.store, checkpoint.counts.finished)
+            for record in journal.kept():
+                _sort_record(found, record)
         for seq, batch in journal.replay():
             found.epochs.append(batch.epoch)
             found.chains[seq] = journal.last.chain
             for entry in batch.entries:
-                _sort(found, entry)
+                _sort(found, seq, entry)
+    except (JournalFailed, Unreadable) as error:
+        raise Malformed(f"journal {shard} is damaged: {error}") from None
     finally:
         journal.close()
         owned.release()
+    found.stories = dict(sorted(found.stories.items()))
     return found
 
 
-def _sort(found: JournalRead, entry: Entry) -> None:
+def _finished(found: JournalRead, store: Store, count: int) -> None:
+    """Read the blocks: every saga that had ended by the checkpoint, in the order of their ends."""
+    ordinal = 0
+    for first, sealed in store.rows("SELECT first, records FROM block ORDER BY first"):
+        if first != ordinal:
+            found.gaps.append(f"after {ordinal} finished sagas comes a block from {first} on")
+        records = unpack_block(sealed)
+        for packed in records:
+            _sort_record(found, unpack_record(packed))
+        ordinal = first + len(records)
+    if ordinal != count:
+        found.gaps.append(f"blocks hold {ordinal} finished sagas, the checkpoint counts {count}")
+
+
+def _sort_record(found: JournalRead, record: Record) -> None:
+    for row in record:
+        for entry in row.entries:
+            _sort(found, row.seq, entry)
+
+
+def _sort(found: JournalRead, seq: int, entry: Entry) -> None:
+    number = getattr(entry, "number", None)
     if isinstance(entry, Opened):
         found.opened.append(entry)
     elif isinstance(entry, OF_NO_SAGA):
         return
-    elif isinstance(entry, Started) and entry.number not in found.stories:
-        found.stories[entry.number] = Story(found.shard, entry, [])
-    elif isinstance(entry, Started) or entry.number not in found.stories:
+    elif isinstance(entry, Started) and number not in found.stories:
+        found.stories[entry.number] = Story(found.shard, entry, seq, [])
+    elif isinstance(entry, Started) or number not in found.stories:
         found.strays.append(entry)
     else:
-        found.stories[entry.number].entries.append(entry)
+        found.stories[number].entries.append(entry)
 
 
 _TABLES: Final = {

@@ -29,9 +29,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from tests.chaos.one_round import TARGETS, Figures, Round, Target
 from tests.chaos.random_rounds import Hit, RandomRounds, plan, summary
+
+FAULT_TOLD_MAX: Final = 400  # characters; the directory is kept
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,7 +114,7 @@ def _at_random(rounds: int, each: int, seed: str, seconds: float) -> int:
 def _tell(faults: Sequence[str], base: Path) -> None:
     """Print the faults; keep the directory of a round that has some, and say so."""
     for fault in faults:
-        print(f"      {fault}", flush=True)
+        print(f"      {fault[:FAULT_TOLD_MAX]}", flush=True)
     if faults:
         print(f"      kept: {base}", flush=True)
     else:
