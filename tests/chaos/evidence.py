@@ -97,14 +97,19 @@ def read(data: Path) -> Evidence:
     lock = directory.lock()
     try:
         cluster = directory.read()
-        journals = [_journal(directory, cluster.cluster_id, n) for n in range(cluster.shards)]
+        journals = [read_journal(directory, cluster.cluster_id, n) for n in range(cluster.shards)]
         services = {name: _service(directory.service(name), name) for name in SERVICES}
     finally:
         lock.release()
     return Evidence(cluster.cluster_id, cluster.slots.owners, journals, services)
 
 
-def _journal(directory: DataDirectory, cluster_id: str, shard: int) -> JournalRead:
+def read_journal(directory: DataDirectory, cluster_id: str, shard: int) -> JournalRead:
+    """Read the journal of a shard that nobody runs.
+
+    Raises:
+        SagacityError: it is in use or damaged.
+    """
     owned = directory.own_shard(shard)
     journal = SqliteJournal(directory.journal(shard), cluster_id, shard)
     found = JournalRead(shard, 0, [], [], {}, {}, [], [])
