@@ -14,7 +14,8 @@ again; after the stop no process and no socket is left; and the rows on disk sat
 one that stands by.
 
 With --random the rounds (`random_rounds`) are what chance brings: several roles at once, two kills
-a few milliseconds apart, a process that stands still for a moment; ten of them on one cluster.
+a few milliseconds apart, a process that stands still for a moment; ten of them on one cluster, with
+the checks after each. Two clusters of three compact their journals all the time.
 
 One line a round, a summary for each process; a failed round's directory is kept and named.
 """
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.chaos.one_round import TARGETS, Figures, Round, Target
-from tests.chaos.random_rounds import Hit, RandomRounds, plan, summary
+from tests.chaos.random_rounds import TAILS_BYTES, Hit, RandomRounds, plan, summary
 
 FAULT_TOLD_MAX: Final = 400  # characters; the directory is kept
 
@@ -91,10 +92,12 @@ def _at_random(rounds: int, each: int, seed: str, seconds: float) -> int:
     begun = time.monotonic()
     while len(hits) < rounds:
         number += 1
-        print(f"cluster {number}, from round {len(hits) + 1}", flush=True)
+        tail = TAILS_BYTES[number % len(TAILS_BYTES)]
+        told = f", compacts after {tail} bytes" if tail else ""
+        print(f"cluster {number}, from round {len(hits) + 1}{told}", flush=True)
         base = Path(tempfile.mkdtemp(prefix="sg-"))
         plans = [plan(rng, seconds) for _ in range(min(each, rounds - len(hits)))]
-        some = RandomRounds(plans, f"{seed}/{number}", base)
+        some = RandomRounds(plans, f"{seed}/{number}", base, tail)
         faults = some.run_all()
         hits += some.hits
         checkouts += len(some.load.asked) if some.hits else 0

@@ -9,7 +9,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -102,6 +102,7 @@ class Round:
         seed: of all that is random in it.
         base: an empty directory with a short path, for the cluster's directory, sockets and log.
         seconds: the first kill comes in the second half of this time.
+        env: more of the cluster's environment.
 
     Attributes:
         data: the cluster's directory.
@@ -111,13 +112,21 @@ class Round:
 
     load: Load
 
-    def __init__(self, targets: Sequence[Target], seed: str, base: Path, seconds: float) -> None:
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        seed: str,
+        base: Path,
+        seconds: float,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.data = base / "data"
         self.figures = Figures([], [])
         self._targets = targets
         self._base = base
         self._rng = random.Random(f"{seed}/{'/'.join(map(str, targets))}")
         self._seconds = seconds
+        self._more_env = dict(env or {})
         self._killed_at: list[float] = []
         self._log = base / "cluster.log"
 
@@ -149,7 +158,11 @@ class Round:
     def _start(self, stack: ExitStack) -> None:
         runtime = self._base / "runtime"
         runtime.mkdir(mode=0o700)
-        self._env = {"XDG_RUNTIME_DIR": str(runtime), "SAGACITY_LOG": "warning"}
+        self._env = {
+            "XDG_RUNTIME_DIR": str(runtime),
+            "SAGACITY_LOG": "warning",
+            **self._more_env,
+        }
         self._stderr = os.open(self._log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         stack.callback(os.close, self._stderr)
         self._cluster = start_private(

@@ -28,6 +28,8 @@ from tests.chaos.one_round import BACK_S, TARGETS, Round, Target
 KINDS: Final = {"kill": 35, "several": 25, "twice": 20, "pause": 10, "pause and kill": 10}
 TOGETHER_MAX: Final = 3
 APART_MS: Final = (0.5, 60.0)
+# Beside the default: so small that a shard takes its rows apart all the time, also when it dies.
+TAILS_BYTES: Final = (None, 64 << 10, 256 << 10)
 PAUSE_S: Final = (0.02, 1.0)  # shorter than any patience: nobody may take it for the end
 EVERYONE: Final = [target for each in TARGETS.values() for target in each]
 
@@ -101,13 +103,17 @@ class RandomRounds(Round):
         plans: what is to happen, round by round.
         seed: of ids, carts and endings.
         base: an empty directory with a short path.
+        tail_bytes: of journal rows, after which a shard compacts; the default's if left out.
 
     Attributes:
         hits: what each round saw, in order.
     """
 
-    def __init__(self, plans: Sequence[Plan], seed: str, base: Path) -> None:
-        super().__init__([], seed, base, 0.0)
+    def __init__(
+        self, plans: Sequence[Plan], seed: str, base: Path, tail_bytes: int | None = None
+    ) -> None:
+        env = {} if tail_bytes is None else {"SAGACITY_SHARD__TAIL_BYTES": str(tail_bytes)}
+        super().__init__([], seed, base, 0.0, env)
         self._plans = plans
         self.hits: list[Hit] = []
 
@@ -203,6 +209,7 @@ class RandomRounds(Round):
 def summary(hits: Sequence[Hit]) -> str:
     """Tell how often each kind and each role was really hit, and the slowest return."""
     kinds = Counter(hit.plan.kind for hit in hits)
+    kills = sum(hit.plan.kind != "pause" for hit in hits)
     roles = Counter(target.role for hit in hits for target in hit.plan.targets)
     worst: dict[str, Any] = {
         "next answer": max((hit.answer_ms for hit in hits), default=0),
@@ -212,8 +219,9 @@ def summary(hits: Sequence[Hit]) -> str:
         " ".join(f"{name} {times}" for name, times in sorted(each.items()))
         for each in (kinds, roles)
     ]
-    return f"{len(hits)} rounds; {told[0]}; roles: {told[1]}; worst " + ", ".join(
-        f"{name} {value:.0f} ms" for name, value in worst.items()
+    return (
+        f"{len(hits)} rounds, {kills} with kill -9; {told[0]}; roles: {told[1]}; worst "
+        + ", ".join(f"{name} {value:.0f} ms" for name, value in worst.items())
     )
 
 
