@@ -9,7 +9,7 @@ import pytest
 
 from cluster.directory import DataDirectory
 from sagacity.wire import DECLINED, OK
-from shard.entries import Entry, Opened
+from shard.entries import OF_NO_SAGA, Entry
 from tests.chaos.evidence import JournalRead, read_journal
 from tests.unit.disk_world import DiskWorld
 from tests.unit.journal_world import CLUSTER
@@ -44,7 +44,7 @@ def told_by_every_row(world: DiskWorld) -> dict[int, list[Entry]]:
     told: dict[int, list[Entry]] = {}
     for _, batch in world.twin_journal.replay():
         for entry in batch.entries:
-            if not isinstance(entry, Opened):
+            if not isinstance(entry, OF_NO_SAGA):
                 told.setdefault(entry.number, []).append(entry)
     return told
 
