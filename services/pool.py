@@ -17,6 +17,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
+import apsw
+
 from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
 from cluster.directory import ClusterFile, DataDirectory, RunDirectory
@@ -27,7 +29,9 @@ from sagacity.errors import Malformed, SagacityError
 from sagacity.ids import ACTION, COMPENSATION, DIRECTIONS
 from sagacity.saga import tag_of
 from sagacity.service import Service
-from sagacity.wire import OUTCOMES, Command
+from sagacity.sockets import LIBZMQ_VERSION
+from sagacity.versions import refuse_known_bad
+from sagacity.wire import MSGPACK_VERSION, OUTCOMES, Command
 from sagacity.worker import Served, Watch, Worker
 
 LOCK_RETRY_MS: Final = 25  # a standby takes over within 100 ms (DESIGN 5)
@@ -104,6 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     name, clock = args.service, SystemClock()
+    refuse_known_bad(
+        {
+            "libzmq": LIBZMQ_VERSION,
+            "msgpack": MSGPACK_VERSION,
+            "SQLite": apsw.sqlite_lib_version(),
+        }
+    )
     run = RunDirectory(args.run)
     config = load(args.config)
     child = Child(

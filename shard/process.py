@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+import apsw
+
 from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
 from cluster.directory import DataDirectory, RunDirectory
@@ -20,7 +22,9 @@ from config.schema import Config
 from sagacity.errors import InternalError, InvariantBroken, Malformed, SagacityError
 from sagacity.ids import DIRECTIONS
 from sagacity.saga import Retry, Saga
-from sagacity.sockets import context
+from sagacity.sockets import LIBZMQ_VERSION, context
+from sagacity.versions import refuse_known_bad
+from sagacity.wire import MSGPACK_VERSION
 from shard.admission import Admission
 from shard.compaction import Compaction
 from shard.engine import Engine
@@ -311,6 +315,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     child.report("starting")
 
     def make() -> Shard:
+        refuse_known_bad(
+            {
+                "libzmq": LIBZMQ_VERSION,
+                "msgpack": MSGPACK_VERSION,
+                "SQLite": apsw.sqlite_lib_version(),
+            }
+        )
         config = load(args.config)
         return Shard(config, DataDirectory(args.data), run, args.index, clock, child, log)
 
