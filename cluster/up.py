@@ -62,6 +62,7 @@ def run_up(args: argparse.Namespace) -> int:
     """
     if args.parent is not None:
         die_with(args.parent, signal.SIGTERM)
+    os.umask(0o077)  # files say their mode themselves; sockets cannot, and children inherit this
     # What can be wrong before anything is made, is found before anything is made.
     refuse_known_bad({"libzmq": LIBZMQ_VERSION, "msgpack": MSGPACK_VERSION})
     log = configure_logging(SUPERVISOR, 0)

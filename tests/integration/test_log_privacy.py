@@ -38,7 +38,7 @@ def ordered(saga_id: str, **change: Any) -> dict[str, Any]:
     }
 
 
-CHECKOUTS = {
+CHECKOUTS: dict[str, dict[str, Any]] = {
     "completed": {},
     "declined": {"user_id": "u999"},
     "no-carrier": {"shipping_address": "no_carrier"},
