@@ -21,7 +21,7 @@ import apsw
 
 from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
-from cluster.directory import ClusterFile, DataDirectory, RunDirectory
+from cluster.directory import MEND, ClusterFile, DataDirectory, RunDirectory
 from cluster.telemetry import Log, MetricsServer, WorkerMeters, configure_logging
 from config.load import load, load_catalog
 from config.schema import Config
@@ -131,7 +131,12 @@ def _run(args: argparse.Namespace) -> int:
         cluster = directory.read()
         if not _lock(directory.service_lock(name), child, clock):
             return 0
-        worker = _worker(service, config, directory, cluster, run, log, watch)
+        try:
+            worker = _worker(service, config, directory, cluster, run, log, watch)
+        except Malformed as error:
+            file = directory.service(name)
+            text = error.text if str(file) in error.text else f"{file}: {error.text}"
+            raise Malformed(f"{text}; it is left as it is: {MEND}, see docs/errors.md") from None
         watch.worker = worker
         child.report("up", watch.facts)
         log.info("worker_up", service=name)

@@ -15,7 +15,7 @@ import apsw
 
 from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
-from cluster.directory import DataDirectory, RunDirectory
+from cluster.directory import MEND, DataDirectory, RunDirectory
 from cluster.telemetry import Log, MetricsServer, ShardMeters, configure_logging
 from config.load import load, load_catalog
 from config.schema import Config
@@ -29,7 +29,7 @@ from shard.admission import Admission
 from shard.compaction import Compaction
 from shard.engine import Engine
 from shard.generations import Generations
-from shard.journal import JournalFailed, SqliteJournal
+from shard.journal import JournalFailed, JournalRefused, SqliteJournal
 from shard.links import Links
 from shard.loop import Fenced, Loop
 from shard.retries import RetryBudget
@@ -278,6 +278,11 @@ def serve(make: Callable[[], Shard], log: Log) -> int:
     """Run a shard and give the process's exit code."""
     try:
         make().run()
+    except JournalRefused as error:
+        # Of which kind it is, the words say; what to do about each, the page.
+        text = f"{error.text}; it is left as it is: {MEND}, see docs/errors.md"
+        log.error("shard_refused", text=text, code=error.code)
+        return error.exit_code
     except SagacityError as error:
         log.error("shard_refused", text=error.text, code=error.code)
         return error.exit_code
