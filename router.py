@@ -32,6 +32,7 @@ from sagacity.errors import (
 from sagacity.ids import is_saga_id
 from sagacity.slots import SlotMap, slot_of
 from sagacity.sockets import DISCONNECTED, Monitor, Outbox, PeerGone, Socket
+from sagacity.versions import refuse_known_bad
 from sagacity.wire import Reply, Request
 
 MILLISECOND: Final = 1_000_000
@@ -502,6 +503,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error.text, file=sys.stderr)  # noqa: T201 - there is no log
         return error.exit_code
     try:
+        refuse_known_bad({"libzmq": sockets.LIBZMQ_VERSION, "msgpack": wire.MSGPACK_VERSION})
         config = load(options.config)
         slots = DataDirectory(options.data).read().slots
         address = run.router if options.port is None else f"tcp://127.0.0.1:{options.port}"

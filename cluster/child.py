@@ -153,10 +153,6 @@ class Child:
         if now_ns >= self._next_beat_ns:
             self._send(facts)
 
-    def beat_due_ns(self) -> int:
-        """Give the instant of the next heartbeat, for the loop's time-out."""
-        return self._next_beat_ns
-
     def close(self) -> None:
         """Close the reports' socket and give the signals back."""
         self._signals.close()

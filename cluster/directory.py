@@ -30,6 +30,9 @@ from sagacity.ids import SHARDS_MAX
 from sagacity.slots import SLOTS, SlotMap
 
 FORMAT: Final = 1
+# What to do with a directory that is refused; docs/errors.md tells more.
+MEND: Final = "restore the whole directory from a backup, or name another one by --data"
+OTHER_VERSION: Final = "start it with the version of Sagacity that made it"
 SOCKET_PATH_MAX: Final = 107  # bytes of a Unix socket's path on Linux, the closing NUL left out
 _LONGEST_SOCKET: Final = f"shard-{SHARDS_MAX - 1}-workers.sock"
 _PATIENCE_S: Final = 0.2  # a reader of `find_running` may hold a run directory's lock for a moment
@@ -198,11 +201,11 @@ class DataDirectory:
             try:
                 text = self._file.read_bytes()
             except FileNotFoundError:
-                raise Malformed(f"{self.path} holds no cluster: no cluster.json") from None
+                raise Malformed(f"{self.path} holds no cluster: no cluster.json; {MEND}") from None
             found = _cluster_file(text, self._file)
             for directory in (self.path / "services", *map(self.shard, range(found.shards))):
                 if not directory.is_dir():
-                    raise Malformed(f"{self.path} is damaged: {directory.name} is missing")
+                    raise Malformed(f"{self.path} is damaged: {directory.name} is missing; {MEND}")
         return found
 
     def _make(self) -> None:
@@ -217,11 +220,15 @@ class DataDirectory:
         for entry in self.path.iterdir():
             left_by_us = entry.name in _FOUND_BEFORE_A_CLUSTER or entry.name.startswith("shard-")
             if not left_by_us:
-                raise Malformed(f"{self.path} is no data directory: it holds {entry.name!r}")
+                raise Malformed(
+                    f"{self.path} is no data directory: it holds {entry.name!r}; "
+                    "name an empty one by --data"
+                )
             if entry.is_dir() and entry.name != "lost+found" and any(entry.iterdir()):
                 # Numbers and epochs would begin again under databases that know later ones.
                 raise Malformed(
-                    f"{self.path} is damaged: {entry.name} is there, cluster.json is missing"
+                    f"{self.path} is damaged: {entry.name} is there, cluster.json is missing; "
+                    + MEND
                 )
         self.path.chmod(0o700)
 
@@ -427,12 +434,14 @@ def _cluster_file(text: bytes, file: Path) -> ClusterFile:
     try:
         form = msgspec.json.decode(text, type=_Format).format
         if form != FORMAT:
-            raise Malformed(f"{file} has format {form}; this version reads {FORMAT}")
+            raise Malformed(
+                f"{file} has format {form}; this version reads {FORMAT}; {OTHER_VERSION}"
+            )
         stored = msgspec.json.decode(text, type=_Stored)
     except msgspec.DecodeError as error:
-        raise Malformed(f"{file} is damaged: {error}") from None
+        raise Malformed(f"{file} is damaged: {error}; {MEND}") from None
     if max(stored.slots) >= stored.shards:
-        raise Malformed(f"{file} is damaged: a slot belongs to shard {max(stored.slots)}")
+        raise Malformed(f"{file} is damaged: a slot belongs to shard {max(stored.slots)}; {MEND}")
     return ClusterFile(stored.cluster_id, stored.shards, SlotMap(stored.slots))
 
 

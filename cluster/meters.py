@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from cluster.fleet import ROUTER, SHARD, SUPERVISOR
 from cluster.metrics import (
     ACTIVE_STATES,
     ATTEMPT_OUTCOMES,
@@ -20,12 +21,9 @@ from cluster.metrics import (
     COMPENSATION_CAUSES,
     FINISHED_OUTCOMES,
     METRICS,
-    ROUTER,
     ROUTER_OUTCOMES,
-    SHARD,
     SHARD_DUPLICATES,
     SHARD_FAULTS,
-    SUPERVISOR,
     WORKER,
     Metric,
 )

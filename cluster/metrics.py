@@ -7,15 +7,13 @@ from typing import Final
 
 from msgspec import Struct
 
+from cluster.fleet import ROUTER, SHARD, SUPERVISOR
+
 COUNTER: Final = "counter"
 GAUGE: Final = "gauge"
 HISTOGRAM: Final = "histogram"
 
-# Roles: who serves a metric.
-SHARD: Final = "shard"
-ROUTER: Final = "router"
-WORKER: Final = "worker"
-SUPERVISOR: Final = "supervisor"
+WORKER: Final = "worker"  # of any service; beside the fleet's roles, who serves a metric
 _ALL: Final = (SHARD, ROUTER, WORKER, SUPERVISOR)
 
 _US: Final = 1_000

@@ -27,7 +27,9 @@ from cluster.telemetry import MetricsServer, PortTaken, configure_logging
 from config.load import load, load_catalog
 from config.schema import Config
 from sagacity.errors import Malformed
-from sagacity.sockets import context
+from sagacity.sockets import LIBZMQ_VERSION, context
+from sagacity.versions import refuse_known_bad
+from sagacity.wire import MSGPACK_VERSION
 
 __all__ = ["ClusterProcess", "add_arguments", "run_up", "start_private"]
 
@@ -60,7 +62,9 @@ def run_up(args: argparse.Namespace) -> int:
     """
     if args.parent is not None:
         die_with(args.parent, signal.SIGTERM)
+    os.umask(0o077)  # files say their mode themselves; sockets cannot, and children inherit this
     # What can be wrong before anything is made, is found before anything is made.
+    refuse_known_bad({"libzmq": LIBZMQ_VERSION, "msgpack": MSGPACK_VERSION})
     log = configure_logging(SUPERVISOR, 0)
     config = _configured(args)
     if args.port is not None:

@@ -17,6 +17,7 @@ An action's row and its compensation's are neighbours, key and key | 1, so that 
 both. They stand in order of the saga's number: 4 us an insert, 17.7 under a random key.
 """
 
+import traceback
 from typing import Any, Final, Protocol
 
 import apsw
@@ -92,6 +93,7 @@ _SEE: Final = (
 
 _INTEGER_MAX: Final = 2**63 - 1  # of SQLite
 _NUMBER_MAX: Final = _INTEGER_MAX >> (STEP_BITS + 1)  # of a saga, so that its keys fit
+_PLACES_MAX: Final = 10  # lines of a handler's traceback that are logged
 _ERROR_LENGTH_MAX: Final = 256  # characters of a failure's text that travel
 
 
@@ -273,7 +275,9 @@ class Barrier:
                 step=command.step,
                 direction=command.direction,
                 attempt=command.attempt,
-                exc_info=True,
+                # Not its words: they may quote what a client has sent.
+                error=type(error).__name__,
+                at=_places(error),
             )
             outcome, reply = FAILED, _text(f"{type(error).__name__}: {error}")
         if not connection.in_transaction:
@@ -297,7 +301,8 @@ class Barrier:
         elif type(result) is Failed:
             return FAILED, _text(result.text)
         else:
-            raise TypeError(f"a handler gives Ok, Declined (of an action) or Failed, not {result}")
+            kind = type(result).__name__
+            raise TypeError(f"a handler gives Ok, Declined (of an action) or Failed, not {kind}")
         reply = encode(result.body)
         if len(reply) > BODY_BYTES_MAX:
             raise ValueError(f"a body has at most {BODY_BYTES_MAX} bytes")
@@ -327,6 +332,12 @@ def _answer(command: Command, outcome: int, body: bytes) -> Answer:
         outcome,
         body,
     )
+
+
+def _places(error: Exception) -> list[str]:
+    """Give the lines through which an exception came, the handler's own last."""
+    frames = traceback.extract_tb(error.__traceback__)[-_PLACES_MAX:]
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
 
 
 def _text(text: str) -> bytes:

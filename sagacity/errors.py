@@ -124,4 +124,21 @@ def check(holds: object, text: str, **seen: object) -> None:
 
 def broken(text: str, **seen: object) -> NoReturn:
     """Stop the process: an invariant is broken."""
-    raise InvariantBroken(text + "".join(f" {name}={value!r}" for name, value in seen.items()))
+    shown = "".join(f" {name}={_shown(value)}" for name, value in seen.items())
+    raise InvariantBroken(text + shown)
+
+
+def _shown(value: object) -> str:
+    """Give what of a value may stand in a log: numbers and ids, never what a client has sent."""
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, list | tuple | dict | set | frozenset):
+        return f"<{type(value).__name__} of {len(value)}>"
+    fields = getattr(value, "__struct_fields__", None)
+    if fields is None:
+        return repr(value)
+    parts = [(name, getattr(value, name)) for name in fields]
+    told = ", ".join(
+        f"{name}={part!r}" for name, part in parts if isinstance(part, int) or name == "saga_id"
+    )
+    return f"{type(value).__name__}({told})"

@@ -63,8 +63,11 @@ def open_file(path: Path) -> Connection:
     """
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if path.stat().st_size == 1:  # SQLite reads a single byte as an empty database
+            raise Malformed(f"{path} is no database")
         connection = Connection(str(path))
         connection.set_busy_timeout(OPEN_PATIENCE_MS)
+        _require_ours(connection, path)  # before the mode is set: that is a write
         # Where the pragma's answer is not read, a file system without WAL goes unnoticed.
         mode = connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "FULL")
@@ -76,6 +79,13 @@ def open_file(path: Path) -> Connection:
     except apsw.Error as error:
         raise Malformed(f"cannot open {path}: {error}") from None
     return connection
+
+
+def _require_ours(connection: Connection, path: Path) -> None:
+    """Refuse a database that is another program's: it has tables, and not `origin`."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    if tables and "origin" not in tables:
+        raise Malformed(f"{path} is no database of a service of ours: it has other tables")
 
 
 def make_tables(

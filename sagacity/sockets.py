@@ -29,6 +29,7 @@ from sagacity.wire import FRAME_BYTES_MAX
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 Socket: TypeAlias = "zmq.Socket[bytes]"
 
+LIBZMQ_VERSION: Final = zmq.zmq_version()
 IPC_PATH_BYTES_MAX: Final = 107  # sun_path, less its closing zero
 
 FRAMES_QUEUED_MAX: Final = 256  # frames waiting in ZeroMQ, per peer and direction
@@ -51,6 +52,7 @@ CONNECTED: Final = "connected"
 DISCONNECTED: Final = "disconnected"
 
 _TCP_BIND = re.compile(r"tcp://127\.0\.0\.1:(\*|[0-9]{1,5})")
+_TCP_CONNECT = re.compile(r"tcp://(?:localhost|127(?:\.[0-9]{1,3}){3}):([0-9]{1,5})")
 _EVENTS = {
     int(zmq.EVENT_HANDSHAKE_SUCCEEDED): CONNECTED,
     int(zmq.EVENT_DISCONNECTED): DISCONNECTED,
@@ -70,18 +72,16 @@ def dealer(ctx: Context, address: str) -> Socket:
     """Connect a DEALER; it connects again by itself for as long as it is open.
 
     Raises:
-        Malformed: the address is none.
+        Malformed: the address is none, or one where nothing of ours can listen.
     """
-    return _connect(ctx, zmq.DEALER, address)
-
-
-def push(ctx: Context, address: str) -> Socket:
-    """Connect a PUSH.
-
-    Raises:
-        Malformed: the address is none.
-    """
-    return _connect(ctx, zmq.PUSH, address)
+    _check_connect(address)
+    socket = _socket(ctx, zmq.DEALER)
+    try:
+        socket.connect(address)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise Malformed(f"{address!r} is no address: {error}") from None
+    return socket
 
 
 def router(ctx: Context, address: str) -> Socket:
@@ -119,19 +119,6 @@ def close_politely(socket: Socket, *, pause_ms: int = 100, linger_ms: int = 250)
     socket.close(linger=linger_ms)
 
 
-def _connect(ctx: Context, kind: int, address: str) -> Socket:
-    if not address.startswith(("ipc://", "tcp://")):
-        raise Malformed(f"an address begins with ipc:// or tcp://, not {address!r}")
-    _check_ipc_length(address)
-    socket = _socket(ctx, kind)
-    try:
-        socket.connect(address)
-    except zmq.ZMQError as error:
-        socket.close()
-        raise Malformed(f"{address!r} is no address: {error}") from None
-    return socket
-
-
 def _bind(ctx: Context, kind: int, address: str) -> Socket:
     _check_bind(address)
     socket = _socket(ctx, kind)
@@ -156,7 +143,7 @@ def _socket(ctx: Context, kind: int) -> Socket:
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-    if kind in {zmq.DEALER, zmq.PUSH}:
+    if kind == zmq.DEALER:
         socket.setsockopt(zmq.IMMEDIATE, 1)
     if kind == zmq.ROUTER:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -167,6 +154,21 @@ def _check_ipc_length(address: str) -> None:
     path = os.fsencode(address.removeprefix("ipc://"))
     if address.startswith("ipc://") and not 1 <= len(path) <= IPC_PATH_BYTES_MAX:
         raise Malformed(f"a socket's path has 1 to {IPC_PATH_BYTES_MAX} bytes: {address!r}")
+
+
+def _check_connect(address: str) -> None:
+    """Refuse at once what could only be waited for: names, other machines, odd transports.
+
+    What a client sends would go there in clear, to whoever answers.
+    """
+    if address.startswith("ipc:///"):
+        _check_ipc_length(address)
+        return
+    tcp = _TCP_CONNECT.fullmatch(address)
+    if tcp is None or not 1 <= int(tcp[1]) <= 65_535:
+        raise Malformed(
+            f"{address!r} is no address of ours: they are ipc:///… and tcp://127.0.0.1:PORT alone"
+        )
 
 
 def _check_bind(address: str) -> None:
@@ -239,7 +241,7 @@ def _more_dropped(socket: Socket) -> bool:
 
 
 def send(socket: Socket, frame: bytes) -> bool:
-    """Send by a DEALER or a PUSH; False if its peer is away or its queue is full."""
+    """Send by a DEALER; False if its peer is away or its queue is full."""
     try:
         socket.send(frame, zmq.DONTWAIT)
     except zmq.Again:
@@ -350,7 +352,7 @@ class Outbox:
 
 
 class Monitor:
-    """Tells when a DEALER or PUSH has a connection, and when it has lost it.
+    """Tells when a DEALER has a connection, and when it has lost it.
 
     Register `socket` in the poller; when it is readable, read `events`. Read it once before the
     first poll too: a connection that is older than the monitor is told by that first reading.

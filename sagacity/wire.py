@@ -24,6 +24,7 @@ from sagacity.errors import InternalError, Malformed
 from sagacity.ranges import Range
 
 PROTOCOL: Final = 1
+MSGPACK_VERSION: Final = ".".join(map(str, msgpack.version))
 
 FRAME_BYTES_MAX: Final = 1 << 20  # one frame; a longer one closes its connection (MAXMSGSIZE)
 FRAME_ITEMS_MAX: Final = 16_384  # requests, replies, commands or answers in one frame

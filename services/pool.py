@@ -17,9 +17,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
+import apsw
+
 from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
-from cluster.directory import ClusterFile, DataDirectory, RunDirectory
+from cluster.directory import MEND, ClusterFile, DataDirectory, RunDirectory
 from cluster.telemetry import Log, MetricsServer, WorkerMeters, configure_logging
 from config.load import load, load_catalog
 from config.schema import Config
@@ -27,7 +29,9 @@ from sagacity.errors import Malformed, SagacityError
 from sagacity.ids import ACTION, COMPENSATION, DIRECTIONS
 from sagacity.saga import tag_of
 from sagacity.service import Service
-from sagacity.wire import OUTCOMES, Command
+from sagacity.sockets import LIBZMQ_VERSION
+from sagacity.versions import refuse_known_bad
+from sagacity.wire import MSGPACK_VERSION, OUTCOMES, Command
 from sagacity.worker import Served, Watch, Worker
 
 LOCK_RETRY_MS: Final = 25  # a standby takes over within 100 ms (DESIGN 5)
@@ -104,6 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     name, clock = args.service, SystemClock()
+    refuse_known_bad(
+        {
+            "libzmq": LIBZMQ_VERSION,
+            "msgpack": MSGPACK_VERSION,
+            "SQLite": apsw.sqlite_lib_version(),
+        }
+    )
     run = RunDirectory(args.run)
     config = load(args.config)
     child = Child(
@@ -120,7 +131,12 @@ def _run(args: argparse.Namespace) -> int:
         cluster = directory.read()
         if not _lock(directory.service_lock(name), child, clock):
             return 0
-        worker = _worker(service, config, directory, cluster, run, log, watch)
+        try:
+            worker = _worker(service, config, directory, cluster, run, log, watch)
+        except Malformed as error:
+            file = directory.service(name)
+            text = error.text if str(file) in error.text else f"{file}: {error.text}"
+            raise Malformed(f"{text}; it is left as it is: {MEND}, see docs/errors.md") from None
         watch.worker = worker
         child.report("up", watch.facts)
         log.info("worker_up", service=name)

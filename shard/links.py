@@ -5,8 +5,6 @@ without waiting; what a router cannot take yet is kept within bounds, what it ca
 is dropped: the client behind it asks again.
 """
 
-import time
-
 import zmq
 from msgspec import Struct
 
@@ -17,6 +15,7 @@ from sagacity.sockets import (
     Departures,
     Outbox,
     PeerGone,
+    close_politely,
     receive_all_from,
     router,
     send_to,
@@ -58,7 +57,6 @@ from shard.loop import Received
 FRAMES_MAX = 256  # of one socket in one turn
 MS = 1_000_000
 REPROBE_TURNS = 3  # a peer's end is told a moment before its connection is gone
-FAREWELL_S = 0.1  # for routers to read the last replies
 OPEN_BOOKS_MAX = 256  # pages asked of workers and not answered
 
 
@@ -237,12 +235,7 @@ class Links:
             effects.reply(asked.origin, Reply(asked.request, error.code, pack(error.body())))
 
     def close(self) -> None:
-        """Close the sockets, after a moment for what is on its way.
-
-        A DEALER that connects with IMMEDIATE drops what it has not read when its connection ends,
-        however long we linger: the moment comes before the close.
-        """
+        """Close the sockets, after a moment for the replies that are on their way."""
         self._departures.close()
-        time.sleep(FAREWELL_S)
-        self._routers.close(linger=250)
+        close_politely(self._routers)
         self._workers.close(linger=0)

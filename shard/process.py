@@ -11,21 +11,25 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+import apsw
+
 from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
-from cluster.directory import DataDirectory, RunDirectory
+from cluster.directory import MEND, DataDirectory, RunDirectory
 from cluster.telemetry import Log, MetricsServer, ShardMeters, configure_logging
 from config.load import load, load_catalog
 from config.schema import Config
 from sagacity.errors import InternalError, InvariantBroken, Malformed, SagacityError
 from sagacity.ids import DIRECTIONS
 from sagacity.saga import Retry, Saga
-from sagacity.sockets import context
+from sagacity.sockets import LIBZMQ_VERSION, context
+from sagacity.versions import refuse_known_bad
+from sagacity.wire import MSGPACK_VERSION
 from shard.admission import Admission
 from shard.compaction import Compaction
 from shard.engine import Engine
 from shard.generations import Generations
-from shard.journal import JournalFailed, SqliteJournal
+from shard.journal import JournalFailed, JournalRefused, SqliteJournal
 from shard.links import Links
 from shard.loop import Fenced, Loop
 from shard.retries import RetryBudget
@@ -274,6 +278,11 @@ def serve(make: Callable[[], Shard], log: Log) -> int:
     """Run a shard and give the process's exit code."""
     try:
         make().run()
+    except JournalRefused as error:
+        # Of which kind it is, the words say; what to do about each, the page.
+        text = f"{error.text}; it is left as it is: {MEND}, see docs/errors.md"
+        log.error("shard_refused", text=text, code=error.code)
+        return error.exit_code
     except SagacityError as error:
         log.error("shard_refused", text=error.text, code=error.code)
         return error.exit_code
@@ -311,6 +320,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     child.report("starting")
 
     def make() -> Shard:
+        refuse_known_bad(
+            {
+                "libzmq": LIBZMQ_VERSION,
+                "msgpack": MSGPACK_VERSION,
+                "SQLite": apsw.sqlite_lib_version(),
+            }
+        )
         config = load(args.config)
         return Shard(config, DataDirectory(args.data), run, args.index, clock, child, log)
 

@@ -33,6 +33,7 @@ FLOORS: Final = (
         "vocabulary",
         (
             *("sagacity", *_of("sagacity", "errors ids messages money ranges saga slots wire")),
+            "sagacity.versions",
             *("config", "config.*"),
         ),
     ),

@@ -283,6 +283,29 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         open_file(tmp_path / "no such directory" / "toy.db")
 
 
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_another_programs_database_is_refused_and_left_as_it_is(tmp_path: Path, mode: str) -> None:
+    """Our tables beside a stranger's would make it ours, and its journal mode is a write."""
+    file = tmp_path / "toy.db"
+    foreign = apsw.Connection(str(file))
+    foreign.pragma("journal_mode", mode)
+    foreign.execute("CREATE TABLE theirs (x)")
+    foreign.close()
+    before = file.read_bytes()
+    with pytest.raises(Malformed, match="has other tables"):
+        open_file(file)
+    assert file.read_bytes() == before
+
+
+def test_a_database_cut_to_a_byte_is_refused(tmp_path: Path) -> None:
+    """SQLite takes it for an empty one: every effect would be forgotten without a word."""
+    file = tmp_path / "toy.db"
+    file.write_bytes(b"S")
+    with pytest.raises(Malformed, match="is no database"):
+        open_file(file)
+    assert file.read_bytes() == b"S"
+
+
 def test_a_long_wal_is_written_back(tmp_path: Path) -> None:
     """Else it grows without bound; SQLite's own checkpoints hide their errors and are off."""
     file = tmp_path / "toy.db"
