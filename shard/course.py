@@ -22,7 +22,7 @@ from shard.phases import RUNNING
 from shard.pools import Pool
 from shard.replies import answer, refuse
 from shard.retries import RetryBudget, backoff_ns
-from shard.sagas import BACKING_OFF, MS, QUEUED, Live, settle
+from shard.sagas import BACKING_OFF, MS, QUEUED, Definition, Live, settle
 from shard.state import State
 from shard.tally import Tally
 
@@ -59,6 +59,7 @@ class Course:
         self.admission = admission
         self.tally = tally
         self.deadline_ms = deadline_ms
+        self.waited_ns = 0  # the oldest place in any pool's queue, as this batch began
         self.seq = 0  # of the journal row that the current batch will become
         self.wheel = Wheel()
         services = sorted({name for d in state.definitions.values() for name in d.services})
@@ -70,10 +71,26 @@ class Course:
         pool = self.pools.get(service)
         return next(iter(pool.workers), None) if pool else None
 
-    def begin(self, saga: Live, now: Instant, deadline: int | None = None) -> None:
-        """Have the current command of a saga given out, and its deadline watched."""
-        saga.deadline = now.ns + self.deadline_ms * MS if deadline is None else deadline
-        self.queue(saga)
+    def begin(self, saga: Live, now: Instant) -> None:
+        """Have the first command of a saga given out, and its deadline watched."""
+        saga.deadline = now.ns + self.deadline_ms * MS
+        self._give_out(saga, now)
+
+    def go_on(self, saga: Live, now: Instant, deadline: int) -> None:
+        """Have the current command of a recovered saga given out, and its deadline watched.
+
+        One that had failed or timed out waits like any retry: what a sick service left behind
+        does not fall upon it at once because the shard was restarted. First attempts are paced by
+        credit.
+        """
+        saga.deadline = deadline
+        if saga.attempt > 1:
+            self._back_off(saga, now)
+        else:
+            self._give_out(saga, now)
+
+    def _give_out(self, saga: Live, now: Instant) -> None:
+        self.queue(saga, now)
         # Looked at when its first attempt would be over: the usual saga never moves this place.
         first = now.ns + saga.definition.timeouts[saga.step - 1]
         self.arm(saga, min(first, saga.deadline))
@@ -89,7 +106,7 @@ class Course:
     def send_now(self, saga: Live, now: Instant) -> None:
         """Give a saga's current command out again without waiting for its backoff."""
         if saga.where == BACKING_OFF:
-            self.queue(saga)
+            self.queue(saga, now)
             self.arm(saga, now.ns + saga.definition.timeouts[saga.step - 1])
 
     def compensate_next(self, saga: Live, now: Instant, fx: Effects) -> None:
@@ -97,7 +114,7 @@ class Course:
         if saga.step == 0:
             self.finish(saga, phases.ABORTED, now, fx)
         else:
-            self.queue(saga)
+            self.queue(saga, now)
 
     def finish(self, saga: Live, phase: int, now: Instant, fx: Effects) -> None:
         """End a saga: its answer, built once, goes to all who wait and never changes."""
@@ -130,14 +147,29 @@ class Course:
             for waiter in saga.waiters:
                 refuse(fx, waiter, self.stuck_error(saga))
             saga.waiters.clear()
+        self._back_off(saga, now)
+
+    def _back_off(self, saga: Live, now: Instant) -> None:
+        """Have the attempt that comes next wait its time, and then for the retry budget."""
+        retry = saga.definition.retries[saga.step - 1]
         saga.where = BACKING_OFF
         saga.worker = None
-        saga.due = now.ns + backoff_ns(retry, saga.saga_id, step_number, attempt)
+        saga.due = now.ns + backoff_ns(retry, saga.saga_id, saga.step, saga.attempt - 1)
         self.arm(saga, self.look_at(saga))
 
-    def queue(self, saga: Live) -> None:
+    def queue(self, saga: Live, now: Instant) -> None:
         """Have the current command of a saga given to a worker with credit."""
-        self.pools[saga.definition.services[saga.step - 1]].offer(saga)
+        self.pools[saga.definition.services[saga.step - 1]].offer(saga, now.ns)
+
+    def measure_queues(self, now: Instant) -> None:
+        """See how long commands have waited for workers that had no credit in the last batch."""
+        self.waited_ns = max(pool.measure(now.ns) for pool in self.pools.values())
+
+    def waited_ms(self, definition: Definition) -> int:
+        """Give how long the oldest command has waited in the queues that a saga will stand in."""
+        if not self.waited_ns:
+            return 0
+        return max(self.pools[name].waited_ns for name in definition.services) // MS
 
     def look_at(self, saga: Live) -> int:
         """Give the loop time at which a saga needs a look."""

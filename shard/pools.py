@@ -40,20 +40,25 @@ class Pool:
         self.service = service
         self.workers: dict[Peer, Worker] = {}
         self.waiting: deque[Live] = deque()
+        self.waited_ns = 0  # the age of its oldest place, when `measure` last looked
 
-    def offer(self, saga: Live) -> None:
-        """Queue a saga's current command."""
+    def offer(self, saga: Live, now_ns: int) -> None:
+        """Queue a saga's current command; one whose saga has a place here takes that."""
         if saga.queued_in is not self:
             saga.queued_in = self
+            saga.queued_at = now_ns
             self.waiting.append(saga)
         saga.where = QUEUED
         saga.worker = None
 
-    def offer_again(self, sagas: Iterable[Live]) -> None:
+    def offer_again(self, sagas: Iterable[Live], now_ns: int) -> None:
         """Queue commands that a worker had and will not answer; they go first, in their order."""
         fresh = [saga for saga in sagas if saga.queued_in is not self]
+        # As old as the one they pass: the first place stays the oldest, whoever has it.
+        queued_at = self.waiting[0].queued_at if self.waiting else now_ns
         for saga in fresh:
             saga.queued_in = self
+            saga.queued_at = queued_at
             saga.where = QUEUED
             saga.worker = None
         self.waiting.extendleft(reversed(fresh))
@@ -64,8 +69,22 @@ class Pool:
             saga = self.waiting.popleft()
             if saga.queued_in is self:
                 saga.queued_in = None
-                return saga
+                if saga.where == QUEUED:
+                    return saga
         return None
+
+    def measure(self, now_ns: int) -> int:
+        """Give, and remember, how long the oldest place in the queue has waited, nanoseconds."""
+        while self.waiting:
+            first = self.waiting[0]
+            if first.queued_in is self and first.where == QUEUED:
+                self.waited_ns = now_ns - first.queued_at
+                return self.waited_ns
+            self.waiting.popleft()
+            if first.queued_in is self:
+                first.queued_in = None
+        self.waited_ns = 0
+        return 0
 
     def freest(self) -> Worker | None:
         """Give the worker with the most credit; None when none has any."""
