@@ -45,7 +45,7 @@ OPEN_NS_MAX: Final = 60 * SECOND  # longer than clients wait: what is older was 
 REPLY_BODY_BYTES_MAX: Final = wire.FRAME_BYTES_MAX - 64  # leaves room for the envelope
 RENEW_NS: Final = 2 * SECOND  # without a connection; then a peer's socket is made anew
 FRAMES_PER_TURN: Final = 256  # of one socket
-FRONT_BYTES_PER_TURN: Final = 256 << 10  # and the frame that reaches it: some 2 000 checkouts
+FRONT_BYTES_PER_TURN: Final = 64 << 10  # and the frame that reaches it: some 400 checkouts
 FRONT_FRAMES_QUEUED_MAX: Final = 16  # in ZeroMQ, per client and direction: 16 MiB at most
 PROBES: Final = 2  # a client's end is told a moment before its connection is gone
 _NOTHING: Final = wire.encode([])
@@ -65,12 +65,12 @@ _OUTCOMES: Final = {None: "answered", NotTaken.code: "not_taken", NoOutcome.code
 class _Client:
     """A connection of which something is open."""
 
-    __slots__ = ("identity", "numbers", "rooms")
+    __slots__ = ("beside", "identity", "numbers")
 
     def __init__(self, identity: bytes) -> None:
         self.identity = identity
         self.numbers: dict[int, int] = {}  # its request -> our number
-        self.rooms = [0, 0, 0]  # how many of them are in each room
+        self.beside = [0, 0, 0]  # how many of them are in each room but the first
 
 
 # Client, its request's number, peer, kind, when it was first and last forwarded, room. A tuple:
@@ -101,18 +101,19 @@ class Router:
         self.draining = False
         self.shards = slots.shards
         self.supervisor = slots.shards
+        self.inflight = [0] * (slots.shards + 1)  # requests that are open, by peer
         self._owners = slots.owners
         self._meters = meters
         self._client_max = client_inflight_max
         self._peer_max = shard_inflight_max
-        self._rooms = [[0, 0, 0] for _ in range(slots.shards + 1)]  # by peer
+        self._beside = [[0, 0, 0] for _ in self.inflight]  # by peer, as a client's
         self._number = 0
         self._open: dict[int, _Open] = {}  # by our number, oldest first
         self._clients: dict[bytes, _Client] = {}
         self._forwards: dict[int, list[Request]] = {}
         self._replies: dict[bytes, list[Reply]] = {}
         meters.router_shard_inflight.source = lambda: {
-            (str(shard),): sum(self._rooms[shard]) for shard in range(self.shards)
+            (str(shard),): self.inflight[shard] for shard in range(self.shards)
         }
 
     def __len__(self) -> int:
@@ -123,11 +124,6 @@ class Router:
     def clients(self) -> int:
         """How many clients have something open."""
         return len(self._clients)
-
-    @property
-    def inflight(self) -> list[int]:
-        """How many requests are open at each peer."""
-        return [sum(rooms) for rooms in self._rooms]
 
     def waiting(self) -> list[bytes]:
         """Give the identities of those who have something open."""
@@ -144,7 +140,7 @@ class Router:
         client = self._clients.get(identity)
         if client is None:
             client = self._clients[identity] = _Client(identity)
-        numbers, opened, client_rooms = client.numbers, self._open, client.rooms
+        numbers, opened, inflight = client.numbers, self._open, self.inflight
         for item in items:
             try:
                 peer = self._peer_of(item)
@@ -153,13 +149,12 @@ class Router:
                     self._again(known, peer, item, now)
                     continue
                 room = _STARTING if item.kind in _STARTS else _ASKING
-                peer_rooms = self._rooms[peer]
                 if (
-                    client_rooms[room] >= self._client_max
-                    or peer_rooms[room] >= self._peer_max
+                    len(numbers) >= self._client_max
+                    or inflight[peer] >= self._peer_max
                     or self.draining
                 ):
-                    room = self._other_room(client, peer, room)
+                    room = self._find_room(client, peer, room)
             except SagacityError as error:
                 # A repeat's mistake is no answer to the request whose number it has.
                 if item.request in numbers:
@@ -170,9 +165,11 @@ class Router:
             self._number = number = self._number + 1
             opened[number] = (client, item.request, peer, item.kind, now, now, room)
             numbers[item.request] = number
-            client_rooms[room] += 1
-            peer_rooms[room] += 1
-            self._forward(peer, number, item, room)
+            inflight[peer] += 1
+            if room:
+                client.beside[room] += 1
+                self._beside[peer][room] += 1
+            self._forward(peer, number, _recall(item) if room == _RECALLING else item)
         if not numbers:
             del self._clients[identity]
 
@@ -271,15 +268,19 @@ class Router:
             raise Malformed(f"there are {self.shards} shards, no shard {saga_id}")
         return int(saga_id)
 
-    def _other_room(self, client: _Client, peer: int, room: int) -> int:
-        """Give the room for a request whose own is full or closed: a start may be a repeat."""
+    def _find_room(self, client: _Client, peer: int, room: int) -> int:
+        """Give a request its room where much is open, or we drain; a start perhaps the recalls'."""
         times = 1
         if room == _STARTING:
+            theirs = len(client.numbers) - sum(client.beside)
+            all_ = self.inflight[peer] - sum(self._beside[peer])
+            if theirs < self._client_max and all_ < self._peer_max and not self.draining:
+                return _STARTING
             room, times = _RECALLING, _RECALLS_PER_START
-        if client.rooms[room] >= times * self._client_max:
+        if client.beside[room] >= times * self._client_max:
             text = f"more than {times * self._client_max} requests of one client in flight"
             raise NotTaken(text, retry_after_ms=RETRY_AFTER_MS)
-        if self._rooms[peer][room] >= times * self._peer_max:
+        if self._beside[peer][room] >= times * self._peer_max:
             raise NotTaken(f"{self._name(peer)} is overloaded", retry_after_ms=RETRY_AFTER_MS)
         return room
 
@@ -290,14 +291,10 @@ class Router:
             raise Malformed("this number is open for another request")
         if now - last >= FORWARD_AGAIN_NS:
             self._open[number] = (client, request, peer, kind, since, now, room)
-            self._forward(peer, number, item, room)
+            self._forward(peer, number, _recall(item) if room == _RECALLING else item)
 
-    def _forward(self, peer: int, number: int, item: Request, room: int) -> None:
-        kind, headers = item.kind, item.headers
-        if room == _RECALLING:  # it starts nothing, so nobody reads its own headers
-            headers = wire.RECALLS_SUBMIT if kind == wire.SUBMIT else {}
-            kind = wire.RECALL
-        forwarded = Request(kind, item.saga_id, number, headers, item.body)
+    def _forward(self, peer: int, number: int, item: Request) -> None:
+        forwarded = Request(item.kind, item.saga_id, number, item.headers, item.body)
         found = self._forwards.get(peer)
         if found is None:
             self._forwards[peer] = [forwarded]
@@ -322,13 +319,21 @@ class Router:
         client, request, peer, _, _, _, room = entry
         del self._open[number]
         del client.numbers[request]
-        client.rooms[room] -= 1
-        self._rooms[peer][room] -= 1
+        self.inflight[peer] -= 1
+        if room:
+            client.beside[room] -= 1
+            self._beside[peer][room] -= 1
         if not client.numbers:
             self._clients.pop(client.identity, None)
 
     def _name(self, peer: int) -> str:
         return "the supervisor" if peer == self.supervisor else f"shard {peer}"
+
+
+def _recall(item: Request) -> Request:
+    """Make the recall of a start; it starts nothing, so nobody asks for its own headers."""
+    headers = wire.RECALLS_SUBMIT if item.kind == wire.SUBMIT else {}
+    return Request(wire.RECALL, item.saga_id, item.request, headers, item.body)
 
 
 class _Peer:
