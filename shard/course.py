@@ -59,7 +59,8 @@ class Course:
         self.admission = admission
         self.tally = tally
         self.deadline_ms = deadline_ms
-        self.waited_ns = 0  # the oldest place in any pool's queue, as this batch began
+        self._waited_ns: dict[str, int] = {}  # by definition, as this batch began
+        self._pace_ns: dict[str, int] = {}  # the slowest pool's, likewise
         self.seq = 0  # of the journal row that the current batch will become
         self.wheel = Wheel()
         services = sorted({name for d in state.definitions.values() for name in d.services})
@@ -162,14 +163,27 @@ class Course:
         self.pools[saga.definition.services[saga.step - 1]].offer(saga, now.ns)
 
     def measure_queues(self, now: Instant) -> None:
-        """See how long commands have waited for workers that had no credit in the last batch."""
-        self.waited_ns = max(pool.measure(now.ns) for pool in self.pools.values())
+        """See, once a batch, how long commands wait for workers, and at what pace they go."""
+        waited = {name: pool.measure(now.ns) for name, pool in self.pools.items()}
+        for name, definition in self.state.definitions.items():
+            self._waited_ns[name] = max(waited[service] for service in definition.services)
+            self._pace_ns[name] = max(self.pools[each].pace_ns for each in definition.services)
 
-    def waited_ms(self, definition: Definition) -> int:
-        """Give how long the oldest command has waited in the queues that a saga will stand in."""
-        if not self.waited_ns:
-            return 0
-        return max(self.pools[name].waited_ns for name in definition.services) // MS
+    def wait_ms(self, definition: Definition) -> int:
+        """Give how long a saga that starts now must expect to wait for workers.
+
+        Where a queue stands still, the age of its oldest command says it. Where it moves that
+        would come too late: a burst makes a long queue, and for seconds a young one. There it is
+        what all who are before it will take at the pace of the slowest pool.
+        """
+        running = len(self.state.live) - self.state.compensating
+        name = definition.name
+        return max(self._waited_ns[name], running * self._pace_ns[name]) // MS
+
+    @property
+    def waited_ms(self) -> int:
+        """How long the oldest of all commands has waited for a worker, as this batch began."""
+        return max(self._waited_ns.values(), default=0) // MS
 
     def look_at(self, saga: Live) -> int:
         """Give the loop time at which a saga needs a look."""

@@ -52,6 +52,11 @@ from shard.tally import Tally
 
 RECOVERED_MIN_MS = 10_000  # what a deadline leaves at least after an outage
 NOT_LIVE_RECHECK_NS = 500 * MS
+# All who waited ask again at once after a restart, new ones with them. Until a pool's pace is
+# measured, which takes half a second, the shard takes no more than twice what it went on with.
+RECOVERED_TIMES = 2
+RECOVERED_ALLOWED_MIN = 256  # sagas; so many a worker takes at once anyway
+RECOVERED_GUESS_NS = 5_000 * MS
 CREDIT_SWEEP_NS = 1_000 * MS
 
 _SOONER = frozenset((CANCEL, RETRY, SHOW, BOOKS))  # before starts, which could end what they mean
@@ -137,8 +142,17 @@ class Engine:
             ran = self.deadline_ms - (saga.deadline_ms - now.wall_ms)
             saga.started_at = now.ns - max(ran, 0) * MS
             self._course.go_on(saga, now, deadline=now.ns + left * MS)
+        self._guess_paces(now)
         self.tally.recovered(len(self.state.live))
         return fx
+
+    def _guess_paces(self, now: Instant) -> None:
+        running = len(self.state.live) - self.state.compensating
+        if running:
+            allowed = max(RECOVERED_TIMES * running, RECOVERED_ALLOWED_MIN)
+            pace_ns = self.admission.queue_age_max_ms * MS // allowed
+            for pool in self._course.pools.values():
+                pool.guess_pace(pace_ns, now.ns + RECOVERED_GUESS_NS)
 
     def step(self, events: list[Event], now: Instant, seq: int, timers_until: int) -> Effects:
         """Decide about a batch: outcomes, cancels and reads, starts, timers; then give commands.

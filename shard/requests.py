@@ -26,7 +26,7 @@ from shard.effects import Effects, HistoryAsked
 from shard.entries import CANCELLED, UNPRICED, RetryAsked, Started
 from shard.events import Instant, Peer
 from shard.replies import answer, refuse
-from shard.sagas import MS, Card, Definition, Live, Tombstone, Waiter
+from shard.sagas import Card, Definition, Live, Tombstone, Waiter
 
 DECODED_MAX = 8_192  # sagas whose order is kept decoded, 22 MB; more of them are kept as bytes
 WAITERS_MAX = 64  # requests that wait for one saga; the oldest are told to ask again
@@ -141,9 +141,9 @@ class Desk:
     def _recall(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
         """Answer a start as a repeat; one of an unknown id is refused: the router has no room."""
         if not self.knows(request):  # first of all: most are none, and the shard has much to do
-            waited_ms = self._course.waited_ns // MS
+            after = max(FULL_RETRY_AFTER_MS, retry_after_ms(self._course.waited_ms))
             text = "too much is in flight, or the router is draining, and no saga has this id"
-            raise NotTaken(text, retry_after_ms=max(FULL_RETRY_AFTER_MS, retry_after_ms(waited_ms)))
+            raise NotTaken(text, retry_after_ms=after)
         self._start(origin, request, now, fx)
 
     def _definition(self, body: bytes) -> Definition:
@@ -172,8 +172,7 @@ class Desk:
         slot = slot_of(request.saga_id)
         if slot not in course.slots:
             raise NotTaken(f"slot {slot} belongs to another shard", retry_after_ms=250)
-        waited_ms = course.waited_ms(definition)
-        refusal = course.admission.refusal(len(state.live), waited_ms)
+        refusal = course.admission.refusal(len(state.live), course.wait_ms(definition))
         if refusal is not None:
             raise refusal
         try:

@@ -3,7 +3,7 @@
 from sagacity.ids import barrier_key
 from sagacity.saga import Retry
 from services.checkout import checkout
-from shard.pools import Pool, Worker, sent
+from shard.pools import WINDOW_NS, Pool, Worker, sent
 from shard.sagas import OUT, QUEUED, Definition, Live, settle
 
 DEFINITION = Definition(checkout, Retry())
@@ -134,7 +134,7 @@ def test_a_queue_is_as_old_as_its_oldest_place() -> None:
     other.offer(moved, 40)
     assert (pool.measure(50), other.measure(50)) == (30, 10)
     assert pool.take() is waits
-    assert pool.measure(60) == pool.waited_ns == 0
+    assert pool.measure(60) == 0
 
 
 def test_a_saga_that_turns_back_keeps_its_place() -> None:
@@ -159,3 +159,42 @@ def test_what_a_lost_worker_had_is_as_old_as_what_it_passes() -> None:
     pool.offer(waiting, 200)
     pool.offer_again([lost_later], 300)
     assert pool.measure(330) == 130
+
+
+def taken(pool: Pool, count: int, now: int) -> None:
+    """Have so many commands queued and given out."""
+    for number in range(count):
+        pool.offer(saga(1_000 + number), now)
+        assert pool.take() is not None
+
+
+def test_a_queue_that_moves_has_a_pace_and_one_that_stands_has_an_age() -> None:
+    """A burst makes a long and young queue: only the pace tells at once how long it will take."""
+    pool = Pool("inventory")
+    pool.offer(saga(1), 0)
+    assert (pool.measure(0), pool.pace_ns) == (0, 0)
+    waiting = pool.waiting[0]
+    for at in (WINDOW_NS // 2, WINDOW_NS):
+        taken(pool, 5, at)
+        pool.waiting.clear()
+        pool.waiting.append(waiting)
+        waiting.queued_in = pool
+        pool.measure(at)
+    assert pool.pace_ns == WINDOW_NS // 10
+    assert pool.measure(WINDOW_NS * 3 // 2) == 0
+    assert pool.measure(WINDOW_NS * 3) == WINDOW_NS * 3
+
+
+def test_a_guessed_pace_ends_with_what_waits() -> None:
+    """It is for the moments after a recovery; else a queue without load would be judged by it."""
+    pool = Pool("inventory")
+    pool.offer(saga(1), 0)
+    pool.guess_pace(7, 100)
+    pool.measure(100)
+    assert pool.pace_ns == 7
+    pool.measure(101)
+    assert pool.pace_ns == 0
+    pool.guess_pace(7, 1_000)
+    pool.take()
+    pool.measure(200)
+    assert pool.pace_ns == 0
