@@ -61,6 +61,7 @@ class Course:
         self.deadline_ms = deadline_ms
         self._waited_ns: dict[str, int] = {}  # by definition, as this batch began
         self._pace_ns: dict[str, int] = {}  # the slowest pool's, likewise
+        self._loaded = False  # any of them is not 0
         self.seq = 0  # of the journal row that the current batch will become
         self.wheel = Wheel()
         services = sorted({name for d in state.definitions.values() for name in d.services})
@@ -168,6 +169,7 @@ class Course:
         for name, definition in self.state.definitions.items():
             self._waited_ns[name] = max(waited[service] for service in definition.services)
             self._pace_ns[name] = max(self.pools[each].pace_ns for each in definition.services)
+        self._loaded = any(self._waited_ns.values()) or any(self._pace_ns.values())
 
     def wait_ms(self, definition: Definition) -> int:
         """Give how long a saga that starts now must expect to wait for workers.
@@ -176,6 +178,8 @@ class Course:
         would come too late: a burst makes a long queue, and for seconds a young one. There it is
         what all who are before it will take at the pace of the slowest pool.
         """
+        if not self._loaded:
+            return 0
         running = len(self.state.live) - self.state.compensating
         name = definition.name
         return max(self._waited_ns[name], running * self._pace_ns[name]) // MS
