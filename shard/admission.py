@@ -1,7 +1,7 @@
 """Admission: whether a new start is taken. Pure. Repeats, cancels and reads never come here.
 
-Two bounds: the number in flight, for memory, and the age of the oldest command that waits for a
-worker, for time: a saga that would only wait longer than that is better told so at once.
+Two bounds: the number in flight, for memory, and how long a saga that starts now must expect to
+wait for workers (`Course.wait_ms`): one that would only wait too long is better told so at once.
 """
 
 from sagacity.errors import NotTaken
@@ -17,7 +17,7 @@ class Admission:
 
     Args:
         inflight_max: sagas admitted and not finished.
-        queue_age_max_ms: of the oldest command that waits for a worker.
+        queue_age_max_ms: the longest wait for workers that a start is taken with.
     """
 
     def __init__(self, inflight_max: int, queue_age_max_ms: int = 5_000) -> None:
@@ -25,26 +25,26 @@ class Admission:
         self.queue_age_max_ms = queue_age_max_ms
         self.draining = False
 
-    def refusal(self, inflight: int, waited_ms: int = 0) -> NotTaken | None:
+    def refusal(self, inflight: int, wait_ms: int = 0) -> NotTaken | None:
         """Give the refusal of a start, or None.
 
         Args:
             inflight: sagas that are not finished.
-            waited_ms: the age of the oldest command in the queues that the saga will stand in.
+            wait_ms: that the saga must expect for workers.
         """
         if self.draining:
             text = "the shard is draining"
             return NotTaken(text, retry_after_ms=DRAINING_RETRY_AFTER_MS)
-        if waited_ms > self.queue_age_max_ms:
-            text = f"commands wait {waited_ms} ms for a worker, over this shard's limit"
-            return NotTaken(text, retry_after_ms=retry_after_ms(waited_ms))
+        if wait_ms > self.queue_age_max_ms:
+            text = f"commands wait {wait_ms} ms for a worker, over this shard's limit"
+            return NotTaken(text, retry_after_ms=retry_after_ms(wait_ms))
         if inflight >= self.inflight_max:
             text = f"{inflight} sagas are in flight on this shard, its limit"
-            after = max(FULL_RETRY_AFTER_MS, retry_after_ms(waited_ms))
+            after = max(FULL_RETRY_AFTER_MS, retry_after_ms(wait_ms))
             return NotTaken(text, retry_after_ms=after)
         return None
 
 
-def retry_after_ms(waited_ms: int) -> int:
-    """Give when a refused caller should come again: later, the longer the queue has stood."""
-    return min(max(waited_ms // 5, RETRY_AFTER_MIN_MS), RETRY_AFTER_MAX_MS)
+def retry_after_ms(wait_ms: int) -> int:
+    """Give when a refused caller should come again: later, the longer the queue is or has stood."""
+    return min(max(wait_ms // 5, RETRY_AFTER_MIN_MS), RETRY_AFTER_MAX_MS)
