@@ -52,7 +52,7 @@ _NOTHING: Final = wire.encode([])
 UP_WITHOUT_SHARDS_NS: Final = 1 * SECOND  # then a shard that is missing no longer holds us back
 
 # What is open is bounded in each room apart, by client and by peer: starts and recalls never take
-# the room of cancels and reads. All rooms full are 6 times the configured maximum, 0.5 KB a place.
+# the room of cancels and reads. All rooms full are 6 times the configured maximum, 0.25 KB a place.
 _STARTING: Final = 0
 _ASKING: Final = 1  # cancels, reads, whatever starts nothing
 _RECALLING: Final = 2
