@@ -7,6 +7,8 @@ client library does not ask for again. `Router` decides and knows no socket; `Lo
 `main` is the composition root.
 
 What it never forwarded it answers 11; what it had forwarded to a shard that went away, 0 (SPEC 4).
+It cannot tell a repeat from a new start: one for which it has no room it forwards as a RECALL. The
+shard answers that if it knows the id, else refuses it: repeats are not refused for load.
 """
 
 import sys
@@ -31,7 +33,7 @@ from sagacity.errors import (
 )
 from sagacity.ids import is_saga_id
 from sagacity.slots import SlotMap, slot_of
-from sagacity.sockets import DISCONNECTED, Monitor, Outbox, PeerGone, Socket
+from sagacity.sockets import DISCONNECTED, Departures, Monitor, Outbox, PeerGone, Socket
 from sagacity.versions import refuse_known_bad
 from sagacity.wire import Reply, Request
 
@@ -44,7 +46,18 @@ OPEN_NS_MAX: Final = 60 * SECOND  # longer than clients wait: what is older was 
 REPLY_BODY_BYTES_MAX: Final = wire.FRAME_BYTES_MAX - 64  # leaves room for the envelope
 RENEW_NS: Final = 2 * SECOND  # without a connection; then a peer's socket is made anew
 FRAMES_PER_TURN: Final = 256  # of one socket
+FRONT_BYTES_PER_TURN: Final = 64 << 10  # and the frame that reaches it: some 400 checkouts
+FRONT_FRAMES_QUEUED_MAX: Final = 16  # in ZeroMQ, per client and direction: 16 MiB at most
+PROBES: Final = 2  # a client's end is told a moment before its connection is gone
+_NOTHING: Final = wire.encode([])
 UP_WITHOUT_SHARDS_NS: Final = 1 * SECOND  # then a shard that is missing no longer holds us back
+
+# What is open is bounded in each room apart, by client and by peer: starts and recalls never take
+# the room of cancels and reads. All rooms full are 6 times the configured maximum, 0.25 KB a place.
+_STARTING: Final = 0
+_ASKING: Final = 1  # cancels, reads, whatever starts nothing
+_RECALLING: Final = 2
+_RECALLS_PER_START: Final = 4  # how much larger that room is
 
 _STARTS: Final = frozenset({wire.START, wire.SUBMIT})
 _OUTCOMES: Final = {None: "answered", NotTaken.code: "not_taken", NoOutcome.code: "no_outcome"}
@@ -53,15 +66,17 @@ _OUTCOMES: Final = {None: "answered", NotTaken.code: "not_taken", NoOutcome.code
 class _Client:
     """A connection of which something is open."""
 
-    __slots__ = ("identity", "numbers")
+    __slots__ = ("beside", "identity", "numbers")
 
     def __init__(self, identity: bytes) -> None:
         self.identity = identity
         self.numbers: dict[int, int] = {}  # its request -> our number
+        self.beside = [0, 0, 0]  # how many of them are in each room but the first
 
 
-# Client, its request's number, peer, kind, when it was first and last forwarded. A tuple: 0.05 us.
-_Open: TypeAlias = tuple[_Client, int, int, int, int, int]
+# Client, its request's number, peer, kind, when it was first and last forwarded, room. A tuple:
+# 0.05 us.
+_Open: TypeAlias = tuple[_Client, int, int, int, int, int, int]
 
 
 class Router:
@@ -72,8 +87,8 @@ class Router:
     Args:
         slots: which shard owns what.
         meters: to count in.
-        client_inflight_max: requests of one client that are not answered.
-        shard_inflight_max: requests forwarded to one peer that are not answered.
+        client_inflight_max: starts of one client that are not answered; as many cancels and reads.
+        shard_inflight_max: the same of one peer.
     """
 
     def __init__(
@@ -87,11 +102,12 @@ class Router:
         self.draining = False
         self.shards = slots.shards
         self.supervisor = slots.shards
-        self.inflight = [0] * (slots.shards + 1)
+        self.inflight = [0] * (slots.shards + 1)  # requests that are open, by peer
         self._owners = slots.owners
         self._meters = meters
         self._client_max = client_inflight_max
         self._peer_max = shard_inflight_max
+        self._beside = [[0, 0, 0] for _ in self.inflight]  # by peer, as a client's
         self._number = 0
         self._open: dict[int, _Open] = {}  # by our number, oldest first
         self._clients: dict[bytes, _Client] = {}
@@ -109,6 +125,10 @@ class Router:
     def clients(self) -> int:
         """How many clients have something open."""
         return len(self._clients)
+
+    def waiting(self) -> list[bytes]:
+        """Give the identities of those who have something open."""
+        return list(self._clients)
 
     def requests(self, identity: bytes, items: Sequence[Request], now: int) -> None:
         """Route what a client asks.
@@ -129,12 +149,13 @@ class Router:
                 if known is not None:
                     self._again(known, peer, item, now)
                     continue
+                room = _STARTING if item.kind in _STARTS else _ASKING
                 if (
                     len(numbers) >= self._client_max
                     or inflight[peer] >= self._peer_max
                     or self.draining
                 ):
-                    self._admit(client, peer, item.kind)
+                    room = self._find_room(client, peer, room)
             except SagacityError as error:
                 # A repeat's mistake is no answer to the request whose number it has.
                 if item.request in numbers:
@@ -143,10 +164,13 @@ class Router:
                     self._answer(identity, item.request, item.kind, error)
                 continue
             self._number = number = self._number + 1
-            opened[number] = (client, item.request, peer, item.kind, now, now)
+            opened[number] = (client, item.request, peer, item.kind, now, now, room)
             numbers[item.request] = number
             inflight[peer] += 1
-            self._forward(peer, number, item)
+            if room:
+                client.beside[room] += 1
+                self._beside[peer][room] += 1
+            self._forward(peer, number, _recall(item) if room == _RECALLING else item)
         if not numbers:
             del self._clients[identity]
 
@@ -159,7 +183,7 @@ class Router:
             if entry is None or entry[2] != peer:
                 self._meters.duplicates.add(("reply",))
                 continue
-            client, request, _, kind, _, _ = entry
+            client, request, _, kind, *_ = entry
             self._close(item.request, entry)
             code, body = item.code, item.body
             if len(body) > REPLY_BODY_BYTES_MAX:
@@ -245,25 +269,30 @@ class Router:
             raise Malformed(f"there are {self.shards} shards, no shard {saga_id}")
         return int(saga_id)
 
-    def _admit(self, client: _Client, peer: int, kind: int) -> None:
-        # Reads and cancels have a room of their own: they are never refused for starts.
-        rooms = 1 if kind in _STARTS else 2
-        if self.draining and rooms == 1:
-            raise NotTaken("draining", retry_after_ms=4 * RETRY_AFTER_MS)
-        if len(client.numbers) >= rooms * self._client_max:
-            text = f"more than {self._client_max} requests of one client in flight"
+    def _find_room(self, client: _Client, peer: int, room: int) -> int:
+        """Give a request its room where much is open, or we drain; a start perhaps the recalls'."""
+        times = 1
+        if room == _STARTING:
+            theirs = len(client.numbers) - sum(client.beside)
+            all_ = self.inflight[peer] - sum(self._beside[peer])
+            if theirs < self._client_max and all_ < self._peer_max and not self.draining:
+                return _STARTING
+            room, times = _RECALLING, _RECALLS_PER_START
+        if client.beside[room] >= times * self._client_max:
+            text = f"more than {times * self._client_max} requests of one client in flight"
             raise NotTaken(text, retry_after_ms=RETRY_AFTER_MS)
-        if self.inflight[peer] >= rooms * self._peer_max:
+        if self._beside[peer][room] >= times * self._peer_max:
             raise NotTaken(f"{self._name(peer)} is overloaded", retry_after_ms=RETRY_AFTER_MS)
+        return room
 
     def _again(self, number: int, peer: int, item: Request, now: int) -> None:
         """Forward a repeat under the number that it has: its answer may have been lost."""
-        client, request, known_peer, kind, since, last = self._open[number]
+        client, request, known_peer, kind, since, last, room = self._open[number]
         if (peer, item.kind) != (known_peer, kind):
             raise Malformed("this number is open for another request")
         if now - last >= FORWARD_AGAIN_NS:
-            self._open[number] = (client, request, peer, kind, since, now)
-            self._forward(peer, number, item)
+            self._open[number] = (client, request, peer, kind, since, now, room)
+            self._forward(peer, number, _recall(item) if room == _RECALLING else item)
 
     def _forward(self, peer: int, number: int, item: Request) -> None:
         forwarded = Request(item.kind, item.saga_id, number, item.headers, item.body)
@@ -288,15 +317,24 @@ class Router:
         self._answer(entry[0].identity, entry[1], entry[3], error)
 
     def _close(self, number: int, entry: _Open) -> None:
-        client = entry[0]
+        client, request, peer, _, _, _, room = entry
         del self._open[number]
-        del client.numbers[entry[1]]
-        self.inflight[entry[2]] -= 1
+        del client.numbers[request]
+        self.inflight[peer] -= 1
+        if room:
+            client.beside[room] -= 1
+            self._beside[peer][room] -= 1
         if not client.numbers:
             self._clients.pop(client.identity, None)
 
     def _name(self, peer: int) -> str:
         return "the supervisor" if peer == self.supervisor else f"shard {peer}"
+
+
+def _recall(item: Request) -> Request:
+    """Make the recall of a start; it starts nothing, so nobody asks for its own headers."""
+    headers = wire.RECALLS_SUBMIT if item.kind == wire.SUBMIT else {}
+    return Request(wire.RECALL, item.saga_id, item.request, headers, item.body)
 
 
 class _Peer:
@@ -346,6 +384,8 @@ class Loop:
     ) -> None:
         self._router = router
         self._front = front
+        self._departures = Departures(front)
+        self._probes = 0
         self._outbox = Outbox(front)
         self._peers = peers
         self._child = child
@@ -356,6 +396,7 @@ class Loop:
         self._expire_at = 0
         self._poller = zmq.Poller()
         self._poller.register(child.wakeup_fd, zmq.POLLIN)
+        self._poller.register(self._departures.socket, zmq.POLLIN)
         for peer in peers:
             self._watch(peer)
 
@@ -382,6 +423,8 @@ class Loop:
         now = self._clock.monotonic_ns()
         if self._child.wakeup_fd in ready:
             self._child.woken()
+        if self._departures.socket in ready and self._departures.any():
+            self._probes = PROBES
         for peer in self._peers:
             gone = peer.monitor.socket in ready and DISCONNECTED in peer.monitor.events()
             if gone or peer.socket in ready:
@@ -413,7 +456,9 @@ class Loop:
                 return
 
     def _take_requests(self, now: int) -> None:
-        frames, _ = sockets.receive_all_from(self._front, FRAMES_PER_TURN)
+        frames, _ = sockets.receive_all_from(
+            self._front, FRAMES_PER_TURN, bytes_max=FRONT_BYTES_PER_TURN
+        )
         for identity, frame in frames:
             try:
                 items = wire.read_requests(frame)
@@ -446,6 +491,7 @@ class Loop:
         if now >= self._expire_at:
             self._expire_at = now + SECOND
             self._router.expire(now)
+            self._probe()
             for peer in self._peers:
                 self._renew(peer, now)
         if self._child.state != "up":
@@ -455,6 +501,17 @@ class Loop:
                 self._poller.register(self._front, zmq.POLLIN)
                 self._child.report("up", self._facts)
         self._child.beat(now, self._facts)
+
+    def _probe(self) -> None:
+        """Find who went away, by an empty batch of replies: what it has open holds no room then."""
+        if self._probes:
+            self._probes -= 1
+            for identity in self._router.waiting():
+                try:
+                    sockets.send_to(self._front, identity, _NOTHING)
+                except PeerGone:
+                    self._outbox.forget(identity)
+                    self._router.client_gone(identity)
 
     def _renew(self, peer: _Peer, now: int) -> None:
         """Make a socket anew that has had no connection for long.
@@ -507,7 +564,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load(options.config)
         slots = DataDirectory(options.data).read().slots
         address = run.router if options.port is None else f"tcp://127.0.0.1:{options.port}"
-        front = sockets.router(ctx, address)
+        front = sockets.router(ctx, address, frames_queued_max=FRONT_FRAMES_QUEUED_MAX)
     except SagacityError as error:
         log.error("router_refused", text=error.text)
         return error.exit_code

@@ -99,6 +99,7 @@ class ShardConfig(Struct, frozen=True, kw_only=True):
 
     Args:
         inflight_max: sagas admitted and not finished.
+        queue_age_max_ms: the longest wait for workers that a start is taken with.
         retry_per_success_permille: retries that a thousand successes of a service earn.
         retry_burst: retries that a service may save up.
         retry_per_second: retries that a service gets in any case.
@@ -107,6 +108,7 @@ class ShardConfig(Struct, frozen=True, kw_only=True):
     """
 
     inflight_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 4_096
+    queue_age_max_ms: Milliseconds = 5_000
     retry_per_success_permille: Annotated[int, Meta(ge=0, le=1000)] = 100
     retry_burst: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
     retry_per_second: Annotated[int, Meta(ge=1, le=1_000_000)] = 10
@@ -118,8 +120,8 @@ class RouterConfig(Struct, frozen=True, kw_only=True):
     """The router.
 
     Args:
-        client_inflight_max: requests of one client that are not answered.
-        shard_inflight_max: requests forwarded to one shard that are not answered.
+        client_inflight_max: starts of one client that are not answered; as many cancels and reads.
+        shard_inflight_max: the same of one shard.
     """
 
     client_inflight_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 1_024

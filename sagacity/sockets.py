@@ -84,13 +84,18 @@ def dealer(ctx: Context, address: str) -> Socket:
     return socket
 
 
-def router(ctx: Context, address: str) -> Socket:
+def router(ctx: Context, address: str, *, frames_queued_max: int = FRAMES_QUEUED_MAX) -> Socket:
     """Bind a ROUTER. An ipc address is taken from whoever has it: hold the directory's lock first.
+
+    Args:
+        ctx: of the process.
+        address: to listen on.
+        frames_queued_max: waiting in ZeroMQ, per peer and direction.
 
     Raises:
         Malformed: the address is one where strangers could connect, too long, or taken.
     """
-    return _bind(ctx, zmq.ROUTER, address)
+    return _bind(ctx, zmq.ROUTER, address, frames_queued_max)
 
 
 def pull(ctx: Context, address: str) -> Socket:
@@ -99,7 +104,7 @@ def pull(ctx: Context, address: str) -> Socket:
     Raises:
         Malformed: as `router`.
     """
-    return _bind(ctx, zmq.PULL, address)
+    return _bind(ctx, zmq.PULL, address, FRAMES_QUEUED_MAX)
 
 
 def close_politely(socket: Socket, *, pause_ms: int = 100, linger_ms: int = 250) -> None:
@@ -119,9 +124,9 @@ def close_politely(socket: Socket, *, pause_ms: int = 100, linger_ms: int = 250)
     socket.close(linger=linger_ms)
 
 
-def _bind(ctx: Context, kind: int, address: str) -> Socket:
+def _bind(ctx: Context, kind: int, address: str, frames_queued_max: int) -> Socket:
     _check_bind(address)
-    socket = _socket(ctx, kind)
+    socket = _socket(ctx, kind, frames_queued_max)
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
@@ -130,12 +135,12 @@ def _bind(ctx: Context, kind: int, address: str) -> Socket:
     return socket
 
 
-def _socket(ctx: Context, kind: int) -> Socket:
+def _socket(ctx: Context, kind: int, frames_queued_max: int = FRAMES_QUEUED_MAX) -> Socket:
     socket = ctx.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.IPV6, 0)
-    socket.setsockopt(zmq.SNDHWM, FRAMES_QUEUED_MAX)
-    socket.setsockopt(zmq.RCVHWM, FRAMES_QUEUED_MAX)
+    socket.setsockopt(zmq.SNDHWM, frames_queued_max)
+    socket.setsockopt(zmq.RCVHWM, frames_queued_max)
     socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
     socket.setsockopt(zmq.BACKLOG, BACKLOG)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
@@ -211,20 +216,30 @@ def receive_all(socket: Socket, frames_max: int) -> tuple[list[bytes], bool]:
     return frames, False
 
 
-def receive_all_from(socket: Socket, frames_max: int) -> tuple[list[tuple[bytes, bytes]], bool]:
+def receive_all_from(
+    socket: Socket, frames_max: int, *, bytes_max: int = sys.maxsize
+) -> tuple[list[tuple[bytes, bytes]], bool]:
     """Take the frames that wait in a ROUTER, each with its sender's identity.
 
     A message of no part or of more parts than one is given as one empty frame, as by `receive_all`.
+    ZeroMQ takes from its peers in turn: one that sends a flood gets no more than its share.
+
+    Args:
+        socket: to read.
+        frames_max: most frames to take.
+        bytes_max: none is taken once they have so many: it bounds a turn's work, too.
 
     Returns:
         Pairs of identity and frame, and whether the socket was found empty.
     """
     frames: list[tuple[bytes, bytes]] = []
     receive = socket.recv
+    size = 0
     try:
-        while len(frames) < frames_max:
+        while len(frames) < frames_max and size < bytes_max:
             identity = receive(zmq.DONTWAIT)
             frame = receive(zmq.DONTWAIT) if socket.getsockopt(zmq.RCVMORE) else b""
+            size += len(frame)
             frames.append((identity, b"" if _more_dropped(socket) else frame))
     except zmq.Again:
         return frames, True
@@ -269,7 +284,9 @@ def send_to(socket: Socket, identity: bytes, frame: bytes) -> bool:
 class Outbox:
     """Sends to the peers of a ROUTER, and keeps for each, within bounds, what it cannot take yet.
 
-    Over a bound the peer's oldest frames are dropped and counted: who waits for them asks again.
+    Over a bound the oldest frames are dropped and counted: those of the peer that is over its own,
+    those of the peer that holds most where all together are over theirs, so that one that never
+    reads costs the others nothing. Who waits for what was dropped asks again.
     While `frames` is not 0, call `flush` every OUTBOX_RETRY_MS: no poller says when a peer is
     ready again.
 
@@ -341,12 +358,16 @@ class Outbox:
         self._peer_bytes[identity] += size
 
     def _shorten(self, identity: bytes) -> None:
+        while self._peer_bytes.get(identity, 0) > self._peer_bytes_max:
+            self._drop(identity)
+        while self.bytes > self._bytes_max:
+            self._drop(max(self._peer_bytes, key=self._peer_bytes.__getitem__))
+
+    def _drop(self, identity: bytes) -> None:
+        """Drop the oldest frame that is kept for a peer."""
         queue = self._queues[identity]
-        while queue and (
-            self._peer_bytes[identity] > self._peer_bytes_max or self.bytes > self._bytes_max
-        ):
-            self._count(identity, -1, -len(queue.popleft()))
-            self.dropped += 1
+        self._count(identity, -1, -len(queue.popleft()))
+        self.dropped += 1
         if not queue:
             self.forget(identity)
 

@@ -41,9 +41,11 @@ SUBMIT: Final = 2  # a start that is answered as soon as it is durable
 CANCEL: Final = 3
 RETRY: Final = 4
 SHOW: Final = 5
+RECALL: Final = 6  # a start for which the router has no room: answered if its id is known
 STATUS: Final = 16
 BOOKS: Final = 17
-KINDS: Final = {
+RECALLS_SUBMIT: Final = {"recalls": "submit"}  # headers of a RECALL that was a SUBMIT
+KINDS: Final = {  # those that a client may ask; a RECALL is the router's alone
     START: "start",
     SUBMIT: "submit",
     CANCEL: "cancel",

@@ -1,6 +1,15 @@
-"""Admission: whether a new start is taken. Pure. Repeats, cancels and reads never come here."""
+"""Admission: whether a new start is taken. Pure. Repeats, cancels and reads never come here.
+
+Two bounds: the number in flight, for memory, and how long a saga that starts now must expect to
+wait for workers (`Course.wait_ms`): one that would only wait too long is better told so at once.
+"""
 
 from sagacity.errors import NotTaken
+
+RETRY_AFTER_MIN_MS = 100
+RETRY_AFTER_MAX_MS = 5_000  # longer than that no client waits before it asks again
+FULL_RETRY_AFTER_MS = 250  # a place is free when some saga ends, which no queue may be to blame for
+DRAINING_RETRY_AFTER_MS = 1_000  # the next process is there then
 
 
 class Admission:
@@ -8,21 +17,34 @@ class Admission:
 
     Args:
         inflight_max: sagas admitted and not finished.
-        retry_after_ms: what a refused caller is told.
+        queue_age_max_ms: the longest wait for workers that a start is taken with.
     """
 
-    def __init__(self, inflight_max: int, retry_after_ms: int = 250) -> None:
+    def __init__(self, inflight_max: int, queue_age_max_ms: int = 5_000) -> None:
         self.inflight_max = inflight_max
-        self._retry_after_ms = retry_after_ms
+        self.queue_age_max_ms = queue_age_max_ms
         self.draining = False
 
-    def refusal(self, inflight: int) -> NotTaken | None:
-        """Give the refusal of a start while `inflight` sagas are not finished, or None."""
+    def refusal(self, inflight: int, wait_ms: int = 0) -> NotTaken | None:
+        """Give the refusal of a start, or None.
+
+        Args:
+            inflight: sagas that are not finished.
+            wait_ms: that the saga must expect for workers.
+        """
         if self.draining:
-            return NotTaken("the shard is draining", retry_after_ms=1000)
+            text = "the shard is draining"
+            return NotTaken(text, retry_after_ms=DRAINING_RETRY_AFTER_MS)
+        if wait_ms > self.queue_age_max_ms:
+            text = f"commands wait {wait_ms} ms for a worker, over this shard's limit"
+            return NotTaken(text, retry_after_ms=retry_after_ms(wait_ms))
         if inflight >= self.inflight_max:
-            return NotTaken(
-                f"{inflight} sagas are in flight on this shard, its limit",
-                retry_after_ms=self._retry_after_ms,
-            )
+            text = f"{inflight} sagas are in flight on this shard, its limit"
+            after = max(FULL_RETRY_AFTER_MS, retry_after_ms(wait_ms))
+            return NotTaken(text, retry_after_ms=after)
         return None
+
+
+def retry_after_ms(wait_ms: int) -> int:
+    """Give when a refused caller should come again: later, the longer the queue is or has stood."""
+    return min(max(wait_ms // 5, RETRY_AFTER_MIN_MS), RETRY_AFTER_MAX_MS)

@@ -22,7 +22,7 @@ from shard.phases import RUNNING
 from shard.pools import Pool
 from shard.replies import answer, refuse
 from shard.retries import RetryBudget, backoff_ns
-from shard.sagas import BACKING_OFF, MS, QUEUED, Live, settle
+from shard.sagas import BACKING_OFF, MS, QUEUED, Definition, Live, settle
 from shard.state import State
 from shard.tally import Tally
 
@@ -59,6 +59,9 @@ class Course:
         self.admission = admission
         self.tally = tally
         self.deadline_ms = deadline_ms
+        self._waited_ns: dict[str, int] = {}  # by definition, as this batch began
+        self._pace_ns: dict[str, int] = {}  # the slowest pool's, likewise
+        self._loaded = False  # any of them is not 0
         self.seq = 0  # of the journal row that the current batch will become
         self.wheel = Wheel()
         services = sorted({name for d in state.definitions.values() for name in d.services})
@@ -70,10 +73,26 @@ class Course:
         pool = self.pools.get(service)
         return next(iter(pool.workers), None) if pool else None
 
-    def begin(self, saga: Live, now: Instant, deadline: int | None = None) -> None:
-        """Have the current command of a saga given out, and its deadline watched."""
-        saga.deadline = now.ns + self.deadline_ms * MS if deadline is None else deadline
-        self.queue(saga)
+    def begin(self, saga: Live, now: Instant) -> None:
+        """Have the first command of a saga given out, and its deadline watched."""
+        saga.deadline = now.ns + self.deadline_ms * MS
+        self._give_out(saga, now)
+
+    def go_on(self, saga: Live, now: Instant, deadline: int) -> None:
+        """Have the current command of a recovered saga given out, and its deadline watched.
+
+        One that had failed or timed out waits like any retry: what a sick service left behind
+        does not fall upon it at once because the shard was restarted. First attempts are paced by
+        credit.
+        """
+        saga.deadline = deadline
+        if saga.attempt > 1:
+            self._back_off(saga, now)
+        else:
+            self._give_out(saga, now)
+
+    def _give_out(self, saga: Live, now: Instant) -> None:
+        self.queue(saga, now)
         # Looked at when its first attempt would be over: the usual saga never moves this place.
         first = now.ns + saga.definition.timeouts[saga.step - 1]
         self.arm(saga, min(first, saga.deadline))
@@ -89,7 +108,7 @@ class Course:
     def send_now(self, saga: Live, now: Instant) -> None:
         """Give a saga's current command out again without waiting for its backoff."""
         if saga.where == BACKING_OFF:
-            self.queue(saga)
+            self.queue(saga, now)
             self.arm(saga, now.ns + saga.definition.timeouts[saga.step - 1])
 
     def compensate_next(self, saga: Live, now: Instant, fx: Effects) -> None:
@@ -97,7 +116,7 @@ class Course:
         if saga.step == 0:
             self.finish(saga, phases.ABORTED, now, fx)
         else:
-            self.queue(saga)
+            self.queue(saga, now)
 
     def finish(self, saga: Live, phase: int, now: Instant, fx: Effects) -> None:
         """End a saga: its answer, built once, goes to all who wait and never changes."""
@@ -130,14 +149,45 @@ class Course:
             for waiter in saga.waiters:
                 refuse(fx, waiter, self.stuck_error(saga))
             saga.waiters.clear()
+        self._back_off(saga, now)
+
+    def _back_off(self, saga: Live, now: Instant) -> None:
+        """Have the attempt that comes next wait its time, and then for the retry budget."""
+        retry = saga.definition.retries[saga.step - 1]
         saga.where = BACKING_OFF
         saga.worker = None
-        saga.due = now.ns + backoff_ns(retry, saga.saga_id, step_number, attempt)
+        saga.due = now.ns + backoff_ns(retry, saga.saga_id, saga.step, saga.attempt - 1)
         self.arm(saga, self.look_at(saga))
 
-    def queue(self, saga: Live) -> None:
+    def queue(self, saga: Live, now: Instant) -> None:
         """Have the current command of a saga given to a worker with credit."""
-        self.pools[saga.definition.services[saga.step - 1]].offer(saga)
+        self.pools[saga.definition.services[saga.step - 1]].offer(saga, now.ns)
+
+    def measure_queues(self, now: Instant) -> None:
+        """See, once a batch, how long commands wait for workers, and at what pace they go."""
+        waited = {name: pool.measure(now.ns) for name, pool in self.pools.items()}
+        for name, definition in self.state.definitions.items():
+            self._waited_ns[name] = max(waited[service] for service in definition.services)
+            self._pace_ns[name] = max(self.pools[each].pace_ns for each in definition.services)
+        self._loaded = any(self._waited_ns.values()) or any(self._pace_ns.values())
+
+    def wait_ms(self, definition: Definition) -> int:
+        """Give how long a saga that starts now must expect to wait for workers.
+
+        Where a queue stands still, the age of its oldest command says it. Where it moves that
+        would come too late: a burst makes a long queue, and for seconds a young one. There it is
+        what all who are before it will take at the pace of the slowest pool.
+        """
+        if not self._loaded:
+            return 0
+        running = len(self.state.live) - self.state.compensating
+        name = definition.name
+        return max(self._waited_ns[name], running * self._pace_ns[name]) // MS
+
+    @property
+    def waited_ms(self) -> int:
+        """How long the oldest of all commands has waited for a worker, as this batch began."""
+        return max(self._waited_ns.values(), default=0) // MS
 
     def look_at(self, saga: Live) -> int:
         """Give the loop time at which a saga needs a look."""

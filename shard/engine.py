@@ -52,6 +52,11 @@ from shard.tally import Tally
 
 RECOVERED_MIN_MS = 10_000  # what a deadline leaves at least after an outage
 NOT_LIVE_RECHECK_NS = 500 * MS
+# All who waited ask again at once after a restart, new ones with them. Until a pool's pace is
+# measured, which takes half a second, the shard takes no more than twice what it went on with.
+RECOVERED_TIMES = 2
+RECOVERED_ALLOWED_MIN = 256  # sagas; so many a worker takes at once anyway
+RECOVERED_GUESS_NS = 5_000 * MS
 CREDIT_SWEEP_NS = 1_000 * MS
 
 _SOONER = frozenset((CANCEL, RETRY, SHOW, BOOKS))  # before starts, which could end what they mean
@@ -136,9 +141,18 @@ class Engine:
             left = min(max(left, min(RECOVERED_MIN_MS, self.deadline_ms)), self.deadline_ms)
             ran = self.deadline_ms - (saga.deadline_ms - now.wall_ms)
             saga.started_at = now.ns - max(ran, 0) * MS
-            self._course.begin(saga, now, deadline=now.ns + left * MS)
+            self._course.go_on(saga, now, deadline=now.ns + left * MS)
+        self._guess_paces(now)
         self.tally.recovered(len(self.state.live))
         return fx
+
+    def _guess_paces(self, now: Instant) -> None:
+        running = len(self.state.live) - self.state.compensating
+        if running:
+            allowed = max(RECOVERED_TIMES * running, RECOVERED_ALLOWED_MIN)
+            pace_ns = self.admission.queue_age_max_ms * MS // allowed
+            for pool in self._course.pools.values():
+                pool.guess_pace(pace_ns, now.ns + RECOVERED_GUESS_NS)
 
     def step(self, events: list[Event], now: Instant, seq: int, timers_until: int) -> Effects:
         """Decide about a batch: outcomes, cancels and reads, starts, timers; then give commands.
@@ -150,6 +164,7 @@ class Engine:
             timers_until: loop time; what was due by then fires, after the answers.
         """
         self._course.seq = seq
+        self._course.measure_queues(now)
         fx = Effects()
         requests: list[Requests] = []
         for event in events:
@@ -221,7 +236,7 @@ class Engine:
 
     def _of_worker(self, event: Event, now: Instant, fx: Effects) -> None:
         if isinstance(event, WorkerCame):
-            self._went(event.worker)
+            self._went(event.worker, now)
             pool = self._course.pools[event.service]
             worker = Worker(event.worker, pool, event.incarnation, event.capacity, now.ns)
             self._workers[event.worker] = pool.workers[event.worker] = worker
@@ -232,7 +247,7 @@ class Engine:
                 known.seen_at = now.ns
                 known.capacity = event.capacity
         elif isinstance(event, WorkerWent):
-            self._went(event.worker)
+            self._went(event.worker, now)
         elif isinstance(event, ListApplied):
             known = self._workers.get(event.worker)
             if known is None:
@@ -240,7 +255,7 @@ class Engine:
             else:
                 self._forgetting.applied(known, event.shard, event.list_number, fx)
 
-    def _went(self, peer: Peer) -> None:
+    def _went(self, peer: Peer, now: Instant) -> None:
         """A worker is gone: what it had goes to another; such a delivery is no attempt."""
         worker = self._workers.pop(peer, None)
         if worker is None:
@@ -248,7 +263,7 @@ class Engine:
         del worker.pool.workers[peer]
         # Not from `worker.out`: an older attempt's late answer has taken the credit back already.
         lost = [s for s in self.state.live.values() if s.worker == peer and s.where == OUT]
-        worker.pool.offer_again(sorted(lost, key=lambda saga: saga.sent_at))
+        worker.pool.offer_again(sorted(lost, key=lambda saga: saga.sent_at), now.ns)
 
     def _answered(self, event: Answered, now: Instant, fx: Effects) -> None:
         worker = self._workers.get(event.worker)
@@ -324,7 +339,7 @@ class Engine:
             if wait:
                 saga.due = now.ns + wait
             else:
-                self._course.queue(saga)
+                self._course.queue(saga, now)
         elif saga.where == OUT and until >= saga.due:
             worker = self._workers.get(saga.worker or b"")
             if worker is None or now.ns - worker.seen_at > self._worker_live_ns:

@@ -58,7 +58,7 @@ class Outcomes:
             return
         current = got.step == saga.step and got.direction == saga.direction
         if got.outcome >= REFUSED:
-            self._refused(worker, saga, got, current, fx)
+            self._refused(worker, saga, got, current, now, fx)
         elif got.outcome == FAILED or (got.direction == COMPENSATION and got.outcome == DECLINED):
             if current and saga.where == OUT and self._is_latest(saga, got):
                 self._course.attempt_ended(saga, "failed", _text(got.body), now, fx)
@@ -76,7 +76,9 @@ class Outcomes:
     def _is_latest(self, saga: Live, got: Answer) -> bool:
         return got.attempt == saga.attempt and got.epoch == self._state.epoch
 
-    def _refused(self, worker: Worker, saga: Live, got: Answer, current: bool, fx: Effects) -> None:
+    def _refused(
+        self, worker: Worker, saga: Live, got: Answer, current: bool, now: Instant, fx: Effects
+    ) -> None:
         """A refusal is no outcome and never moves a saga."""
         if got.outcome == REFUSED_FENCED:
             try:
@@ -89,7 +91,7 @@ class Outcomes:
         elif got.outcome == REFUSED_UNAVAILABLE:
             worker.capacity = 0  # until its heartbeat says otherwise
             if current and saga.where == OUT and saga.worker == worker.peer:
-                worker.pool.offer_again([saga])
+                worker.pool.offer_again([saga], now.ns)
             self._tally.absorbed("refused_unavailable")
         elif current and saga.where == OUT and self._is_latest(saga, got):
             self._tally.faulted(OUTCOMES[got.outcome])
@@ -126,7 +128,7 @@ class Outcomes:
         elif got.step == definition.last:
             self._course.finish(saga, phases.COMPLETED, now, fx)
         else:
-            self._course.queue(saga)
+            self._course.queue(saga, now)
 
     def _compensation_succeeded(self, saga: Live, got: Answer, now: Instant, fx: Effects) -> None:
         definition, at = saga.definition, got.step - 1

@@ -11,6 +11,8 @@ from sagacity.ids import barrier_key
 from shard.events import Peer
 from shard.sagas import OUT, QUEUED, Live
 
+WINDOW_NS = 500_000_000  # over which a pool's pace is measured
+
 
 class Worker:
     """A worker that said HELLO.
@@ -40,20 +42,31 @@ class Pool:
         self.service = service
         self.workers: dict[Peer, Worker] = {}
         self.waiting: deque[Live] = deque()
+        self.pace_ns = 0  # between two commands given out of late, while some waited; 0: unknown
+        self._last_pace_ns = 0  # of the last window alone
+        self._guessed_until = 0
+        self._taken = 0  # commands, since the start
+        self._seen = 0  # of them, when `measure` last looked
+        self._moved_at = 0  # when it last saw more
+        self._window: tuple[int, int] | None = None  # when it began, what was taken by then
 
-    def offer(self, saga: Live) -> None:
-        """Queue a saga's current command."""
+    def offer(self, saga: Live, now_ns: int) -> None:
+        """Queue a saga's current command; one whose saga has a place here takes that."""
         if saga.queued_in is not self:
             saga.queued_in = self
+            saga.queued_at = now_ns
             self.waiting.append(saga)
         saga.where = QUEUED
         saga.worker = None
 
-    def offer_again(self, sagas: Iterable[Live]) -> None:
+    def offer_again(self, sagas: Iterable[Live], now_ns: int) -> None:
         """Queue commands that a worker had and will not answer; they go first, in their order."""
         fresh = [saga for saga in sagas if saga.queued_in is not self]
+        # As old as the one they pass: the first place stays the oldest, whoever has it.
+        queued_at = self.waiting[0].queued_at if self.waiting else now_ns
         for saga in fresh:
             saga.queued_in = self
+            saga.queued_at = queued_at
             saga.where = QUEUED
             saga.worker = None
         self.waiting.extendleft(reversed(fresh))
@@ -64,8 +77,59 @@ class Pool:
             saga = self.waiting.popleft()
             if saga.queued_in is self:
                 saga.queued_in = None
-                return saga
+                if saga.where == QUEUED:
+                    self._taken += 1
+                    return saga
         return None
+
+    def measure(self, now_ns: int) -> int:
+        """Look, once a batch, at what waits since the last one, and at the pace.
+
+        Returns:
+            The age of the oldest place, nanoseconds; 0 while the queue moves: what is to come is
+            said by its pace then, not by what has been.
+        """
+        while self.waiting:
+            first = self.waiting[0]
+            if first.queued_in is self and first.where == QUEUED:
+                self._measure_pace(now_ns)
+                moves = self.pace_ns and now_ns - self._moved_at <= WINDOW_NS
+                return 0 if moves else now_ns - first.queued_at
+            self.waiting.popleft()
+            if first.queued_in is self:
+                first.queued_in = None
+        self._window = None
+        self._forget_guess()
+        return 0
+
+    def guess_pace(self, pace_ns: int, until_ns: int) -> None:
+        """Take a pace for the true one until it is measured, nothing waits, or that instant."""
+        self.pace_ns = pace_ns
+        self._guessed_until = until_ns
+
+    def _measure_pace(self, now_ns: int) -> None:
+        if self._taken > self._seen:
+            if now_ns - self._moved_at > WINDOW_NS:
+                self._window = None  # it stood still; that is no pace
+            self._seen, self._moved_at = self._taken, now_ns
+        if now_ns > self._guessed_until:
+            self._forget_guess()
+        if self._window is None:
+            self._window = (now_ns, self._taken)
+        began, taken = self._window
+        if now_ns - began < WINDOW_NS:
+            return
+        self._window = (now_ns, self._taken)
+        if self._taken > taken:
+            pace_ns = (now_ns - began) // (self._taken - taken)
+            self._forget_guess()
+            # The better of two: a hiccup of the disk is no pace either.
+            self.pace_ns = min(self._last_pace_ns or pace_ns, pace_ns)
+            self._last_pace_ns = pace_ns
+
+    def _forget_guess(self) -> None:
+        if self._guessed_until:
+            self._guessed_until = self.pace_ns = 0
 
     def freest(self) -> Worker | None:
         """Give the worker with the most credit; None when none has any."""

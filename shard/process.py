@@ -184,7 +184,7 @@ class Shard:
         self._journal = SqliteJournal(data.journal(index), cluster.cluster_id, index)
         generations = Generations(self._journal.store)
         shard = config.shard
-        self._admission = Admission(shard.inflight_max)
+        self._admission = Admission(shard.inflight_max, shard.queue_age_max_ms)
         self._engine = Engine(
             index,
             cluster.slots.slots_of(index),

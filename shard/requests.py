@@ -19,6 +19,7 @@ from sagacity.saga import Unstartable
 from sagacity.slots import slot_of
 from sagacity.wire import BodyReader, Request
 from shard import phases
+from shard.admission import FULL_RETRY_AFTER_MS, retry_after_ms
 from shard.books import Books
 from shard.course import Course
 from shard.effects import Effects, HistoryAsked
@@ -68,6 +69,8 @@ class Desk:
         try:
             if kind in (wire.START, wire.SUBMIT):
                 self._start(origin, request, now, fx)
+            elif kind == wire.RECALL:
+                self._recall(origin, request, now, fx)
             elif kind == wire.CANCEL:
                 self._cancel(origin, request, now, fx)
             elif kind == wire.SHOW:
@@ -115,7 +118,9 @@ class Desk:
                 raise _raised(definition, error) from error
             packed = canonical if order is asked else wire.encode(order)
             fingerprint = definition.fingerprint(packed)
-            wait = request.kind == wire.START
+            wait = request.kind == wire.START or (
+                request.kind == wire.RECALL and request.headers != wire.RECALLS_SUBMIT
+            )
             live = self._state.by_id.get(saga_id)
             if live is not None:
                 self._course.tally.absorbed("start")
@@ -132,6 +137,14 @@ class Desk:
             self._begin(definition, order, packed, fingerprint, request, waiter, wait, now, fx)
         except SagacityError as error:
             refuse(fx, waiter, error)
+
+    def _recall(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
+        """Answer a start as a repeat; one of an unknown id is refused: the router has no room."""
+        if not self.knows(request):  # first of all: most are none, and the shard has much to do
+            after = max(FULL_RETRY_AFTER_MS, retry_after_ms(self._course.waited_ms))
+            text = "too much is in flight, or the router is draining, and no saga has this id"
+            raise NotTaken(text, retry_after_ms=after)
+        self._start(origin, request, now, fx)
 
     def _definition(self, body: bytes) -> Definition:
         try:
@@ -159,7 +172,7 @@ class Desk:
         slot = slot_of(request.saga_id)
         if slot not in course.slots:
             raise NotTaken(f"slot {slot} belongs to another shard", retry_after_ms=250)
-        refusal = course.admission.refusal(len(state.live))
+        refusal = course.admission.refusal(len(state.live), course.wait_ms(definition))
         if refusal is not None:
             raise refusal
         try:

@@ -102,6 +102,7 @@ class Live:
         "order_id",
         "phase",
         "placed",
+        "queued_at",
         "queued_in",
         "reason",
         "results",
@@ -162,7 +163,8 @@ class Live:
         self.started_at = 0
         self.sent_at = 0
         self.where = IDLE
-        self.queued_in: object = None  # the pool in whose queue it waits
+        self.queued_in: object = None  # the pool in whose queue it has a place
+        self.queued_at = 0  # when it got that place
         self.worker: Peer | None = None
 
     def command_body(self) -> bytes:
@@ -205,8 +207,7 @@ class Live:
 
 def settle(saga: Live) -> None:
     """A saga's command is no longer wanted, wherever it is."""
-    saga.where = IDLE
-    saga.queued_in = None
+    saga.where = IDLE  # a place in a pool's queue is kept: the compensation may take it
     saga.worker = None
 
 

@@ -76,6 +76,12 @@ class World:
     def serves(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def rss_bytes(self) -> int:
+        """Give the router's resident memory."""
+        assert self._process is not None
+        pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
     def send_signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)

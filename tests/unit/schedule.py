@@ -265,9 +265,14 @@ class Schedule:
                 self._hear(reply)
 
     def _hear(self, reply: wire.Reply) -> None:
-        """A final answer never changes; an accepted cancel ends ABORTED."""
+        """A final answer never changes; a cancelled one is ABORTED; no repeat is refused."""
         kind, saga_id = self._asked[reply.request].split()
-        if reply.code is not None:
+        if reply.code == 11:
+            state = self.world.replica
+            assert int(kind) in (wire.START, wire.SUBMIT)
+            assert saga_id not in state.by_id
+            assert state.finished.find(saga_id) is None
+        elif reply.code is not None:
             assert reply.code in (0, 20, 22)
         elif int(kind) == wire.CANCEL:
             self.told.cancelled.add(saga_id)

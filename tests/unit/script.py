@@ -8,6 +8,7 @@ writes the lower parts anew; read the difference before you believe it.
     workers inventory payment [capacity=8]                HELLO, each called like its service
     worker NAME SERVICE [capacity=8] · beat NAME|all [capacity=0] · gone NAME
     start ID [user= items=abc123*2,xyz789 address= msg= by=CLIENT] [submit] · body KIND ID JSON
+    recall ID [as start, submit too]: a start for which the router had no room
     cancel|retry ID REASON [msg=] · show ID · books sagas|finished|SERVICE [from= upto=]
     ok|declined|failed|... NAME ID [action] [attempt=] [keep]      `keep`: the worker still has it
        [body=JSON raw=HEX by=OTHER epoch= step= number= direction= outcome=]
@@ -169,7 +170,7 @@ class _Batch:
         given = dict(word.split("=", 1) for word in rest if "=" in word)
         if verb in OUTCOMES:
             self.events.append(self._outcome(OUTCOMES[verb], plain, given))
-        elif verb in ("start", "cancel", "retry", "show", "books", "body"):
+        elif verb in ("start", "recall", "cancel", "retry", "show", "books", "body"):
             self.events.append(self._request(verb, plain, given))
         elif verb in ("workers", "worker", "beat", "gone"):
             self._worker(verb, plain, int(given.get("capacity", 256)))
@@ -239,15 +240,18 @@ class _Batch:
         origin = given.pop("by", "client").encode()
         msg = {"msg_id": int(given["msg"])} if "msg" in given else {}
         saga_id = plain[0]
-        if verb == "start":
+        if verb in ("start", "recall"):
             fields: dict[str, Any] = dict(msg)
             if "items" in given:
                 fields["items"] = [_item(text) for text in given["items"].split(",")]
             for name, key in (("user", "user_id"), ("address", "shipping_address")):
                 if name in given:
                     fields[key] = given[name]
-            kind = wire.SUBMIT if "submit" in plain else wire.START
-            return self.world.ask(kind, saga_id, order(saga_id, **fields), origin)
+            kind, headers = wire.SUBMIT if "submit" in plain else wire.START, None
+            if verb == "recall":
+                headers = wire.RECALLS_SUBMIT if kind == wire.SUBMIT else None
+                kind = wire.RECALL
+            return self.world.ask(kind, saga_id, order(saga_id, **fields), origin, headers)
         if verb == "show":
             return self.world.ask(wire.SHOW, saga_id, b"", origin)
         if verb == "books":

@@ -5,11 +5,13 @@ import pytest
 from sagacity import wire
 from sagacity.saga import Retry
 from sagacity.wire import BODY_BYTES_MAX, HEADERS_BYTES_MAX, Request
+from services.checkout import checkout
 from shard.books import PAGE_MAX
 from shard.entries import AttemptEnded, TurnedBack
 from shard.events import Answered, Requests
 from shard.requests import WAITERS_MAX
 from shard.sagas import MS
+from tests.unit.toy_sagas import booking, chain
 from tests.unit.world import CLIENT, Rules, World, answer_to, bodies, commands, order, replies
 
 SERVICES = ("inventory", "payment", "shipping")
@@ -155,3 +157,31 @@ def test_a_definition_that_raises_refuses_the_start_alone() -> None:
     assert code == 13
     assert "raised TypeError" in body["text"]
     assert world.engine.inflight == 0
+
+
+def test_after_recovery_what_had_failed_is_sent_again_spread_out() -> None:
+    """PROOF G2: a restart is no licence to fall upon a sick service with all retries at once."""
+    world = serving(Rules(budget=(100, 20, 10)), capacity=1_000)
+    world.step(*(world.start(f"s{at}") for at in range(200)))
+    failed = [answer_to(each, wire.FAILED, wire.pack({})) for each in world.held[b"inventory"]]
+    world.step(Answered(b"inventory", failed))
+    world.restart()
+    sent = [commands(world.step(*world.came(*SERVICES, capacity=1_000)))]
+    for _ in range(50):
+        world.after(20)
+        sent.append(commands(world.step(*world.beats())))
+    assert len(sent[0]) == 0
+    assert max(len(each) for each in sent) <= 20
+    assert 20 <= sum(len(each) for each in sent) <= 20 + 11  # the burst, and a second's floor
+
+
+def test_a_slow_pool_refuses_the_sagas_that_need_it_and_no_others() -> None:
+    """What would not wait there is taken."""
+    rules = Rules(plans=(checkout, chain("trip", 2)), queue_age_max_ms=1_000)
+    world = World(rules)
+    world.step(world.start("a"))
+    world.after(1_100)
+    ((_, code, body),) = replies(world.step(world.start("b")))
+    assert (code, body["retry_after_ms"]) == (11, 220)
+    effects = world.step(world.ask(wire.START, "c", booking("trip", "c")))
+    assert (replies(effects), len(effects.entries)) == ([], 1)

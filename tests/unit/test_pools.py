@@ -3,7 +3,7 @@
 from sagacity.ids import barrier_key
 from sagacity.saga import Retry
 from services.checkout import checkout
-from shard.pools import Pool, Worker, sent
+from shard.pools import WINDOW_NS, Pool, Worker, sent
 from shard.sagas import OUT, QUEUED, Definition, Live, settle
 
 DEFINITION = Definition(checkout, Retry())
@@ -24,7 +24,7 @@ def test_commands_come_out_in_the_order_in_which_they_went_in() -> None:
     pool = Pool("inventory")
     sagas = [saga(number) for number in range(3)]
     for each in sagas:
-        pool.offer(each)
+        pool.offer(each, 0)
     assert [pool.take(), pool.take(), pool.take(), pool.take()] == [*sagas, None]
 
 
@@ -32,8 +32,8 @@ def test_a_command_that_is_no_longer_wanted_is_passed_over() -> None:
     """A cancel settles its saga; the queue is not searched for it."""
     pool = Pool("inventory")
     first, second = saga(1), saga(2)
-    pool.offer(first)
-    pool.offer(second)
+    pool.offer(first, 0)
+    pool.offer(second, 0)
     settle(first)
     assert pool.take() is second
 
@@ -42,8 +42,8 @@ def test_a_saga_that_moved_on_waits_in_one_pool_only() -> None:
     """A late success moves a saga while its retry waits in the old pool."""
     before, after = Pool("inventory"), Pool("payment")
     moving = saga(1)
-    before.offer(moving)
-    after.offer(moving)
+    before.offer(moving, 0)
+    after.offer(moving, 0)
     assert before.take() is None
     assert after.take() is moving
     assert after.take() is None
@@ -53,8 +53,8 @@ def test_offered_twice_it_is_given_out_once() -> None:
     """Two commands of one saga would be two attempts."""
     pool = Pool("inventory")
     each = saga(1)
-    pool.offer(each)
-    pool.offer(each)
+    pool.offer(each, 0)
+    pool.offer(each, 0)
     assert pool.take() is each
     assert pool.take() is None
 
@@ -63,8 +63,8 @@ def test_what_a_lost_worker_had_goes_first() -> None:
     """It has waited longest."""
     pool = Pool("inventory")
     waiting, lost, lost_too = saga(1), saga(2), saga(3)
-    pool.offer(waiting)
-    pool.offer_again([lost, lost_too])
+    pool.offer(waiting, 0)
+    pool.offer_again([lost, lost_too], 0)
     assert lost.where == QUEUED
     assert [pool.take(), pool.take(), pool.take()] == [lost, lost_too, waiting]
 
@@ -120,3 +120,81 @@ def test_sent_again_it_counts_as_young() -> None:
     sent(serving, first, 30, 5)
     pool.forget_before(25, lambda *_: False)
     assert serving.out == {barrier_key(1, 1, 0): 30}
+
+
+def test_a_queue_is_as_old_as_its_oldest_place() -> None:
+    """Admission asks it: what is no longer wanted, or has moved on, makes no queue old."""
+    pool, other = Pool("inventory"), Pool("payment")
+    ended, moved, waits = saga(1), saga(2), saga(3)
+    assert pool.measure(50) == 0
+    for at, each in enumerate((ended, moved, waits)):
+        pool.offer(each, 10 * at)
+    assert pool.measure(50) == 50
+    settle(ended)
+    other.offer(moved, 40)
+    assert (pool.measure(50), other.measure(50)) == (30, 10)
+    assert pool.take() is waits
+    assert pool.measure(60) == 0
+
+
+def test_a_saga_that_turns_back_keeps_its_place() -> None:
+    """Else a queue in which everything turns back at its deadline would look like a new one."""
+    pool = Pool("inventory")
+    first, second = saga(1), saga(2)
+    pool.offer(first, 0)
+    pool.offer(second, 10)
+    settle(first)
+    pool.offer(first, 90)  # its compensation
+    assert pool.measure(100) == 100
+    assert [pool.take(), pool.take(), pool.take()] == [first, second, None]
+
+
+def test_what_a_lost_worker_had_is_as_old_as_what_it_passes() -> None:
+    """It hides no age behind it, and brings none of its own: it had been with a worker."""
+    pool = Pool("inventory")
+    lost, waiting, lost_later = saga(1), saga(2), saga(3)
+    pool.offer_again([lost], 100)
+    assert pool.measure(130) == 30
+    pool.take()
+    pool.offer(waiting, 200)
+    pool.offer_again([lost_later], 300)
+    assert pool.measure(330) == 130
+
+
+def taken(pool: Pool, count: int, now: int) -> None:
+    """Have so many commands queued and given out."""
+    for number in range(count):
+        pool.offer(saga(1_000 + number), now)
+        assert pool.take() is not None
+
+
+def test_a_queue_that_moves_has_a_pace_and_one_that_stands_has_an_age() -> None:
+    """A burst makes a long and young queue: only the pace tells at once how long it will take."""
+    pool = Pool("inventory")
+    pool.offer(saga(1), 0)
+    assert (pool.measure(0), pool.pace_ns) == (0, 0)
+    waiting = pool.waiting[0]
+    for at in (WINDOW_NS // 2, WINDOW_NS):
+        taken(pool, 5, at)
+        pool.waiting.clear()
+        pool.waiting.append(waiting)
+        waiting.queued_in = pool
+        pool.measure(at)
+    assert pool.pace_ns == WINDOW_NS // 10
+    assert pool.measure(WINDOW_NS * 3 // 2) == 0
+    assert pool.measure(WINDOW_NS * 3) == WINDOW_NS * 3
+
+
+def test_a_guessed_pace_ends_with_what_waits() -> None:
+    """It is for the moments after a recovery; else a queue without load would be judged by it."""
+    pool = Pool("inventory")
+    pool.offer(saga(1), 0)
+    pool.guess_pace(7, 100)
+    pool.measure(100)
+    assert pool.pace_ns == 7
+    pool.measure(101)
+    assert pool.pace_ns == 0
+    pool.guess_pace(7, 1_000)
+    pool.take()
+    pool.measure(200)
+    assert pool.pace_ns == 0

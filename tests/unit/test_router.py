@@ -3,7 +3,9 @@
 The anomalies are those of PROOF A10, G4, G5.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
+from random import Random
 
 import pytest
 
@@ -158,16 +160,20 @@ def test_books_of_no_shard_are_malformed(world: World, target: str) -> None:
     assert world.replies() == {ALICE: [(1, 12)]}
 
 
+def kinds(sent: list[Request]) -> Counter[int]:
+    return Counter(item.kind for item in sent)
+
+
 def test_a_client_has_a_bound_and_its_reads_a_room_of_their_own(world: World) -> None:
     """One client cannot fill the shards; its cancels and reads are not refused for its starts."""
-    world.ask(ALICE, *[request(n) for n in range(5)])
-    assert len(world.forwarded()) == 4
+    world.ask(ALICE, *[request(n) for n in range(21)])
+    assert kinds(world.forwarded()) == {wire.START: 4, wire.RECALL: 16}
     [reply] = world.router.take_replies()[ALICE]
-    assert (reply.request, reply.code) == (4, 11)
+    assert (reply.request, reply.code) == (20, 11)
     assert wire.unpack(reply.body)["retry_after_ms"] == 250
-    world.ask(ALICE, *[request(10 + n, kind=wire.SHOW) for n in range(5)])
-    assert len(world.forwarded()) == 4
-    assert world.replies() == {ALICE: [(14, 11)]}
+    world.ask(ALICE, *[request(30 + n, kind=wire.SHOW) for n in range(5)])
+    assert kinds(world.forwarded()) == {wire.SHOW: 4}
+    assert world.replies() == {ALICE: [(34, 11)]}
     world.ask(BOB, request(1, AT_1))
     assert len(world.forwarded(1)) == 1
     assert world.counted("start", "not_taken") == world.counted("show", "not_taken") == 1
@@ -176,13 +182,84 @@ def test_a_client_has_a_bound_and_its_reads_a_room_of_their_own(world: World) ->
 def test_a_shard_has_a_bound_and_the_others_serve_on() -> None:
     """PROOF A8: a full shard costs the others nothing."""
     world = World(client_max=100, shard_max=8)
-    world.ask(ALICE, *[request(n) for n in range(10)], request(50, AT_1))
+    world.ask(ALICE, *[request(n) for n in range(42)], request(50, AT_1))
     sent = world.forwards()
-    assert (len(sent[0]), len(sent[1])) == (8, 1)
-    assert world.replies() == {ALICE: [(8, 11), (9, 11)]}
+    assert (kinds(sent[0]), len(sent[1])) == ({wire.START: 8, wire.RECALL: 32}, 1)
+    assert world.replies() == {ALICE: [(40, 11), (41, 11)]}
     world.router.replies(0, [Reply(sent[0][0].request, None, b"")])
     world.ask(BOB, request(1))
-    assert len(world.forwarded()) == 1
+    assert kinds(world.forwarded()) == {wire.START: 1}
+    cancel = request(2, kind=wire.CANCEL)
+    world.ask(BOB, cancel)
+    assert kinds(world.forwarded()) == {wire.CANCEL: 1}
+
+
+def test_a_start_without_room_is_recalled_not_refused(world: World) -> None:
+    """SPEC 2: it may be a repeat, and those are never refused for load. The shard can tell."""
+    world.ask(ALICE, *[request(n) for n in range(4)])
+    world.forwards()
+    traced = Request(wire.SUBMIT, AT_0, 5, {"traceparent": "t"}, b"opaque")
+    world.ask(ALICE, request(4), traced)
+    recalled, submitted = world.forwarded()
+    assert (recalled.kind, recalled.saga_id, recalled.body) == (wire.RECALL, AT_0, b"body")
+    assert (recalled.headers, submitted.headers) == ({}, wire.RECALLS_SUBMIT)
+    assert (submitted.kind, submitted.body) == (wire.RECALL, b"opaque")
+    world.router.replies(0, [Reply(recalled.request, None, b""), Reply(submitted.request, 11, b"")])
+    assert world.replies() == {ALICE: [(4, None), (5, 11)]}
+    assert world.counted("start", "answered") == world.counted("submit", "not_taken") == 1
+    assert world.router.inflight == [4, 0, 0]
+
+
+def test_what_was_recalled_is_recalled_again(world: World) -> None:
+    """Under an open number nothing else may leave: a start then would be one too many."""
+    world.ask(ALICE, *[request(n) for n in range(5)])
+    *starts, recall = world.forwarded()
+    world.router.replies(0, [Reply(item.request, None, b"") for item in starts])
+    world.ask(ALICE, request(4), now=FORWARD_AGAIN_NS)
+    assert world.forwarded() == [recall]
+    world.ask(ALICE, request(9))
+    assert kinds(world.forwarded()) == {wire.START: 1}
+
+
+def test_reads_take_no_room_of_starts(world: World) -> None:
+    """Each room is bounded for itself, by client and by peer."""
+    world.ask(ALICE, *[request(n, kind=wire.SHOW) for n in range(4)], request(9))
+    assert kinds(world.forwarded()) == {wire.SHOW: 4, wire.START: 1}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_11_is_answered_only_for_what_was_never_forwarded(seed: int) -> None:
+    """Bug eleven_after_forward: whatever comes in whatever order, with peers that come and go."""
+    random = Random(seed)
+    world = World(client_max=2, shard_max=3)
+    sent: set[tuple[bytes, int]] = set()  # open, and some try of it has left
+    numbers: dict[int, tuple[bytes, int]] = {}
+    elevens = 0
+    for now in range(0, 600 * FORWARD_AGAIN_NS // 2, FORWARD_AGAIN_NS // 2):
+        who = random.choice((ALICE, BOB))
+        kind = random.choice((wire.START, wire.SUBMIT, wire.SHOW))
+        asked = request(random.randrange(30), random.choice((AT_0, AT_1)), kind)
+        world.ask(who, asked, now=now)
+        world.router.draining = random.random() < 0.2
+        answered: list[int] = []
+        for peer, items in world.forwards().items():
+            for item in items:
+                numbers.setdefault(item.request, (who, asked.request))
+            if random.random() < 0.3:
+                world.router.not_forwarded(peer, items, connected=random.random() < 0.5)
+            else:
+                sent |= {numbers[item.request] for item in items}
+                if random.random() < 0.6:
+                    answered += [item.request for item in items]
+                    world.router.replies(peer, [Reply(each, None, b"") for each in answered])
+        if random.random() < 0.05:
+            world.router.peer_gone(random.randrange(2))
+        for client, said in world.replies().items():
+            for number, code in said:
+                assert code != 11 or (client, number) not in sent
+                elevens += code == 11
+                sent.discard((client, number))
+    assert elevens > 10
 
 
 def test_what_was_never_forwarded_is_answered_11(world: World) -> None:
@@ -274,12 +351,14 @@ def test_what_is_open_for_too_long_is_answered_0(world: World) -> None:
 
 
 def test_while_draining_starts_are_refused_and_the_rest_is_served(world: World) -> None:
-    """SPEC 4: a definite no, so that the caller comes back later with the same id."""
+    """SPEC 4: a definite no, by the shard, which tells a start from a repeat."""
     world.ask(ALICE, request(1))
     world.forwards()
     world.router.draining = True
     world.ask(ALICE, request(2), request(3, kind=wire.SUBMIT), request(4, kind=wire.SHOW))
-    assert [item.kind for item in world.forwarded()] == [wire.SHOW]
+    start, submit, show = world.forwarded()
+    assert (start.kind, submit.kind, show.kind) == (wire.RECALL, wire.RECALL, wire.SHOW)
+    world.router.replies(0, [Reply(item.request, 11, b"") for item in (start, submit)])
     assert world.replies() == {ALICE: [(2, 11), (3, 11)]}
     world.router.give_up()
     assert world.replies() == {ALICE: [(1, 0), (4, 0)]}

@@ -300,6 +300,26 @@ def test_an_outbox_is_bounded_and_drops_the_oldest(ctx: Context, run: Path) -> N
     assert outbox.bytes == 0
 
 
+def test_an_outbox_over_its_whole_bound_shortens_who_holds_most(ctx: Context, run: Path) -> None:
+    """PROOF G4: a client that never reads must not cost a slow one its answers."""
+    bound = sockets.router(ctx, f"ipc://{run}/a.sock")
+    peers = [connected(ctx, f"ipc://{run}/a.sock") for _ in range(2)]
+    outbox = Outbox(bound, peer_bytes_max=3_000_000, bytes_max=4_000_000)
+    names: list[bytes] = []
+    for peer, kept in zip(peers, (40, 15), strict=True):
+        sockets.send(peer, b"hello")
+        names.append(await_frame_from(bound)[0])
+        before = outbox.frames
+        while outbox.frames == before:
+            outbox.send(names[-1], bytes(100_000))
+        for _ in range(kept - 1):
+            outbox.send(names[-1], bytes(100_000))
+    _, slow = names
+    assert (outbox.bytes, outbox.dropped) == (4_000_000, 15)
+    outbox.forget(slow)
+    assert outbox.bytes == 2_500_000, "the slow one has kept its 15, the deaf one has lost 5 more"
+
+
 def test_an_outbox_forgets_a_peer_that_is_gone(ctx: Context, run: Path) -> None:
     """Else every client that went away while full would cost its bound for ever."""
     bound = sockets.router(ctx, f"ipc://{run}/a.sock")

@@ -55,6 +55,7 @@ class Rules(Struct, frozen=True, kw_only=True):
     retry: Retry = Retry()
     deadline_ms: int = 30_000
     inflight_max: int = 4_096
+    queue_age_max_ms: int = 5_000
     slots: frozenset[int] = frozenset(range(SLOTS))
     budget: tuple[int, int, int] = (100, 100, 10)
 
@@ -90,7 +91,7 @@ class World:
             self.rules.slots,
             State(self.definitions, self._finished()),
             PRICES,
-            Admission(self.rules.inflight_max),
+            Admission(self.rules.inflight_max, self.rules.queue_age_max_ms),
             RetryBudget(*self.rules.budget),
             self.tally,
             self.rules.deadline_ms,
@@ -175,12 +176,18 @@ class World:
     # -- events ---------------------------------------------------------------------------------
 
     def ask(
-        self, kind: int, saga_id: str, body: Mapping[str, Any] | bytes = b"", origin: Peer = CLIENT
+        self,
+        kind: int,
+        saga_id: str,
+        body: Mapping[str, Any] | bytes = b"",
+        origin: Peer = CLIENT,
+        headers: Mapping[str, str] | None = None,
     ) -> Requests:
         """Give the event of one request; requests are numbered from 1."""
         self.requests += 1
         packed = body if isinstance(body, bytes) else wire.pack(dict(body))
-        return Requests(origin, [Request(kind, saga_id, self.requests, {}, packed)])
+        asked = Request(kind, saga_id, self.requests, dict(headers or {}), packed)
+        return Requests(origin, [asked])
 
     def start(self, saga_id: str, kind: int = wire.START, **fields: Any) -> Requests:
         """Give the event of a checkout's start."""
