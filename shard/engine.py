@@ -8,8 +8,8 @@ The same history and the same instants give the same effects, on every machine.
 
 from collections.abc import Mapping
 
-from sagacity.ids import barrier_key
-from sagacity.ranges import Range
+from sagacity.ids import barrier_key, count_of
+from sagacity.ranges import Range, ranges_of
 from sagacity.wire import (
     BOOKS,
     CANCEL,
@@ -40,6 +40,7 @@ from shard.outcomes import Outcomes
 from shard.phases import RUNNING
 from shard.pools import Worker, sent
 from shard.requests import Desk
+from shard.retention import Retention
 from shard.retries import RetryBudget
 from shard.sagas import (
     BACKING_OFF,
@@ -75,6 +76,7 @@ class Engine:
         tally: is told what happens.
         deadline_ms: of a saga.
         worker_live_ns: a worker whose heartbeat is older is not live.
+        retention_ms: how long a finished saga is kept.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Engine:
         tally: Tally,
         deadline_ms: int = 30_000,
         worker_live_ns: int = 2_500 * MS,
+        retention_ms: int = 604_800_000,
     ) -> None:
         self.state = state
         self.admission = admission
@@ -102,6 +105,7 @@ class Engine:
         self._desk = Desk(course)
         self._outcomes = Outcomes(course)
         self._forgetting = Forgetting(course)
+        self._retention = Retention(retention_ms)
 
     @property
     def shard(self) -> int:
@@ -122,6 +126,7 @@ class Engine:
 
     def replay(self, batch: Batch, seq: int) -> None:
         """Take in a row of the journal; before `resume` only."""
+        self.state.wall_ms = batch.wall_ms
         for entry in batch.entries:
             self.state.apply(entry, seq)
 
@@ -132,6 +137,8 @@ class Engine:
         nor a clock that jumped turns sagas back in bulk.
         """
         self._course.seq = seq
+        self._retention.begin(self.state.wall_ms, now)
+        self.state.wall_ms = now.wall_ms
         fx = Effects()
         opened = Opened(cluster_id, self.shard, self.state.epoch + 1)
         fx.entries.append(opened)
@@ -165,6 +172,7 @@ class Engine:
         """
         self._course.seq = seq
         self._course.measure_queues(now)
+        self.state.wall_ms = now.wall_ms
         fx = Effects()
         requests: list[Requests] = []
         for event in events:
@@ -178,9 +186,21 @@ class Engine:
         self._take(requests, now, fx)
         self._fire(timers_until, now, fx)
         self._assign(now, fx)
+        self._forget(now, fx)
         if now.ns >= self._forgetting.due:
             self._forgetting.send(now, fx)
         return fx
+
+    def _forget(self, now: Instant, fx: Effects) -> None:
+        """Forget some of the sagas that are past retention, and have every service do so."""
+        before_ms = self._retention.due(now)
+        if before_ms is None or not self.may_forget:
+            return
+        found = self.state.finished.expired(before_ms)
+        if found is not None:
+            ordinal, numbers = found
+            self.forget(ranges_of(count_of(number) for number in numbers), ordinal, fx)
+            self._retention.look_again(now)
 
     @property
     def may_forget(self) -> bool:

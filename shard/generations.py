@@ -45,7 +45,7 @@ from shard.store import JournalFailed, Store
 T = TypeVar("T")
 
 BLOCK_RECORDS: Final = 64
-FORGOTTEN_AT_ONCE: Final = 16  # blocks
+FORGOTTEN_AT_ONCE: Final = 8  # blocks, about 3 ms
 
 _PART: Final = "SELECT entries FROM part WHERE key = ?"
 _BLOCK: Final = "SELECT first, records FROM block WHERE first <= ? ORDER BY first DESC LIMIT 1"

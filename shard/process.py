@@ -197,6 +197,7 @@ class Shard:
             tally,
             config.saga.deadline_ms,
             config.supervisor.worker_live_ms * MS,
+            shard.retention_ms,
         )
         self._ctx = context()
         self._links = Links(

@@ -9,6 +9,7 @@ from shard.events import Instant
 from shard.sagas import MS
 
 LOOK_NS = 1_000 * MS  # between two looks for sagas that are past retention
+AGAIN_NS = 50 * MS  # while there are more: some ten thousand a second are forgotten so
 
 
 class Retention:
@@ -40,3 +41,7 @@ class Retention:
             return None
         self._looked_ns = now.ns
         return self._began_ms + (now.ns - self._began_ns) // MS - self._keep_ms
+
+    def look_again(self, now: Instant) -> None:
+        """Look again soon: there were some, so there may be more."""
+        self._looked_ns = now.ns - LOOK_NS + AGAIN_NS

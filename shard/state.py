@@ -63,6 +63,13 @@ class FinishedSagas(Protocol):
     def add(self, card: Card) -> None:
         """Keep the next card."""
 
+    def expired(self, before_ms: int) -> tuple[int, list[int]] | None:
+        """Give the next sagas to forget: the ordinal behind them, and their numbers.
+
+        Args:
+            before_ms: wall time; those that ended later are left alone.
+        """
+
     def forget(self, below: int) -> None:
         """From now on what has a lower ordinal is past retention."""
 
@@ -81,6 +88,7 @@ class Counts(Struct, frozen=True, kw_only=True):
 
     Args:
         epoch: the last one.
+        wall_ms: of the last row.
         number: highest given to a saga.
         order_counts: of each slot.
         finished: how many sagas have ended.
@@ -92,6 +100,7 @@ class Counts(Struct, frozen=True, kw_only=True):
     """
 
     epoch: int
+    wall_ms: int
     number: int
     order_counts: list[int]
     finished: int
@@ -132,6 +141,7 @@ class State:
         self.count = 0
         self.number = 0  # highest given
         self.epoch = 0
+        self.wall_ms = 0  # of the row whose entries are taken in; for what people are shown
         self.order_counts = [0] * SLOTS
         self.compensating = 0  # sagas, stuck ones included
         self.stuck = 0  # sagas
@@ -162,6 +172,7 @@ class State:
         """Give what a checkpoint keeps of this instant, beside the sagas."""
         return Counts(
             epoch=self.epoch,
+            wall_ms=self.wall_ms,
             number=self.number,
             order_counts=list(self.order_counts),
             finished=len(self.finished),
@@ -182,11 +193,13 @@ class State:
         self.finished.restore(counts.finished, counts.forgotten)
         for record in kept:
             for row in record:
+                self.wall_ms = row.wall_ms
                 for entry in row.entries:
                     if isinstance(entry, AttemptEnded):  # a record leaves some of them out
                         self.live[entry.number].attempt = entry.attempt
                     self.apply(entry, row.seq)
         self.epoch = counts.epoch
+        self.wall_ms = counts.wall_ms
         self.number = counts.number
         self.count = count_of(counts.number)
         self.order_counts = list(counts.order_counts)
