@@ -40,6 +40,7 @@ RETRY: Final = 4
 SHOW: Final = 5
 STATUS: Final = 16
 BOOKS: Final = 17
+LIST: Final = 18
 KINDS: Final = {
     START: "start",
     SUBMIT: "submit",
@@ -48,6 +49,7 @@ KINDS: Final = {
     SHOW: "show",
     STATUS: "status",
     BOOKS: "books",
+    LIST: "list",
 }
 
 # Outcomes of a command (SPEC 3). From REFUSED on they are no outcomes and never move a saga.

@@ -12,6 +12,7 @@ from sagacity.ids import barrier_key
 from sagacity.wire import (
     BOOKS,
     CANCEL,
+    LIST,
     RETRY,
     SHOW,
     Command,
@@ -51,7 +52,9 @@ RECOVERED_MIN_MS = 10_000  # what a deadline leaves at least after an outage
 NOT_LIVE_RECHECK_NS = 500 * MS
 CREDIT_SWEEP_NS = 1_000 * MS
 
-_SOONER = frozenset((CANCEL, RETRY, SHOW, BOOKS))  # before starts, which could end what they mean
+_SOONER = frozenset(
+    (CANCEL, RETRY, SHOW, BOOKS, LIST)
+)  # before starts, which could end what they mean
 
 
 class Engine:
@@ -113,6 +116,7 @@ class Engine:
 
     def replay(self, batch: Batch, seq: int) -> None:
         """Take in a row of the journal; before `resume` only."""
+        self.state.wall_ms = batch.wall_ms
         for entry in batch.entries:
             self.state.apply(entry, seq)
 
@@ -123,6 +127,7 @@ class Engine:
         nor a clock that jumped turns sagas back in bulk.
         """
         self._course.seq = seq
+        self.state.wall_ms = now.wall_ms
         fx = Effects()
         opened = Opened(cluster_id, self.shard, self.state.epoch + 1)
         fx.entries.append(opened)
@@ -146,6 +151,7 @@ class Engine:
             timers_until: loop time; what was due by then fires, after the answers.
         """
         self._course.seq = seq
+        self.state.wall_ms = now.wall_ms
         fx = Effects()
         requests: list[Requests] = []
         for event in events:

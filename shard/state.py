@@ -69,6 +69,12 @@ class FinishedSagas(Protocol):
     def page(self, start: int, upto: int, limit: int) -> list[Card]:
         """Give cards with an ordinal of start .. upto, in that order, at most `limit`."""
 
+    def newest(self, before: int, limit: int) -> list[Card]:
+        """Give cards with an ordinal below `before`, newest first, at most `limit`.
+
+        Fewer than `limit` are the last ones: what is past retention is not given.
+        """
+
     def __len__(self) -> int:
         """Give how many sagas have ended; the next one's ordinal."""
 
@@ -121,6 +127,7 @@ class State:
         self.count = 0
         self.number = 0  # highest given
         self.epoch = 0
+        self.wall_ms = 0  # of the row whose entries are taken in; for what people are shown
         self.order_counts = [0] * SLOTS
         self.compensating = 0  # sagas, stuck ones included
         self.stuck = 0  # sagas
@@ -160,6 +167,7 @@ class State:
         self.finished.restore(counts.finished, counts.forgotten)
         for record in kept:
             for row in record:
+                self.wall_ms = row.wall_ms
                 for entry in row.entries:
                     if isinstance(entry, AttemptEnded):  # a record leaves some of them out
                         self.live[entry.number].attempt = entry.attempt
@@ -199,6 +207,7 @@ class State:
             entry.slot,
             entry.deadline_ms,
             entry.headers,
+            self.wall_ms,
         )
         saga.seqs.append(seq)
         self.live[entry.number] = saga
@@ -289,7 +298,7 @@ class State:
         settle(saga)
         del self.live[entry.number]
         del self.by_id[saga.saga_id]
-        self.finished.add(card_of(saga, entry.phase, entry.answer))
+        self.finished.add(card_of(saga, entry.phase, entry.answer, self.wall_ms))
 
 
 def _move(saga: Live, fact: int, seq: int) -> None:

@@ -48,7 +48,7 @@ FLOORS: Final = (
             ),
             *_of(
                 "shard",
-                "history outcomes phases pools records replies requests retention retries sagas",
+                "history listing outcomes phases pools records replies requests retention retries sagas",
             ),
             *_of("shard", "segments state tally"),
         ),
