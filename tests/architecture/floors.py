@@ -32,7 +32,7 @@ FLOORS: Final = (
     Floor(
         "vocabulary",
         (
-            *("sagacity", *_of("sagacity", "errors ids messages money saga slots wire")),
+            *("sagacity", *_of("sagacity", "errors ids listing messages money saga slots wire")),
             *("config", "config.*"),
         ),
     ),
@@ -48,15 +48,15 @@ FLOORS: Final = (
             ),
             *_of(
                 "shard",
-                "history listing outcomes phases pools records replies requests retention retries sagas",
+                "history listing outcomes phases pools rates records replies requests retention retries",
             ),
-            *_of("shard", "segments state tally"),
+            *_of("shard", "sagas segments state tally"),
         ),
     ),
     Floor(
         "adapters",
         (
-            *_of("shard", "codec compaction generations journal links loop store"),
+            *_of("shard", "codec compaction generations journal links loop store verify"),
             *_of("sagacity", "asks barrier client connection executor service sockets worker"),
             *("cluster", *_of("cluster", "child clock directory fleet meters metrics private")),
             *_of("cluster", "supervisor telemetry"),
@@ -67,7 +67,7 @@ FLOORS: Final = (
         "faces",
         (
             *_of("cluster", "__main__ audit cli commands conversation demo judge maelstrom"),
-            *_of("cluster", "render requests up"),
+            *_of("cluster", "render requests timeline up verifying"),
             "sagacity.testing",
         ),
     ),
