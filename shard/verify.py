@@ -126,13 +126,17 @@ def faults_of(db: apsw.Connection, cluster_id: str, shard: int, found: Found) ->
 def _rows(db: apsw.Connection, cluster_id: str, shard: int, found: Found) -> Iterator[str]:
     chain, highest = GENESIS, 0
     for seq, stored, packed in db.execute("SELECT seq, chain, batch FROM journal ORDER BY seq"):
-        if seq != found.last_seq + 1:
+        follows = seq == found.last_seq + 1
+        if not follows:
             yield f"rows are missing: row {seq} follows row {found.last_seq}"
-        elif stored != link(chain, seq, packed):
+        found.rows, found.last_seq = found.rows + 1, seq
+        if type(stored) is not bytes or type(packed) is not bytes:  # of a damaged file
+            yield f"row {seq} holds no bytes"
+            continue
+        if follows and stored != link(chain, seq, packed):
             yield f"row {seq} is not what was written: its chain does not fit"
         # From here on the chain is taken as it stands: one flipped bit is one fault.
-        chain = stored
-        found.rows, found.last_seq, found.chain = found.rows + 1, seq, stored.hex()
+        chain, found.chain = stored, stored.hex()
         try:
             batch = unpack_batch(packed)
         except Unreadable as error:
