@@ -246,6 +246,8 @@ def show(options: argparse.Namespace) -> int:
             _print(render.json_line(body))
         else:
             _print(render.saga(body) if options.events else timeline(body))
+        if body.get("stuck"):
+            _say(f"to ask it again now: sagacity retry {options.id} --reason ...")
         return 0
 
 
