@@ -11,7 +11,7 @@ from sagacity.errors import Malformed
 
 LIMIT: Final = 50
 LIMIT_MAX: Final = 10_000  # sagas of one answer, all of which are held in memory
-PAGE_ROWS: Final = 1_000
+PAGE_ROWS: Final = 500
 LIVE: Final = ("RUNNING", "COMPENSATING", "STUCK")
 FINISHED: Final = ("COMPLETED", "ABORTED")
 FIELDS: Final = (

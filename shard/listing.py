@@ -7,13 +7,13 @@ at a bounded number of sagas, so a page may be empty and not the last.
 """
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
 from sagacity.errors import Malformed
-from sagacity.wire import BODY_BYTES_MAX, BodyReader, decoder, pack
+from sagacity.wire import BODY_BYTES_MAX, BodyReader, decoder, encode
 from shard import phases
 from shard.sagas import Card, Live
 from shard.state import State
@@ -21,15 +21,15 @@ from shard.state import State
 LIVE, FINISHED = "live", "finished"
 STUCK = "STUCK"  # a mark, not a phase; who asks for COMPENSATING gets the stuck ones too
 STATUSES = (*phases.PHASES[phases.RUNNING :], STUCK)
-LOOKED_AT_MAX = 1_000  # sagas of one page, told or not
+LOOKED_AT_MAX = 500  # sagas of one page, told or not: 0.5 ms of a shard, cards in memory
 ROWS_BYTES_MAX = BODY_BYTES_MAX - (8 << 10)  # of one page
 REASON_MAX = 512  # characters; `show` tells a longer one whole
-_ROW_BYTES = 96  # of a row beside its texts: the integers, the status, the order's id
+_ROW_BYTES = 160  # of a row beside its id and reason
 
 _Name = Annotated[str, Meta(max_length=16)]
 _Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
-Row = list[object]
+Row = list[Any]
 
 
 class ListRequest(Struct, forbid_unknown_fields=True):
@@ -61,7 +61,7 @@ _read: BodyReader[ListRequest] = BodyReader(ListRequest)
 _reasoned = decoder(_Reasoned)
 
 
-def page_of(state: State, shard: int, body: bytes) -> bytes:
+def page_of(state: State, shard: int, request: bytes) -> bytes:
     """Give the packed answer to `list`.
 
     Its rows: saga_id, status, stuck, name of the definition, amount, order id, start, end (None
@@ -71,7 +71,7 @@ def page_of(state: State, shard: int, body: bytes) -> bytes:
     Raises:
         Malformed: the body is no such request.
     """
-    asked, _ = _read.read(body)
+    asked, _ = _read.read(request)
     for status in asked.statuses:
         if status not in STATUSES:
             raise Malformed(f"there is no status {status!r}: {', '.join(STATUSES)}")
@@ -81,7 +81,8 @@ def page_of(state: State, shard: int, body: bytes) -> bytes:
         rows, place = _finished(state, asked)
     else:
         raise Malformed(f"a list has the parts {LIVE} and {FINISHED}, not {asked.part!r}")
-    return pack({"type": "list", "shard": shard, "part": asked.part, "rows": rows, "next": place})
+    body = {"type": "list", "shard": shard, "part": asked.part, "rows": rows, "next": place}
+    return encode(body)  # every row is ours: `pack` would look for what no body holds, 6 us a row
 
 
 def _live(state: State, asked: ListRequest) -> tuple[list[Row], int | None]:
@@ -134,7 +135,7 @@ class _Page:
     def add(self, row: Row) -> None:
         """Add a row; the next one may be as long as a row can be."""
         self.rows.append(row)
-        self._bytes += _ROW_BYTES + sum(len(each.encode()) for each in row if type(each) is str)
+        self._bytes += _ROW_BYTES + len(row[0]) + 4 * len(row[-1])  # id and reason
         self.full = len(self.rows) == self._limit or self._bytes > ROWS_BYTES_MAX
 
 
