@@ -4,6 +4,7 @@ Keeps the cluster from starting meanwhile, and gives what was found as a report.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ ADVICE = (
     "journal does not start; what is known to be whole is the last backup of the whole directory, "
     "journals and services together, taken while the cluster was stopped."
 )
+
+
+_COMMAND = (sys.executable, "-P", "-m", "shard", "verify")
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -33,7 +37,7 @@ def verify(path: Path) -> dict[str, Any]:
     data = DataDirectory(path)
     with data.kept_still():
         ended = subprocess.run(  # noqa: S603 - no shell, and the command is our own
-            [sys.executable, "-P", "-m", "shard", "verify", "--data", str(data.path)],
+            [*_COMMAND, "--data", str(data.path), "--parent", str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             check=False,

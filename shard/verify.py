@@ -1,6 +1,6 @@
 """Verify: whether a stopped shard's journal is what its shard wrote; changes no byte of it.
 
-python -P -m shard verify --data DIR
+python -P -m shard verify --data DIR [--parent PID]
 
 One line of JSON a shard on stdout. The caller keeps the cluster from starting meanwhile. A file
 without a WAL is read as it stands, as immutable; one with a WAL is copied first, since SQLite would
@@ -9,6 +9,7 @@ write to the directory to read both.
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import apsw
 import msgspec
 from msgspec import Struct
 
+from cluster.child import die_with
 from cluster.directory import DataDirectory
 from sagacity.errors import SagacityError
 from sagacity.ids import shard_of
@@ -27,6 +29,7 @@ from shard.codec import GENESIS, Unreadable, link, unpack_batch
 from shard.entries import FORMAT, Batch, Opened, Started
 from shard.journal import APPLICATION_ID
 
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells count
 FAULTS_MAX = 100  # told of one shard; the rest is counted as one more
 
 
@@ -170,12 +173,21 @@ def main(argv: Sequence[str]) -> int:
     """Verify every shard of a directory; an exit code of SPEC 4, 0 also where there are faults."""
     parser = argparse.ArgumentParser(prog="python -m shard verify", allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    data = DataDirectory(parser.parse_args(argv).data)
+    parser.add_argument("--parent", type=int, metavar="PID")
+    args = parser.parse_args(argv)
+    if args.parent is not None:
+        die_with(args.parent, signal.SIGINT)  # as from a terminal: the copies are removed
     try:
-        cluster = data.read()
+        return _verify_all(DataDirectory(args.data))
     except SagacityError as error:
         sys.stderr.write(f"{error.text}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _verify_all(data: DataDirectory) -> int:
+    cluster = data.read()
     for index in range(cluster.shards):
         found = verify(data.journal(index), cluster.cluster_id, index)
         sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")

@@ -159,6 +159,8 @@ def test_the_client_library_lists_too(operated: Operated) -> None:
 
     async def listed() -> dict[str, Any]:
         async with AsyncClient(operated.url) as client:
+            with pytest.raises(Conflict):
+                await client.retry("done0", "r")
             return await client.list(statuses=["completed"], limit=3)
 
     with Client(operated.url) as client:
