@@ -264,7 +264,7 @@ class Router:
         if kind == wire.STATUS:
             return self.supervisor
         if not (saga_id.isascii() and saga_id.isdecimal() and len(saga_id) <= 4):
-            raise Malformed("books are asked of a shard, by its index")
+            raise Malformed(f"{wire.KINDS[kind]}: asked of a shard, by its index")
         if int(saga_id) >= self.shards:
             raise Malformed(f"there are {self.shards} shards, no shard {saga_id}")
         return int(saga_id)

@@ -19,9 +19,13 @@ COMMANDS = {
     "up": "run a cluster on this machine, in the foreground",
     "checkout": "check out, and wait for the outcome",
     "show": "tell the history of a saga",
+    "list": "list sagas, newest first",
     "cancel": "turn a saga back",
+    "retry": "ask a stuck compensation again now",
     "status": "tell how the cluster is",
     "audit": "compare the books of the services with the journals",
+    "journal": "verify the journals of a stopped cluster",
+    "config": "show the configuration, and where each value comes from",
     "maelstrom": "speak the Maelstrom protocol on stdin and stdout",
 }
 # Where each command lives: a module with add_arguments(parser), and a function of the options.
@@ -30,8 +34,11 @@ _HOMES = {
     "maelstrom": ("cluster.maelstrom", "add_arguments", "run_maelstrom"),
     **{
         name: ("cluster.commands", f"{name}_arguments", name)
-        for name in ("checkout", "show", "cancel", "status", "audit")
+        for name in ("checkout", "show", "cancel", "retry", "status", "audit")
     },
+    "list": ("cluster.commands", "list_arguments", "list_sagas"),
+    "journal": ("cluster.commands", "journal_arguments", "verify_journal"),
+    "config": ("cluster.commands", "config_arguments", "show_config"),
 }
 
 Run = Callable[[argparse.Namespace], int]

@@ -1,4 +1,4 @@
-"""The commands that ask a cluster: checkout, show, cancel, status, audit (SPEC 6).
+"""The commands that ask a cluster: checkout, show, list, cancel, retry, status, audit (SPEC 6).
 
 Each has its options beside it. Data goes to stdout, talk to stderr; an error of the one table
 (SPEC 4) is raised, and with --json its body is printed too. Knows no socket but the client's.
@@ -14,11 +14,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster import render, requests
+from cluster import render, requests, verifying
 from cluster.audit import audit as audit_books
 from cluster.directory import DataDirectory, find_running
 from cluster.private import start_private
-from sagacity import wire
+from cluster.timeline import timeline
+from config import load as configuration
+from sagacity import listing, wire
 from sagacity.client import Client
 from sagacity.errors import (
     EXIT_ABORTED,
@@ -61,6 +63,9 @@ def checkout_arguments(parser: argparse.ArgumentParser) -> None:
 def show_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `show`."""
     parser.add_argument("id", metavar="ID")
+    parser.add_argument(
+        "--events", action="store_true", help="every event as a table, in place of the timeline"
+    )
     _common_arguments(parser)
 
 
@@ -71,6 +76,47 @@ def cancel_arguments(parser: argparse.ArgumentParser) -> None:
     _common_arguments(parser)
 
 
+def retry_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `retry`."""
+    parser.description = (
+        "Ask a stuck saga's compensation again now, without waiting for its next attempt. The "
+        "reason is kept in the saga's history."
+    )
+    parser.add_argument("id", metavar="ID")
+    parser.add_argument("--reason", required=True, metavar="R", help="1 to 256 characters")
+    _common_arguments(parser)
+
+
+def list_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `list`."""
+    parser.description = (
+        "List the sagas of all shards, newest first: by the instant at which they ended, or "
+        "started if they have not."
+    )
+    parser.add_argument(
+        "--status",
+        action="append",
+        default=[],
+        metavar="S",
+        help="running, compensating, stuck, completed or aborted; several with commas. "
+        "A stuck saga is compensating, too",
+    )
+    parser.add_argument(
+        "--since",
+        metavar="T",
+        help="only what ended since, or has not ended and started since: 15m, 2h, 7d ago, or an "
+        "ISO time (local, where it names no zone)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=listing.LIMIT,
+        metavar="N",
+        help=f"how many at most; {listing.LIMIT} if left out, {listing.LIMIT_MAX} at most",
+    )
+    _common_arguments(parser)
+
+
 def status_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `status`."""
     _common_arguments(parser)
@@ -78,14 +124,54 @@ def status_arguments(parser: argparse.ArgumentParser) -> None:
 
 def audit_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `audit`."""
+    parser.description = (
+        "Compare stock, money and shipments of the services with the journals. With --data, a "
+        "stopped cluster is run for the audit, where no other command finds it: it takes no new "
+        "saga and changes no outcome; sagas that had not ended go on, as after every start. "
+        "Exit code 12 where the books do not balance."
+    )
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="of a stopped cluster: it is run for the audit"
     )
     _common_arguments(parser)
 
 
-def _common_arguments(parser: argparse.ArgumentParser) -> None:
+def journal_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the commands about journals."""
+    verify = parser.add_subparsers(metavar="COMMAND", required=True).add_parser(
+        "verify",
+        help="read the journals of a stopped cluster from end to end",
+        description="Read every journal of a stopped cluster from its first row to its last: no "
+        "row is missing, each is what was written, each can be read. Changes nothing in the "
+        "directory. Exit code 2 where a journal is not what was written.",
+        allow_abbrev=False,
+    )
+    verify.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="of a stopped cluster"
+    )
+    _json_argument(verify)
+
+
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the commands about the configuration."""
+    show = parser.add_subparsers(metavar="COMMAND", required=True).add_parser(
+        "show",
+        help="every key, its value, and who says so",
+        description="Show the configuration that processes started here would have: built-in "
+        "defaults, a file, the environment, each before what follows it. Exit code 2, with every "
+        "fault, where it cannot be used.",
+        allow_abbrev=False,
+    )
+    show.add_argument("--config", type=Path, metavar="FILE", help="TOML, as for `up`")
+    _json_argument(show)
+
+
+def _json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for scripts: one line of JSON")
+
+
+def _common_arguments(parser: argparse.ArgumentParser) -> None:
+    _json_argument(parser)
     parser.add_argument(
         "--connect",
         metavar="URL",
@@ -156,7 +242,12 @@ def show(options: argparse.Namespace) -> int:
         _check_id(options.id)
         with Client(_url(options), timeout_s=READ_WAIT_S) as client:
             body = client.show(options.id)
-        _print(render.json_line(body) if options.json else render.saga(body))
+        if options.json:
+            _print(render.json_line(body))
+        else:
+            _print(render.saga(body) if options.events else timeline(body))
+        if body.get("stuck"):
+            _say(f"to ask it again now: sagacity retry {options.id} --reason ...")
         return 0
 
 
@@ -170,11 +261,36 @@ def cancel(options: argparse.Namespace) -> int:
         return 0
 
 
+def retry(options: argparse.Namespace) -> int:
+    """Have a stuck compensation sent again now."""
+    with _errors_as_json(options.json):
+        asked = requests.retry({"type": "retry", "saga_id": options.id, "reason": options.reason})
+        with Client(_url(options), timeout_s=READ_WAIT_S) as client:
+            body = client.retry(asked.saga_id, options.reason)
+        _print(render.json_line(body) if options.json else render.outcome(body))
+        return 0
+
+
+def list_sagas(options: argparse.Namespace) -> int:
+    """List sagas."""
+    with _errors_as_json(options.json):
+        names = [name for given in options.status for name in given.split(",")]
+        now_ms = time.time_ns() // 1_000_000
+        since_ms = 0 if options.since is None else requests.since(options.since, now_ms)
+        statuses = listing.checked(names, since_ms, options.limit)
+        with Client(_url(options), timeout_s=READ_WAIT_S) as client:
+            body = client.list(statuses=statuses, since_ms=since_ms, limit=options.limit)
+        _print(render.json_line(body) if options.json else render.sagas(body))
+        if len(body["sagas"]) == options.limit:
+            _say(f"the newest {options.limit}; there may be more, see --limit")
+        return 0
+
+
 def status(options: argparse.Namespace) -> int:
     """Tell how the cluster is."""
     with _errors_as_json(options.json):
         with Client(_url(options), timeout_s=READ_WAIT_S) as client:
-            body = client.status()
+            body = render.rated(client.status())
         _print(render.json_line(body) if options.json else render.status(body))
         return 0
 
@@ -192,6 +308,30 @@ def audit(options: argparse.Namespace) -> int:
         report = audit_books(client)
         _print(render.json_line(report) if options.json else render.audit(report))
         return 0 if report["balanced"] else EXIT_UNBALANCED
+
+
+def verify_journal(options: argparse.Namespace) -> int:
+    """Read the journals of a stopped cluster."""
+    with _errors_as_json(options.json):
+        report = verifying.verify(options.data)
+        _print(render.json_line(report) if options.json else render.journal(report))
+        if not report["verified"]:
+            _say(verifying.ADVICE)
+        return 0 if report["verified"] else Malformed.exit_code
+
+
+def show_config(options: argparse.Namespace) -> int:
+    """Show every key of the configuration."""
+    with _errors_as_json(options.json):
+        config = configuration.load(options.config)
+        keys = {
+            key: {"value": getattr(getattr(config, section), name), "source": source}
+            for key, source in config.sources.items()
+            for section, _, name in [key.partition(".")]
+        }
+        body = {"type": "config", "keys": keys}
+        _print(render.json_line(body) if options.json else render.config(body))
+        return 0
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -159,6 +159,26 @@ class DataDirectory:
         if isinstance(lock, str):
             raise Conflict(f"shard {index} of {self.path} is owned by process {lock}")
         return lock
+
+    @contextmanager
+    def kept_still(self) -> Iterator[ClusterFile]:
+        """Keep a stopped cluster from starting while its files are read; writes nothing.
+
+        Raises:
+            Conflict: it runs; the text names the process.
+            Malformed: there is no cluster, or it is damaged.
+        """
+        found = self.read()
+        with ExitStack() as held:
+            with _faults_of(self.path, "read the data directory"):
+                for file in (self.path / "lock", *map(self.shard_lock, range(found.shards))):
+                    if not file.exists():
+                        continue  # nobody has ever started it
+                    lock = _lock(file, patience_s=_PATIENCE_S, make=False)
+                    if isinstance(lock, str):
+                        raise Conflict(f"{self.path} is in use by process {lock}: stop it first")
+                    held.callback(lock.release)
+            yield found
 
     def open_or_create(self, shards: int, *, insist: bool = True) -> ClusterFile:
         """Read cluster.json, or make a new cluster of `shards` shards. Call it under `lock`.
@@ -383,7 +403,8 @@ def _require_private(directory: Path) -> None:
 
 def _lock(file: Path, *, patience_s: float, make: bool = True) -> Lock | str:
     """Lock a file, or give the process id that its holder wrote."""
-    descriptor = os.open(file, os.O_RDWR | (os.O_CREAT if make else 0) | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CREAT if make else os.O_RDONLY
+    descriptor = os.open(file, flags | os.O_CLOEXEC, 0o600)
     give_up = time.monotonic() + patience_s
     try:
         while True:

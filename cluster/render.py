@@ -5,6 +5,7 @@ with two decimals. Money never passes through a float: the digits are written as
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -22,6 +23,9 @@ _EVENTS = {
     "left_out": "left out",
     "finished": "finished",
 }
+
+RATED = ("started", "completed", "aborted")  # what a shard counts in its window
+_NO_SERVICES = frozenset({"router", "shard", "supervisor"})  # the other roles are services
 
 
 def json_line(body: Any) -> str:
@@ -92,24 +96,66 @@ def outcome(body: Mapping[str, Any]) -> str:
     return plain(f"{saga_id}: {status}")
 
 
+def sagas(body: Mapping[str, Any]) -> str:
+    """Write a list of sagas for people, a line each."""
+    heads = ("saga", "status", "started", "took", "amount", "order", "why")
+    return table(heads, [_saga_row(each) for each in body["sagas"]])
+
+
+def _saga_row(saga: Mapping[str, Any]) -> tuple[Any, ...]:
+    started_ms, ended_ms = saga["started_ms"], saga["ended_ms"]
+    return (
+        saga["saga_id"],
+        "STUCK" if saga["stuck"] else saga["status"],
+        moment(started_ms),
+        None if ended_ms is None else seconds(ended_ms - started_ms),
+        money.show(saga["amount"]),
+        saga["order_id"],
+        saga["reason"],
+    )
+
+
+def moment(wall_ms: int) -> str:
+    """Write an instant in local time; a clock may have said anything."""
+    try:
+        at = datetime.fromtimestamp(wall_ms // 1000).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return f"{wall_ms} ms"
+    return f"{at}.{wall_ms % 1000:03d}"
+
+
+def seconds(ms: int) -> str:
+    """Write a duration; one that a clock has turned around shows."""
+    return f"{'-' if ms < 0 else ''}{abs(ms) // 1000}.{abs(ms) % 1000:03d} s"
+
+
 def saga(body: Mapping[str, Any]) -> str:
-    """Write a saga's history (the answer to SHOW) for people.
+    """Write a saga's history (the answer to SHOW) for people, as a table of its events.
 
     One line says what it is, one line each what happened and when, the last why it ended so.
     """
+    history: Sequence[Mapping[str, Any]] = body.get("history", [])
+    first = history[0]["at_ms"] if history else 0
+    rows = [_event_row(event, event["at_ms"] - first) for event in history]
+    heads = ("after", "event", "step", "direction", "attempt", "outcome", "what")
+    return "\n".join([headline(body), "", table(heads, rows), "", plain(why(body, history))])
+
+
+def headline(body: Mapping[str, Any]) -> str:
+    """Write the line that says what a saga is."""
     head = [body["saga_id"], body["status"]]
     if body.get("stuck"):
         head.append("STUCK")
     if body.get("order_id"):
         head.append(f"order {body['order_id']}")
     head.append(f"amount {money.show(body.get('amount', 0))}")
-    history: Sequence[Mapping[str, Any]] = body.get("history", [])
-    first = history[0]["at_ms"] if history else 0
-    rows = [_event_row(event, event["at_ms"] - first) for event in history]
-    heads = ("after", "event", "step", "direction", "attempt", "outcome", "what")
-    return "\n".join(
-        [plain("  ".join(head)), "", table(heads, rows), "", plain(_why(body, history))]
-    )
+    return plain("  ".join(head))
+
+
+def reasons(body: Mapping[str, Any]) -> str:
+    """Give what a reply's body says of why; empty where it says nothing."""
+    keys = ("error", "decline_code", "sku", "reason", "text")
+    return ", ".join(str(body[key]) for key in keys if body.get(key))
 
 
 def _event_row(event: Mapping[str, Any], after_ms: int) -> tuple[Any, ...]:
@@ -140,7 +186,8 @@ def _what(event: Mapping[str, Any]) -> str:
     return ", ".join(found)
 
 
-def _why(body: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
+def why(body: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
+    """Give the sentence that says why a saga ended so, or where it stands."""
     status, reason = body["status"], body.get("reason") or body.get("cause") or "no reason kept"
     sent = [event for event in history if event["event"] == "command"]
     last = str((sent[-1].get("body") or {}).get("type", "a command")) if sent else ""
@@ -160,7 +207,7 @@ def _why(body: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def status(body: Mapping[str, Any]) -> str:
-    """Write the cluster's status for people: where it is, its processes, its shards."""
+    """Write the cluster's status for people: where it is, its shards, pools and processes."""
     lines = [
         f"{name}: {plain(str(body[key]))}"
         for name, key in (
@@ -172,16 +219,108 @@ def status(body: Mapping[str, Any]) -> str:
         if key in body
     ]
     processes: Sequence[Mapping[str, Any]] = body.get("processes", [])
-    heads = ("role", "index", "pid", "state", "facts")
+    shards: Sequence[Mapping[str, Any]] = body.get("shards", [])
+    heads = ("role", "index", "pid", "state", "restarts", "silent")
     rows = [
-        (each["role"], each["index"], each["pid"], each["state"], _facts(each.get("facts") or {}))
+        (*(each[name] for name in heads[:4]), each.get("restarts"), _silent(each))
         for each in processes
     ]
-    return "\n".join([*lines, "", table(heads, rows)])
+    parts = [_shards(shards), _pools(processes), _routers(processes), table(heads, rows)]
+    return "\n\n".join(["\n".join(lines), *(part for part in parts if part)])
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items())
+def _silent(process: Mapping[str, Any]) -> str | None:
+    silent_ms = process.get("silent_ms")
+    return None if silent_ms is None else seconds(silent_ms)
+
+
+def _shards(shards: Sequence[Mapping[str, Any]]) -> str:
+    heads = ("shard", "state", "epoch", "in flight", "compensating", "stuck")
+    keys = ("shard", "state", "epoch", "in_flight", "compensating", "stuck")
+    rates = tuple(f"{name}/s" for name in RATED)
+    rows = []
+    for shard in shards:
+        per_second = shard.get("rates", {})
+        told = (per_second.get(name) for name in RATED)
+        rows.append(
+            (*(shard.get(key) for key in keys), *(None if x is None else f"{x:.1f}" for x in told))
+        )
+    return table((*heads, *rates), rows)
+
+
+def _pools(processes: Sequence[Mapping[str, Any]]) -> str:
+    services = [each["role"] for each in processes if each["role"] not in _NO_SERVICES]
+    rows = []
+    for service in dict.fromkeys(services):
+        members = [each for each in processes if each["role"] == service]
+        active = [each for each in members if each["state"] == "up"]
+        standbys = sum(each["state"] == "standby" for each in members)
+        facts = [each.get("facts") or {} for each in active]
+        busy, capacity = (sum(fact.get(key, 0) for fact in facts) for key in ("busy", "capacity"))
+        names = ", ".join(f"{service}-{each['index']}" for each in active)
+        rows.append((service, names or "nobody", standbys, f"{busy}/{capacity}"))
+    return table(("pool", "active", "standbys", "busy"), rows) if rows else ""
+
+
+def _routers(processes: Sequence[Mapping[str, Any]]) -> str:
+    found = [each for each in processes if each["role"] == "router"]
+    keys = ("requests", "clients", "shards_connected", "outbox_bytes", "replies_dropped")
+    rows = [
+        (each["state"], *((each.get("facts") or {}).get(key) for key in keys)) for each in found
+    ]
+    heads = ("router", "requests", "clients", "shards", "outbox bytes", "replies dropped")
+    return table(heads, rows) if rows else ""
+
+
+def rated(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a status with `rates`, of each shard and of all: sagas a second over its window.
+
+    A shard that does not serve has none. The window is some ten seconds, `window_ms`.
+    """
+    total: dict[str, float] = dict.fromkeys(RATED, 0.0)
+    shards = []
+    for shard in body.get("shards", []):
+        rates = {}
+        if shard.get("window_ms"):
+            for name in RATED:
+                per_second = shard.get(f"{name}_in_window", 0) * 1000 / shard["window_ms"]
+                rates[name] = round(per_second, 3)
+                total[name] = round(total[name] + per_second, 3)
+        shards.append({**shard, "rates": rates})
+    return {**body, "shards": shards, "rates": total}
+
+
+def config(body: Mapping[str, Any]) -> str:
+    """Write the configuration for people: a line for each key."""
+    heads = ("key", "from", "value")  # the longest last
+    return table(
+        heads,
+        [
+            (key, each["source"], _setting(each["value"]))
+            for key, each in sorted(body["keys"].items())
+        ],
+    )
+
+
+def _setting(value: Any) -> str:
+    return json_line(value) if isinstance(value, str | list | tuple | dict) else str(value)
+
+
+def journal(report: Mapping[str, Any]) -> str:
+    """Write what a look at the journals found, for people."""
+    shards: Sequence[Mapping[str, Any]] = report["shards"]
+    heads = ("shard", "rows", "last row", "epoch", "faults", "chain")
+    rows = [
+        (s["shard"], s["rows"], s["last_seq"], s["epoch"], len(s["faults"]), s["chain"])
+        for s in shards
+    ]
+    lines = [table(heads, rows), ""]
+    if report["verified"]:
+        lines.append("Every journal is what its shard wrote.")
+    else:
+        lines.append("NOT EVERY JOURNAL IS WHAT ITS SHARD WROTE:")
+        lines += [f"  shard {s['shard']}: {plain(fault)}" for s in shards for fault in s["faults"]]
+    return "\n".join(lines)
 
 
 def audit(report: Mapping[str, Any]) -> str:

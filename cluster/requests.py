@@ -4,11 +4,18 @@ Everything is checked here already, by the same types as in the shard: a request
 is answered at once, before a cluster is there.
 """
 
+import re
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from sagacity import wire
-from sagacity.messages import Cancel, Checkout, check_text, from_json, merge
+from sagacity.errors import Malformed
+from sagacity.ids import is_saga_id
+from sagacity.messages import Cancel, Checkout, RetryNow, check_text, from_json, merge
+
+_AGO = re.compile(r"([0-9]{1,9})([smhd])")
+_UNIT_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 class Asked(NamedTuple):
@@ -43,6 +50,40 @@ def cancel(body: dict[str, Any]) -> Asked:
     read = from_json(_unnumbered(body), Cancel)
     check_text("reason", read.reason)
     return Asked(wire.CANCEL, read.saga_id, wire.pack(read))
+
+
+def retry(body: dict[str, Any]) -> Asked:
+    """Make the request of a `retry` body.
+
+    Raises:
+        Malformed: it does not have the shape, or is over a limit.
+    """
+    read = from_json(_unnumbered(body), RetryNow)
+    check_text("reason", read.reason)
+    if not is_saga_id(read.saga_id):
+        raise Malformed("a saga_id is 1 to 128 of A-Z a-z 0-9 . _ : -")
+    return Asked(wire.RETRY, read.saga_id, wire.pack(read))
+
+
+def since(text: str, now_ms: int) -> int:
+    """Read an instant: how long ago (30s, 15m, 2h, 7d), or ISO 8601, in local time without a zone.
+
+    Returns:
+        Milliseconds since 1970; 0 for whatever is before.
+
+    Raises:
+        Malformed: it is neither.
+    """
+    ago = _AGO.fullmatch(text)
+    if ago is not None:
+        return max(0, now_ms - int(ago[1]) * _UNIT_MS[ago[2]])
+    try:
+        seconds = datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise Malformed(
+            f"--since is 15m, 2h or 7d ago, or a time like 2026-01-31T18:00, not {text!r}"
+        ) from None
+    return max(0, int(seconds * 1000))
 
 
 MAKERS: dict[str, Callable[[dict[str, Any]], Asked]] = {"checkout": checkout, "cancel": cancel}

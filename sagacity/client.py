@@ -10,13 +10,13 @@ themselves. Bodies are packed and unpacked here; sockets are in `connection`.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from msgspec import Struct
 
-from sagacity import wire
+from sagacity import listing, wire
 from sagacity.asks import WAIT_S
 from sagacity.connection import Connection
 from sagacity.errors import InternalError, Malformed, from_body
@@ -64,6 +64,20 @@ def _checkout(
 def _cancel(saga_id: str, reason: str) -> _Call:
     body = {"type": "cancel", "saga_id": saga_id, "reason": reason}
     return _start(wire.CANCEL, body)
+
+
+def _retry(saga_id: str, reason: str) -> _Call:
+    body = {"type": "retry", "saga_id": saga_id, "reason": reason}
+    return _start(wire.RETRY, body)
+
+
+def _page(ask: listing.Ask) -> _Call:
+    shard, body = ask
+    return _Call(wire.LIST, str(shard), wire.pack(body))
+
+
+def _shards(status: Mapping[str, Any]) -> Sequence[int]:
+    return [int(shard["shard"]) for shard in status["shards"]]
 
 
 def answer(reply: Reply) -> dict[str, Any]:
@@ -133,6 +147,10 @@ class Client:
         """Turn a saga back; the body of `cancel_ok`."""
         return self._answer(_cancel(saga_id, reason))
 
+    def retry(self, saga_id: str, reason: str) -> dict[str, Any]:
+        """Have a stuck saga's compensation sent again now; the body of `retry_ok`."""
+        return self._answer(_retry(saga_id, reason))
+
     def show(self, saga_id: str) -> dict[str, Any]:
         """Give where a saga stands and its history."""
         return self._answer(_Call(wire.SHOW, saga_id, b""))
@@ -144,6 +162,30 @@ class Client:
     def books(self, shard: int, body: Body) -> dict[str, Any]:
         """Give a page of a shard's books, or of a service's through that shard."""
         return self._answer(_Call(wire.BOOKS, str(shard), wire.pack(body)))
+
+    def list(
+        self, *, statuses: Iterable[str] = (), since_ms: int = 0, limit: int = listing.LIMIT
+    ) -> dict[str, Any]:
+        """Give sagas of all shards, newest first.
+
+        Args:
+            statuses: of running, compensating, stuck, completed, aborted; none for all. A stuck
+                saga is compensating, too.
+            since_ms: wall time; what ended before it, or has not ended and started before it, is
+                left out.
+            limit: 1..10000 sagas.
+
+        Returns:
+            A body with `sagas`, each a map with the keys `listing.FIELDS`.
+        """
+        known = listing.checked(statuses, since_ms, limit)
+        asking = listing.pages(_shards(self.status()), known, since_ms, limit)
+        try:
+            ask = next(asking)
+            while True:
+                ask = asking.send(self._answer(_page(ask)))
+        except StopIteration as end:
+            return {"type": "list", "sagas": end.value}
 
     def close(self) -> None:
         """Close the connection."""
@@ -211,6 +253,10 @@ class AsyncClient:
         """Turn a saga back, as Client.cancel."""
         return await self._answer(_cancel(saga_id, reason))
 
+    async def retry(self, saga_id: str, reason: str) -> dict[str, Any]:
+        """Have a stuck saga's compensation sent again now, as Client.retry."""
+        return await self._answer(_retry(saga_id, reason))
+
     async def show(self, saga_id: str) -> dict[str, Any]:
         """Give where a saga stands, as Client.show."""
         return await self._answer(_Call(wire.SHOW, saga_id, b""))
@@ -222,6 +268,21 @@ class AsyncClient:
     async def books(self, shard: int, body: Body) -> dict[str, Any]:
         """Give a page of books, as Client.books."""
         return await self._answer(_Call(wire.BOOKS, str(shard), wire.pack(body)))
+
+    async def list(
+        self, *, statuses: Iterable[str] = (), since_ms: int = 0, limit: int = listing.LIMIT
+    ) -> dict[str, Any]:
+        """Give sagas of all shards, as Client.list."""
+        known = listing.checked(statuses, since_ms, limit)
+        asking = listing.pages(_shards(await self.status()), known, since_ms, limit)
+        ask = next(asking, None)
+        while ask is not None:
+            page = await self._answer(_page(ask))
+            try:
+                ask = asking.send(page)
+            except StopIteration as end:
+                return {"type": "list", "sagas": end.value}
+        return {"type": "list", "sagas": []}
 
     async def close(self) -> None:
         """Close the connection; what is still awaited is cancelled."""

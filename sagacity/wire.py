@@ -44,6 +44,7 @@ SHOW: Final = 5
 RECALL: Final = 6  # a start for which the router has no room: answered if its id is known
 STATUS: Final = 16
 BOOKS: Final = 17
+LIST: Final = 18
 RECALLS_SUBMIT: Final = {"recalls": "submit"}  # headers of a RECALL that was a SUBMIT
 KINDS: Final = {  # those that a client may ask; a RECALL is the router's alone
     START: "start",
@@ -53,6 +54,7 @@ KINDS: Final = {  # those that a client may ask; a RECALL is the router's alone
     SHOW: "show",
     STATUS: "status",
     BOOKS: "books",
+    LIST: "list",
 }
 
 # Outcomes of a command (SPEC 3). From REFUSED on they are no outcomes and never move a saga.

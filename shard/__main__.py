@@ -1,8 +1,9 @@
-"""`python -m shard`."""
+"""`python -m shard`: a shard. `python -m shard verify`: a look at the journals of stopped ones."""
 
 import sys
 
-from shard.process import main
+from shard import process, verify
 
 if __name__ == "__main__":
-    sys.exit(main())
+    words = sys.argv[1:]
+    sys.exit(verify.main(words[1:]) if words[:1] == ["verify"] else process.main(words))

@@ -13,6 +13,7 @@ from sagacity.ranges import Range, ranges_of
 from sagacity.wire import (
     BOOKS,
     CANCEL,
+    LIST,
     RETRY,
     SHOW,
     Command,
@@ -60,7 +61,9 @@ RECOVERED_ALLOWED_MIN = 256  # sagas; so many a worker takes at once anyway
 RECOVERED_GUESS_NS = 5_000 * MS
 CREDIT_SWEEP_NS = 1_000 * MS
 
-_SOONER = frozenset((CANCEL, RETRY, SHOW, BOOKS))  # before starts, which could end what they mean
+_SOONER = frozenset(
+    (CANCEL, RETRY, SHOW, BOOKS, LIST)
+)  # before starts, which could end what they mean
 
 
 class Engine:

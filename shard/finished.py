@@ -50,5 +50,10 @@ class FinishedInMemory:
         start = max(self._forgotten, start)
         return self._in_order[start : max(start, min(upto, start + limit))]
 
+    def newest(self, before: int, limit: int) -> list[Card]:
+        """Give cards with an ordinal below `before`, newest first, at most `limit`."""
+        end = min(max(before, 0), len(self._in_order))
+        return self._in_order[max(self._forgotten, end - limit) : end][::-1]
+
     def __len__(self) -> int:
         return len(self._in_order)

@@ -126,6 +126,11 @@ class Generations:
         found += self._in_order[at : max(at, end - self._base)]
         return found
 
+    def newest(self, before: int, limit: int) -> list[Card]:
+        """Give cards with an ordinal below `before`, newest first, at most `limit`."""
+        end = min(max(before, 0), len(self))
+        return self.page(end - limit, end, limit)[::-1]
+
     def __len__(self) -> int:
         return self._base + len(self._in_order)
 

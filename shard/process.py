@@ -32,6 +32,7 @@ from shard.generations import Generations
 from shard.journal import JournalFailed, JournalRefused, SqliteJournal
 from shard.links import Links
 from shard.loop import Fenced, Loop
+from shard.rates import Rates
 from shard.retries import RetryBudget
 from shard.sagas import MS, Definition
 from shard.state import State
@@ -214,6 +215,7 @@ class Shard:
         )
         self._drain_ns = config.supervisor.drain_ms * MS
         self._garbage = 0  # frames that were counted as faults already
+        self._rates = Rates(clock.monotonic_ns(), self._counts())
 
     def run(self) -> None:
         """Recover, serve until told to stop, finish what is in flight, close."""
@@ -256,16 +258,24 @@ class Shard:
         while self._garbage < garbage:
             self._garbage += 1
             self._tally.faulted("frame")
-        state, meters = self._engine.state, self._meters
-        finished = meters.finished.read()
+        state, counts = self._engine.state, self._counts()
         return {
             "epoch": state.epoch,
             "in_flight": len(state.live),
+            "compensating": state.compensating - state.stuck,
             "stuck": state.stuck,
-            "started": sum(meters.started.read().values()),
+            **counts,
+            **self._rates.read(self._clock.monotonic_ns(), counts),
+            "seq": self._journal.last.seq,
+        }
+
+    def _counts(self) -> dict[str, int]:
+        """Give how many sagas have started and ended since this process began."""
+        finished = self._meters.finished.read()
+        return {
+            "started": sum(self._meters.started.read().values()),
             "completed": sum(n for key, n in finished.items() if key[1] == "completed"),
             "aborted": sum(n for key, n in finished.items() if key[1] == "aborted"),
-            "seq": self._journal.last.seq,
         }
 
     def _close(self) -> None:

@@ -72,4 +72,6 @@ def card_of_record(record: Record) -> Card:
         order_id(started.order_count, started.slot),
         cancelled,
         b"",
+        record[0].wall_ms,
+        record[-1].wall_ms,
     )

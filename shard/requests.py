@@ -1,4 +1,4 @@
-"""Requests: what clients ask of a shard: start, repeat, cancel, retry, show, books. Pure."""
+"""Requests: what clients ask of a shard: start, repeat, cancel, retry, show, books, list. Pure."""
 
 from msgspec import UNSET, Struct
 
@@ -25,6 +25,7 @@ from shard.course import Course
 from shard.effects import Effects, HistoryAsked
 from shard.entries import CANCELLED, UNPRICED, RetryAsked, Started
 from shard.events import Instant, Peer
+from shard.listing import page_of
 from shard.replies import answer, refuse
 from shard.sagas import Card, Definition, Live, Tombstone, Waiter
 
@@ -79,6 +80,9 @@ class Desk:
                 )
             elif kind == wire.BOOKS:
                 self._books.take(origin, request, fx)
+            elif kind == wire.LIST:
+                page = page_of(self._course.state, self._course.shard, request.body)
+                fx.reply(origin, wire.Reply(request.request, None, page))
             elif kind == wire.RETRY:
                 self._retry(origin, request, now, fx)
             else:
@@ -88,7 +92,7 @@ class Desk:
 
     def knows(self, request: Request) -> bool:
         """Say whether a request is about a saga that is here, or about none."""
-        if request.kind == wire.BOOKS:
+        if request.kind in (wire.BOOKS, wire.LIST):
             return True
         saga_id = request.saga_id
         return saga_id in self._state.by_id or self._state.finished.find(saga_id) is not None

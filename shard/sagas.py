@@ -111,6 +111,7 @@ class Live:
         "sent_at",
         "seqs",
         "started_at",
+        "started_ms",
         "states",
         "step",
         "stuck",
@@ -131,6 +132,7 @@ class Live:
         slot: int,
         deadline_ms: int,
         headers: dict[str, str],
+        started_ms: int = 0,
     ) -> None:
         self.definition = definition
         self.number = number
@@ -141,6 +143,7 @@ class Live:
         self.fingerprint = fingerprint
         self.amount = amount
         self.headers = headers
+        self.started_ms = started_ms  # wall time of its first row; for people
         self.phase = RUNNING
         self.direction = ACTION  # of the current command
         self.step = 1  # the step whose command is current
@@ -233,6 +236,8 @@ class Card(Struct, frozen=True, gc=False):
         order_id: taken at the start.
         cancelled: a client's cancel was accepted.
         seqs: journal rows that speak of it, packed as an array of 64-bit integers.
+        started_ms: wall time of its first row; for people.
+        ended_ms: wall time of its last row; likewise.
     """
 
     number: int
@@ -245,6 +250,8 @@ class Card(Struct, frozen=True, gc=False):
     order_id: str
     cancelled: bool
     seqs: bytes
+    started_ms: int = 0
+    ended_ms: int = 0
 
     def dossier(self) -> "Dossier":
         """Give what `show` needs to find and tell its history."""
@@ -264,7 +271,7 @@ class Tombstone(Struct, frozen=True, gc=False):
     """An id that was used and is past retention: it never runs again."""
 
 
-def card_of(saga: Live, phase: int, answer: bytes) -> Card:
+def card_of(saga: Live, phase: int, answer: bytes, ended_ms: int) -> Card:
     """Make the card of a saga that ends."""
     return Card(
         saga.number,
@@ -277,6 +284,8 @@ def card_of(saga: Live, phase: int, answer: bytes) -> Card:
         saga.order_id,
         saga.cancelled,
         array("q", saga.rows()).tobytes(),
+        saga.started_ms,
+        ended_ms,
     )
 
 

@@ -79,6 +79,12 @@ class FinishedSagas(Protocol):
     def page(self, start: int, upto: int, limit: int) -> list[Card]:
         """Give cards with an ordinal of start .. upto, in that order, at most `limit`."""
 
+    def newest(self, before: int, limit: int) -> list[Card]:
+        """Give cards with an ordinal below `before`, newest first, at most `limit`.
+
+        Fewer than `limit` are the last ones: what is past retention is not given.
+        """
+
     def __len__(self) -> int:
         """Give how many sagas have ended; the next one's ordinal."""
 
@@ -240,6 +246,7 @@ class State:
             entry.slot,
             entry.deadline_ms,
             entry.headers,
+            self.wall_ms,
         )
         saga.seqs.append(seq)
         self.live[entry.number] = saga
@@ -330,7 +337,7 @@ class State:
         settle(saga)
         del self.live[entry.number]
         del self.by_id[saga.saga_id]
-        self.finished.add(card_of(saga, entry.phase, entry.answer))
+        self.finished.add(card_of(saga, entry.phase, entry.answer, self.wall_ms))
 
     def forget(self, entry: Forgotten, seq: int) -> None:
         """Sagas are past retention; a list that names an open one stops the shard."""

@@ -32,8 +32,8 @@ FLOORS: Final = (
     Floor(
         "vocabulary",
         (
-            *("sagacity", *_of("sagacity", "errors ids messages money ranges saga slots wire")),
-            "sagacity.versions",
+            *("sagacity", *_of("sagacity", "errors ids listing messages money ranges saga slots")),
+            *_of("sagacity", "versions wire"),
             *("config", "config.*"),
         ),
     ),
@@ -49,16 +49,16 @@ FLOORS: Final = (
             ),
             *_of(
                 "shard",
-                "history outcomes phases pools records replies requests retention retries sagas",
+                "history listing outcomes phases pools rates records replies requests retention retries",
             ),
-            *_of("shard", "segments state tally"),
+            *_of("shard", "sagas segments state tally"),
             "shard.forgetting",
         ),
     ),
     Floor(
         "adapters",
         (
-            *_of("shard", "codec compaction generations journal links loop store"),
+            *_of("shard", "codec compaction generations journal links loop store verify"),
             *_of("sagacity", "asks barrier client connection executor service sockets worker"),
             "sagacity.forgotten",
             *("cluster", *_of("cluster", "child clock directory fleet meters metrics private")),
@@ -70,7 +70,7 @@ FLOORS: Final = (
         "faces",
         (
             *_of("cluster", "__main__ audit cli commands conversation demo judge maelstrom"),
-            *_of("cluster", "render requests up"),
+            *_of("cluster", "render requests timeline up verifying"),
             "sagacity.testing",
         ),
     ),

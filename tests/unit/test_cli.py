@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster import cli
+from config.schema import SECTIONS
 
 CHECKOUT = ["checkout", "--user", "u42", "--item", "abc123=1", "--address", "a", "--id", "x"]
 NOWHERE = ["--connect", "ipc:///nonexistent/router.sock"]
@@ -43,8 +44,19 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ["maelstrom", "--drain", "-1"],
         ["maelstrom", "--drain", "nan"],
         ["maelstrom", "--data", "d", "--connect", "u"],
-        ["list"],  # comes with a later issue; not offered before it works
-        ["retry", "x", "--reason", "r"],
+        ["list", "extra"],
+        ["list", "--limit", "x"],
+        ["list", "--limit", "1.5"],
+        ["list", "--limit"],
+        ["retry", "x"],
+        ["retry", "--reason", "r"],
+        ["journal"],
+        ["journal", "mend", "--data", "d"],
+        ["journal", "verify"],
+        ["journal", "verify", "--da", "d"],
+        ["config"],
+        ["config", "set"],
+        ["config", "show", "--connect", "u"],
         ["top"],
     ],
 )
@@ -55,7 +67,19 @@ def test_a_wrong_usage_ends_with_two(words: list[str], capfd: pytest.CaptureFixt
     assert "usage: sagacity" in said.err
 
 
-@pytest.mark.parametrize("words", [["--help"], ["up", "--help"], ["checkout", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["up", "--help"],
+        ["checkout", "--help"],
+        ["list", "--help"],
+        ["audit", "--help"],
+        ["journal", "--help"],
+        ["journal", "verify", "--help"],
+        ["config", "show", "--help"],
+    ],
+)
 def test_help_is_no_error(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 0
     assert "usage: sagacity" in capfd.readouterr().out
@@ -113,6 +137,20 @@ def test_a_malformed_checkout_is_refused_before_it_is_sent(
         ["cancel", "x", "--reason", "r" * 257],
         ["cancel", "x", "--reason", "\x1b[2J"],
         ["cancel", "a b", "--reason", "r"],
+        ["retry", "x", "--reason", ""],
+        ["retry", "x", "--reason", "\x1b[2J"],
+        ["retry", "a b", "--reason", "r"],
+        ["list", "--status", "finished"],
+        ["list", "--status", "running,"],
+        ["list", "--status", ""],
+        ["list", "--since", "soon"],
+        ["list", "--since=-1h"],
+        ["list", "--limit", "0"],
+        ["list", "--limit", "-1"],
+        ["list", "--limit", "10001"],
+        ["list", "--limit", "9" * 40],
+        ["journal", "verify", "--data", "/nonexistent"],
+        ["config", "show", "--config", "/nonexistent.toml"],
         ["status", "--connect", "nonsense"],
         ["status", "--connect", "tcp://"],
         ["audit", "--data", "d", "--connect", "u"],
@@ -122,7 +160,7 @@ def test_a_malformed_checkout_is_refused_before_it_is_sent(
 def test_a_malformed_command_is_refused(
     words: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    where = [] if words[0] in {"audit", "status"} else NOWHERE
+    where = NOWHERE if words[0] in {"show", "cancel", "retry", "list"} else []
     assert cli.main([*words, *where]) == 2
     said = capfd.readouterr()
     assert said.out == ""
@@ -135,12 +173,80 @@ def test_an_audit_makes_no_directory(tmp_path: Path) -> None:
     assert not missing.exists()
 
 
-@pytest.mark.parametrize("command", [["status"], CHECKOUT, ["show", "x"], ["audit"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"],
+        CHECKOUT,
+        ["show", "x"],
+        ["audit"],
+        ["list"],
+        ["retry", "x", "--reason", "r"],
+    ],
+)
 def test_without_a_cluster_it_says_how_to_start_one(
     command: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(command) == 5
     assert "start one with: sagacity up" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["list", "--limit", "0"], 12),
+        (["list", "--status", "nonsense"], 12),
+        (["list"], 11),
+        (["retry", "a b", "--reason", "r"], 12),
+        (["journal", "verify", "--data", "/nonexistent"], 12),
+        (["config", "show", "--config", "/nonexistent.toml"], 12),
+        (["audit", "--data", "/nonexistent"], 12),
+    ],
+)
+def test_with_json_an_error_is_its_body(
+    words: list[str], code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line, whatever happened."""
+    assert cli.main([*words, "--json"]) == {12: 2, 11: 5}[code]
+    [line] = capfd.readouterr().out.splitlines()
+    assert json.loads(line)["code"] == code
+
+
+def test_the_configuration_is_shown_with_the_source_of_each_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SPEC 6: built-in < file < environment."""
+    file = tmp_path / "own.toml"
+    file.write_text("[saga]\nattempts = 7\nstuck_after = 8\n")
+    monkeypatch.setenv("SAGACITY_SAGA__STUCK_AFTER", "9")
+    assert cli.main(["config", "show", "--config", str(file), "--json"]) == 0
+    keys = json.loads(capfd.readouterr().out)["keys"]
+    assert keys["saga.attempts"] == {"value": 7, "source": f"file {file}"}
+    assert keys["saga.stuck_after"] == {
+        "value": 9,
+        "source": "environment SAGACITY_SAGA__STUCK_AFTER",
+    }
+    assert keys["cluster.shards"] == {"value": 2, "source": "built-in"}
+    assert set(keys) == {
+        f"{name}.{key}" for name, kind in SECTIONS.items() for key in kind.__struct_fields__
+    }
+    assert cli.main(["config", "show", "--config", str(file)]) == 0
+    assert f"file {file}" in capfd.readouterr().out
+
+
+def test_every_fault_of_a_configuration_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Who mends one after the other starts three times."""
+    file = tmp_path / "own.toml"
+    file.write_text("[saga]\natempts = 7\nstuck_after = 0\n[nonsense]\n")
+    monkeypatch.setenv("SAGACITY_SHARD__INFLIGHT_MAX", "many")
+    assert cli.main(["config", "show", "--config", str(file)]) == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "4 faults in the configuration" in said.err
+    for word in ("saga.atempts", "saga.stuck_after", "[nonsense]", "shard.inflight_max"):
+        assert word in said.err
 
 
 def test_without_json_an_error_leaves_stdout_empty(capfd: pytest.CaptureFixture[str]) -> None:

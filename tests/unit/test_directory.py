@@ -224,6 +224,33 @@ def test_the_second_supervisor_is_refused_with_the_pid_of_the_first(tmp_path: Pa
     directory.lock().release()
 
 
+def test_a_stopped_cluster_is_kept_still_and_nothing_is_written(tmp_path: Path) -> None:
+    """Who reads its files wants them as they are, locks included."""
+    data = DataDirectory(tmp_path)
+    data.open_or_create(2)
+    data.lock().release()
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with data.kept_still() as cluster:
+        assert cluster.shards == 2
+        with pytest.raises(Conflict):
+            DataDirectory(tmp_path).lock()
+    data.lock().release()
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_what_runs_is_not_kept_still(tmp_path: Path) -> None:
+    """Neither a supervisor's directory nor one of which a shard has not ended yet."""
+    data = DataDirectory(tmp_path)
+    data.open_or_create(2)
+    for lock in (data.lock, lambda: data.own_shard(1)):
+        held = lock()
+        with pytest.raises(Conflict, match=str(os.getpid())), data.kept_still():
+            pass
+        held.release()
+    with data.kept_still():
+        pass
+
+
 def test_addresses_stay_the_same_and_fit_a_unix_socket(tmp_path: Path) -> None:
     """Clients reconnect by address after a restart; the kernel takes 107 bytes."""
     for base in ("/run/user/1000", "/" + "x" * 200, "relative", "", str(tmp_path)):

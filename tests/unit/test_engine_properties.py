@@ -116,6 +116,7 @@ def test_a_whole_replay_gives_the_live_state(thrown: bytes) -> None:
     schedule.play()
     state = State(schedule.world.definitions, FinishedInMemory())
     for seq, batch in schedule.world.journal.replay():
+        state.wall_ms = batch.wall_ms
         for entry in batch.entries:
             state.apply(entry, seq)
     assert snapshot(state) == snapshot(schedule.world.engine.state)

@@ -196,3 +196,113 @@ def test_an_audit_that_does_not_balance_says_each_fault() -> None:
         "  one",
         "  two",
     ]
+
+
+def listed(saga_id: str = "a", **change: Any) -> dict[str, Any]:
+    """Give a saga as `list` tells it."""
+    return {
+        "saga_id": saga_id,
+        "status": "ABORTED",
+        "stuck": False,
+        "saga": "checkout",
+        "amount": 24_999,
+        "order_id": "o7",
+        "started_ms": 1_700_000_000_123,
+        "ended_ms": 1_700_000_001_165,
+        "reason": "Payment declined: DECLINED",
+        **change,
+    }
+
+
+def test_a_list_is_a_line_a_saga() -> None:
+    """What an operator looks for: what it is now, since when, and why."""
+    live = listed("b", status="COMPENSATING", stuck=True, ended_ms=None)
+    head, first, second = render.sagas({"sagas": [listed(), live]}).splitlines()
+    assert head.split() == ["saga", "status", "started", "took", "amount", "order", "why"]
+    assert first.split()[:2] == ["a", "ABORTED"]
+    assert first.endswith("1.042 s  249.99  o7     Payment declined: DECLINED")
+    assert second.split()[:2] == ["b", "STUCK"]
+    assert "  -  " in second
+
+
+def test_a_list_without_sagas_is_its_head() -> None:
+    assert len(render.sagas({"sagas": []}).splitlines()) == 1
+
+
+def test_an_instant_that_no_calendar_has_is_shown_as_it_is() -> None:
+    """A wall clock may have said anything when a row was written."""
+    assert render.moment(1 << 62) == f"{1 << 62} ms"
+    assert render.seconds(-1_500) == "-1.500 s"
+
+
+def shard_facts(**change: int) -> dict[str, Any]:
+    facts = {"epoch": 3, "in_flight": 9, "compensating": 2, "stuck": 1}
+    counted = {"started_in_window": 125, "completed_in_window": 100, "aborted_in_window": 5}
+    return {"shard": 0, "state": "up", **facts, "window_ms": 10_000, **counted, **change}
+
+
+def test_rates_are_sagas_a_second_of_each_shard_and_of_all() -> None:
+    """A shard that does not serve has none, and does not hide the others'."""
+    down = {"shard": 1, "state": "starting"}
+    body = render.rated({"shards": [shard_facts(), shard_facts(shard=2, window_ms=5_000), down]})
+    assert body["rates"] == {"started": 37.5, "completed": 30.0, "aborted": 1.5}
+    assert [shard["rates"] for shard in body["shards"]] == [
+        {"started": 12.5, "completed": 10.0, "aborted": 0.5},
+        {"started": 25.0, "completed": 20.0, "aborted": 1.0},
+        {},
+    ]
+
+
+def test_a_status_shows_shards_pools_and_the_router() -> None:
+    """SPEC 6: shards, epochs, in flight, pools, rates."""
+
+    def process(role: str, index: int, state: str, **facts: int) -> dict[str, Any]:
+        return {"role": role, "index": index, "pid": 7, "state": state, "facts": facts}
+
+    body = {
+        "cluster_id": "c",
+        "router": "ipc:///r",
+        "shards": [shard_facts(), {"shard": 1, "state": "starting"}],
+        "processes": [
+            process("router", 0, "up", requests=4, clients=2, shards_connected=1),
+            process("shard", 0, "up"),
+            process("payment", 0, "up", busy=3, capacity=256),
+            process("payment", 1, "standby"),
+            process("shipping", 0, "starting"),
+        ],
+    }
+    told = [line.split() for line in render.status(render.rated(body)).splitlines()]
+    assert ["0", "up", "3", "9", "2", "1", "12.5", "10.0", "0.5"] in told
+    assert ["1", "starting", "-", "-", "-", "-", "-", "-", "-"] in told
+    assert ["payment", "payment-0", "1", "3/256"] in told
+    assert ["shipping", "nobody", "0", "0/0"] in told
+    assert ["up", "4", "2", "1", "-", "-"] in told
+    assert ["shipping", "0", "7", "starting", "-", "-"] in told
+
+
+def test_a_configuration_is_a_line_a_key_with_its_source() -> None:
+    keys = {
+        "b.two": {"value": ["x:y"], "source": "file /f"},
+        "a.one": {"value": 7, "source": "built-in"},
+        "a.text": {"value": "", "source": "environment SAGACITY_A__TEXT"},
+    }
+    told = render.config({"keys": keys}).splitlines()
+    assert [line.split() for line in told] == [
+        ["key", "from", "value"],
+        ["a.one", "built-in", "7"],
+        ["a.text", "environment", "SAGACITY_A__TEXT", '""'],
+        ["b.two", "file", "/f", '["x:y"]'],
+    ]
+
+
+def test_a_look_at_the_journals_names_each_fault() -> None:
+    whole = {"shard": 0, "rows": 8, "last_seq": 8, "epoch": 2, "chain": "ab", "faults": []}
+    damaged = {**whole, "shard": 1, "faults": ["one \x1b[2J", "two"]}
+    told = render.journal({"verified": False, "shards": [whole, damaged]}).splitlines()
+    assert told[1].split() == ["0", "8", "8", "2", "0", "ab"]
+    assert told[-3:] == [
+        "NOT EVERY JOURNAL IS WHAT ITS SHARD WROTE:",
+        "  shard 1: one \\x1b[2J",
+        "  shard 1: two",
+    ]
+    assert render.journal({"verified": True, "shards": [whole]}).endswith("what its shard wrote.")

@@ -113,7 +113,7 @@ def test_a_reply_that_nobody_waits_for_is_dropped_and_counted(world: World) -> N
     assert world.meters.duplicates.read()[("reply",)] == 3
 
 
-@pytest.mark.parametrize("kind", [0, 6, 15, 18, 255, -1, 2**63])
+@pytest.mark.parametrize("kind", [0, 6, 15, 19, 255, -1, 2**63])
 def test_an_unknown_kind_is_not_supported(world: World, kind: int) -> None:
     """Code 10; nothing is forwarded."""
     world.ask(ALICE, request(1, kind=kind))
@@ -145,10 +145,11 @@ def test_limits_of_headers_and_body_hold_at_their_edge(world: World) -> None:
 
 def test_status_goes_to_the_supervisor_and_books_to_the_named_shard(world: World) -> None:
     """Cluster kinds name a target where the others name a saga."""
-    world.ask(ALICE, request(1, "", wire.STATUS), request(2, "1", wire.BOOKS))
+    books, listed = request(2, "1", wire.BOOKS), request(3, "1", wire.LIST)
+    world.ask(ALICE, request(1, "", wire.STATUS), books, listed)
     sent = world.forwards()
     assert [item.kind for item in sent[SUPERVISOR]] == [wire.STATUS]
-    assert [item.kind for item in sent[1]] == [wire.BOOKS]
+    assert [item.kind for item in sent[1]] == [wire.BOOKS, wire.LIST]
     world.router.replies(SUPERVISOR, [Reply(sent[SUPERVISOR][0].request, None, b"")])
     assert world.replies() == {ALICE: [(1, None)]}
 
@@ -156,8 +157,8 @@ def test_status_goes_to_the_supervisor_and_books_to_the_named_shard(world: World
 @pytest.mark.parametrize("target", ["", "2", "-1", "x", "1.0", "\u0661", "99999999999", " 1"])
 def test_books_of_no_shard_are_malformed(world: World, target: str) -> None:
     """The target is a decimal below the number of shards."""
-    world.ask(ALICE, request(1, target, wire.BOOKS))
-    assert world.replies() == {ALICE: [(1, 12)]}
+    world.ask(ALICE, request(1, target, wire.BOOKS), request(2, target, wire.LIST))
+    assert world.replies() == {ALICE: [(1, 12), (2, 12)]}
 
 
 def kinds(sent: list[Request]) -> Counter[int]:

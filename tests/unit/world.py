@@ -151,6 +151,7 @@ class World:
             epoch = self.engine.state.epoch
             receipt = self.journal.commit(effects.entries, epoch, self.now.wall_ms)
             assert receipt.seq == self.engine.seq
+            self.replica.wall_ms = self.now.wall_ms
             for entry in self.journal.history(0, [receipt.seq])[0].entries:
                 self.replica.apply(entry, receipt.seq)
         for asked in effects.histories:
@@ -350,6 +351,7 @@ _FOLDED = [
     "stuck",
     "cancelled",
     "deadline_ms",
+    "started_ms",
     "seqs",
 ]
 
