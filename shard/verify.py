@@ -27,7 +27,7 @@ from sagacity.errors import SagacityError
 from sagacity.ids import shard_of
 from shard.codec import GENESIS, Unreadable, link, unpack_batch
 from shard.entries import FORMAT, Batch, Opened, Started
-from shard.journal import APPLICATION_ID
+from shard.store import APPLICATION_ID
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells count
 FAULTS_MAX = 100  # told of one shard; the rest is counted as one more

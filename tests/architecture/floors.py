@@ -49,10 +49,9 @@ FLOORS: Final = (
             ),
             *_of(
                 "shard",
-                "history listing outcomes phases pools rates records replies requests retention retries",
+                "forgetting history listing outcomes phases pools rates records replies requests",
             ),
-            *_of("shard", "sagas segments state tally"),
-            "shard.forgetting",
+            *_of("shard", "retention retries sagas segments state tally"),
         ),
     ),
     Floor(

@@ -7,7 +7,7 @@ from sagacity.saga import Retry
 from sagacity.wire import BODY_BYTES_MAX, HEADERS_BYTES_MAX, Request
 from services.checkout import checkout
 from shard.books import PAGE_MAX
-from shard.entries import AttemptEnded, TurnedBack
+from shard.entries import AttemptEnded, Forgotten, TurnedBack
 from shard.events import Answered, Requests
 from shard.requests import WAITERS_MAX
 from shard.sagas import MS
@@ -185,3 +185,25 @@ def test_a_slow_pool_refuses_the_sagas_that_need_it_and_no_others() -> None:
     assert (code, body["retry_after_ms"]) == (11, 220)
     effects = world.step(world.ask(wire.START, "c", booking("trip", "c")))
     assert (replies(effects), len(effects.entries)) == ([], 1)
+
+
+def test_what_is_past_retention_is_forgotten_by_the_shard_and_every_service() -> None:
+    """SPEC 2: kept for 7 days, then the id alone; a saga that is not final is never named."""
+    world = World()
+    world.step(*world.came("inventory", "payment", "shipping"))
+    for saga_id in ("a", "b", "c"):
+        world.step(world.start(saga_id))
+        if saga_id != "b":
+            world.drive(saga_id, wire.OK, wire.OK, wire.OK)
+        world.after(60_000)
+    day_ms = 86_400_000
+    quiet = world.step()
+    assert not [entry for entry in quiet.entries if isinstance(entry, Forgotten)]
+    world.after(7 * day_ms - 60_000)
+    effects = world.step(*world.beats(), timers=False)
+    assert [entry for entry in effects.entries if isinstance(entry, Forgotten)] == [
+        Forgotten(1, [(1, 1)], 1)
+    ]
+    assert {sent.worker for sent in effects.lists} == {b"inventory", b"payment", b"shipping"}
+    assert bodies(world.step(world.start("a")))[0]["code"] == 22
+    assert bodies(world.step(world.start("c")))[0]["status"] == "COMPLETED"
