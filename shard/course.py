@@ -148,7 +148,7 @@ class Course:
         if saga.stuck and not was_stuck:
             for waiter in saga.waiters:
                 refuse(fx, waiter, self.stuck_error(saga))
-            saga.waiters.clear()
+            saga.waiters = ()
         self._back_off(saga, now)
 
     def _back_off(self, saga: Live, now: Instant) -> None:

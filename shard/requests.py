@@ -229,9 +229,10 @@ class Desk:
         elif saga.stuck:
             refuse(fx, waiter, self._course.stuck_error(saga))
         elif waiter not in saga.waiters:  # a router forwards a repeat under the number it has
-            saga.waiters.append(waiter)
+            saga.waiters = (*saga.waiters, waiter)
             if len(saga.waiters) > WAITERS_MAX:
-                refuse(fx, saga.waiters.pop(0), superseded())
+                refuse(fx, saga.waiters[0], superseded())
+                saga.waiters = saga.waiters[1:]
 
     # -- cancel, retry, show, books ------------------------------------------------------------
 
