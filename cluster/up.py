@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML")
     parser.add_argument("--port", type=_port, metavar="P", help="the router's, on 127.0.0.1")
     parser.add_argument("--metrics-port", type=_port, metavar="P", help="for /metrics and /sd")
+    parser.add_argument(
+        "--accept-data-loss",
+        action="store_true",
+        help="go on with journals or databases that are old copies; see what was lost by audit",
+    )
     parser.add_argument("--json", action="store_true", help="print one line when it serves")
     # For a cluster that belongs to another process: not found by other commands, ends with it.
     parser.add_argument("--private", action="store_true", help=argparse.SUPPRESS)
@@ -222,9 +227,11 @@ def _commands(
         # -P: a services/ in the working directory must not shadow ours.
         return [sys.executable, "-P", "-m", module, *common, *flags]
 
+    accepts = ["--accept-data-loss"] if args.accept_data_loss else []
+
     commands = {(ROUTER, 0): python("router", *port)}
     for index in range(shards):
-        commands[SHARD, index] = python("shard", "--index", str(index))
+        commands[SHARD, index] = python("shard", "--index", str(index), *accepts)
     for name in config.services.pools:
         for index in range(config.services.workers):
             commands[name, index] = python("services", "--service", name, "--index", str(index))

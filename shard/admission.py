@@ -15,11 +15,14 @@ class Admission:
         self.inflight_max = inflight_max
         self._retry_after_ms = retry_after_ms
         self.draining = False
+        self.full = False  # what room there is, is for the sagas in flight
 
     def refusal(self, inflight: int) -> NotTaken | None:
         """Give the refusal of a start while `inflight` sagas are not finished, or None."""
         if self.draining:
             return NotTaken("the shard is draining", retry_after_ms=1000)
+        if self.full:
+            return NotTaken("the disk is full", retry_after_ms=1000)
         if inflight >= self.inflight_max:
             return NotTaken(
                 f"{inflight} sagas are in flight on this shard, its limit",

@@ -7,10 +7,10 @@ replay of the journal gives the state that the live shard had.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from sagacity.errors import Malformed, broken, check
-from sagacity.ids import ACTION, COMPENSATION, count_of
+from sagacity.ids import ACTION, COMPENSATION, count_of, number_of
 from sagacity.slots import SLOTS
 from sagacity.wire import DECLINED, OK, Answer
 from shard import phases
@@ -82,6 +82,8 @@ class Counts(Struct, frozen=True, kw_only=True):
         order_counts: of each slot.
         finished: how many sagas have ended.
         forgotten: of these, how many are past retention: those with a lower ordinal.
+        seen: service -> the newest row that it is known to have seen.
+        accepted: epoch that accepted a loss last.
     """
 
     epoch: int
@@ -89,6 +91,8 @@ class Counts(Struct, frozen=True, kw_only=True):
     order_counts: list[int]
     finished: int
     forgotten: int
+    seen: dict[str, int] = field(default_factory=dict)
+    accepted: int = 0
 
 
 class Checkpoint(Struct, frozen=True):
@@ -125,6 +129,8 @@ class State:
         self.compensating = 0  # sagas, stuck ones included
         self.stuck = 0  # sagas
         self.forgotten = 0  # finished sagas that are past retention
+        self.seen: dict[str, int] = {}  # service -> newest row whose command it has answered
+        self.accepted = 0  # epoch that accepted a loss last; witnesses of before say nothing
         self.at_risk = 0  # minor units that may be charged in sagas that are turning back
         self._folds: dict[type, Callable[[Any, int], object]] = {
             Opened: self.opened,
@@ -148,6 +154,8 @@ class State:
             order_counts=list(self.order_counts),
             finished=len(self.finished),
             forgotten=self.forgotten,
+            seen=dict(self.seen),
+            accepted=self.accepted,
         )
 
     def restore(self, kept: Iterable[Record], counts: Counts) -> None:
@@ -169,11 +177,20 @@ class State:
         self.count = count_of(counts.number)
         self.order_counts = list(counts.order_counts)
         self.forgotten = counts.forgotten
+        self.seen = dict(counts.seen)
+        self.accepted = counts.accepted
 
     def opened(self, entry: Opened, seq: int) -> None:
         """The shard was taken over."""
         check(entry.epoch > self.epoch, "an epoch fell", was=self.epoch, got=entry.epoch, seq=seq)
         self.epoch = entry.epoch
+        if entry.orders_skipped:
+            self.accepted = entry.epoch
+            self.seen.clear()
+            # The next one is far above all that may have been given in what is lost.
+            self.count = max(self.count, count_of(entry.numbers_above)) + entry.orders_skipped
+            self.number = max(self.number, number_of(self.count, entry.shard))
+            self.order_counts = [count + entry.orders_skipped for count in self.order_counts]
 
     def started(self, entry: Started, seq: int) -> Live:
         """A saga was accepted."""
@@ -201,6 +218,7 @@ class State:
             entry.headers,
         )
         saga.seqs.append(seq)
+        saga.due_seq = seq
         self.live[entry.number] = saga
         self.by_id[entry.saga_id] = saga
         return saga
@@ -209,6 +227,8 @@ class State:
         """A step's outcome is known."""
         saga = self.live[entry.number]
         at = entry.step - 1
+        if entry.attempt == saga.attempt and entry.step == saga.step:
+            self._saw(saga, entry)
         if entry.direction != ACTION:
             _move(saga, phases.STEP_COMPENSATED, seq)
             check(entry.outcome == OK, "only a success compensates", entry=entry)
@@ -217,7 +237,7 @@ class State:
             saga.states[at] = COMPENSATED
             self.stuck -= saga.stuck
             saga.stuck = False
-            _point_at_next_compensation(saga)
+            _point_at_next_compensation(saga, seq)
             return
         if saga.states[at] != UNKNOWN:
             broken("an outcome of a step that was settled", entry=entry)
@@ -236,6 +256,16 @@ class State:
                 saga.step = entry.step + 1
                 saga.states[at + 1] = UNKNOWN
                 saga.attempt = 1
+                saga.due_seq = seq
+
+    def _saw(self, saga: Live, entry: Answer) -> None:
+        """A service has answered the current command: it has stored the witness that came with it.
+
+        An older attempt's answer says nothing of the rows that made the current one due.
+        """
+        service = saga.definition.services[entry.step - 1]
+        if entry.direction == saga.direction and saga.due_seq > self.seen.get(service, 0):
+            self.seen[service] = saga.due_seq
 
     def attempt_ended(self, entry: AttemptEnded, seq: int) -> None:
         """An attempt counts."""
@@ -248,6 +278,7 @@ class State:
             entry=entry,
         )
         saga.attempt += 1
+        saga.due_seq = seq
         if entry.direction != ACTION:
             retry = saga.definition.retries[entry.step - 1]
             if entry.attempt >= retry.stuck_after and not saga.stuck:
@@ -268,7 +299,7 @@ class State:
         if charging is not None and saga.states[charging] in (UNKNOWN, SUCCEEDED):
             self.at_risk += saga.amount
         self.compensating += 1
-        _point_at_next_compensation(saga)
+        _point_at_next_compensation(saga, seq)
 
     def retry_asked(self, entry: RetryAsked, seq: int) -> None:
         """An operator asked again; the compensation's attempts go on counting."""
@@ -305,9 +336,10 @@ def _move(saga: Live, fact: int, seq: int) -> None:
             saga.seqs.append(seq)
 
 
-def _point_at_next_compensation(saga: Live) -> None:
+def _point_at_next_compensation(saga: Live, seq: int) -> None:
     """Make the last step that may have taken effect the current one; 0 when none is left."""
     saga.attempt = 1
+    saga.due_seq = seq
     for at in range(len(saga.states) - 1, -1, -1):
         if saga.states[at] in (UNKNOWN, SUCCEEDED):
             saga.step = at + 1

@@ -43,7 +43,7 @@ FLOORS: Final = (
                 "shard",
                 *_of(
                     "shard",
-                    "admission books course deadlines effects engine entries events finished",
+                    "admission books course deadlines effects engine entries events finished guard",
                 ),
             ),
             *_of(
@@ -56,7 +56,7 @@ FLOORS: Final = (
     Floor(
         "adapters",
         (
-            *_of("shard", "codec compaction generations journal links loop store"),
+            *_of("shard", "codec compaction generations journal links loop reserve store"),
             *_of("sagacity", "asks barrier client connection executor service sockets worker"),
             *("cluster", *_of("cluster", "child clock directory fleet meters metrics private")),
             *_of("cluster", "supervisor telemetry"),

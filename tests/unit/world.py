@@ -331,6 +331,7 @@ _FOLDED = [
     "cancelled",
     "deadline_ms",
     "seqs",
+    "due_seq",
 ]
 
 
@@ -354,4 +355,5 @@ def snapshot(state: State) -> dict[str, Any]:
         "counts": (state.count, state.number, state.epoch, state.compensating, state.stuck),
         "at_risk": state.at_risk,
         "orders": list(state.order_counts),
+        "seen": (dict(state.seen), state.accepted),
     }
