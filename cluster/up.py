@@ -24,7 +24,7 @@ from cluster.meters import Meters
 from cluster.private import ClusterProcess, start_private
 from cluster.supervisor import Supervisor
 from cluster.telemetry import MetricsServer, PortTaken, configure_logging
-from config.load import load, load_catalog
+from config.load import load, load_catalog, load_sagas
 from config.schema import Config
 from sagacity.errors import Malformed
 from sagacity.sockets import context
@@ -68,6 +68,7 @@ def run_up(args: argparse.Namespace) -> int:
     # What can be wrong before anything is made, is found before anything is made.
     log = configure_logging(SUPERVISOR, 0)
     config = _configured(args)
+    sagas = load_sagas(config)
     if args.port is not None:
         _require_free(args.port)
     with ExitStack() as stack:
@@ -81,7 +82,9 @@ def run_up(args: argparse.Namespace) -> int:
             stack.callback(shutil.rmtree, data.path, ignore_errors=True)
         stack.callback(data.lock().release)
         shards_chosen = config.sources["cluster.shards"] != _BUILT_IN
-        cluster = data.open_or_create(config.cluster.shards, insist=shards_chosen)
+        cluster = data.open_or_create(
+            config.cluster.shards, insist=shards_chosen, sagas=[(s.name, s.version) for s in sagas]
+        )
         run = RunDirectory.of(cluster.cluster_id)
         stack.callback(run.lock().release)
         stack.callback(run.remove)

@@ -5,7 +5,6 @@ python -P -m shard --data DIR --run DIR --index N [--config FILE] [--parent PID]
 """
 
 import gc
-import importlib
 import os
 import sys
 from collections import Counter
@@ -16,11 +15,11 @@ from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
 from cluster.directory import DataDirectory, RunDirectory
 from cluster.telemetry import Log, MetricsServer, ShardMeters, configure_logging
-from config.load import load, load_catalog
+from config.load import load, load_catalog, load_sagas
 from config.schema import Config
 from sagacity.errors import InternalError, InvariantBroken, Malformed, SagacityError
 from sagacity.ids import DIRECTIONS
-from sagacity.saga import Retry, Saga
+from sagacity.saga import Retry
 from sagacity.sockets import context
 from shard.admission import Admission
 from shard.compaction import Compaction
@@ -121,8 +120,8 @@ class Gauges:
         self.journal_bytes = journal.size_bytes()
 
 
-def load_sagas(config: Config) -> dict[str, Definition]:
-    """Import the definitions that the configuration names.
+def definitions_of(config: Config) -> dict[str, Definition]:
+    """Give the definitions that the configuration names, by name.
 
     Raises:
         Malformed: a place holds no Saga, or two have the same name.
@@ -135,22 +134,7 @@ def load_sagas(config: Config) -> dict[str, Definition]:
         backoff_max_ms=saga.backoff_max_ms,
         stuck_after=saga.stuck_after,
     )
-    found: dict[str, Definition] = {}
-    for place in config.cluster.sagas:
-        module, _, name = place.partition(":")
-        try:
-            plan = getattr(importlib.import_module(module), name, None)
-        except Exception as error:  # whatever a user's module raises
-            hint = "is it installed, or its folder on PYTHONPATH?"
-            raise Malformed(f"cluster.sagas: {place}: {error!r}; {hint}") from None
-        if not isinstance(plan, Saga):
-            raise Malformed(f"cluster.sagas: {place} is no Saga")
-        if plan.name in found or any(
-            other.saga.request_type == plan.request_type for other in found.values()
-        ):
-            raise Malformed(f"cluster.sagas: two sagas are called or started like {plan.name}")
-        found[plan.name] = Definition(plan, retry)
-    return found
+    return {plan.name: Definition(plan, retry) for plan in load_sagas(config)}
 
 
 class Shard:
@@ -184,7 +168,7 @@ class Shard:
             raise Malformed(f"there is no shard {index}: the cluster has {cluster.shards}")
         self._log, self._clock, self._child, self._index = log, clock, child, index
         self._lock = data.own_shard(index)
-        definitions = load_sagas(config)
+        definitions = definitions_of(config)
         self._meters = ShardMeters([each.saga for each in definitions.values()])
         self._tally = tally = MeteredTally(self._meters, log)
         self._gauges = Gauges(self._meters)
@@ -203,6 +187,7 @@ class Shard:
             engine.services(),
             child.wakeup_fd,
         )
+        self._reserve = ReserveFile(data.shard(index) / "reserve")
         self._loop = Loop(
             engine,
             self._journal,
@@ -212,7 +197,7 @@ class Shard:
             tally,
             upkeep,
             fresh=self._fresh,
-            reserve=ReserveFile(data.shard(index) / "reserve"),
+            reserve=self._reserve,
             accepts_loss=accepts_loss,
         )
         self._mode = STARTING  # that was logged last
@@ -249,13 +234,7 @@ class Shard:
         took = self._clock.monotonic_ns() - begun
         self._meters.recovery_duration.source = lambda: took / 1e9
         self._child.metrics_port = MetricsServer(self._meters).start()
-        self._log.info(
-            "journal_replayed",
-            seq=self._journal.last.seq,
-            recovered=recovered,
-            took_ms=took // MS,
-        )
-        self._see_mode()
+        self._see_mode(recovered=recovered, took_ms=took // MS)
         # What a saga leaves behind has no cycles: reference counts free it. The collector's visits
         # cost a quarter of the shard's time, so they come rarely, and never to what is here now.
         gc.freeze()
@@ -279,10 +258,10 @@ class Shard:
                 self._admission.draining = True
                 stop_at = self._clock.monotonic_ns() + self._drain_ns
 
-    def _see_mode(self) -> None:
+    def _see_mode(self, **facts: int) -> None:
         """Log and report what the shard does now."""
         self._mode = mode = self._loop.mode
-        said = {"epoch": self._loop.engine.state.epoch, "seq": self._journal.last.seq}
+        said = {"epoch": self._loop.engine.state.epoch, "seq": self._journal.last.seq, **facts}
         if mode == SERVING:
             self._log.info("shard_serves", **said)
         elif mode == STARTING:
@@ -323,6 +302,7 @@ class Shard:
 
     def _close(self) -> None:
         self._leave()
+        self._reserve.give_up()  # nothing is in flight here until the next start
         self._journal.close()
         self._lock.release()
 

@@ -20,6 +20,7 @@ import zmq
 
 from cluster.directory import DataDirectory, RunDirectory
 from sagacity import sockets, wire
+from sagacity.errors import NotTaken
 from sagacity.ids import barrier_key
 from sagacity.sockets import CONNECTED, Monitor
 from sagacity.wire import (
@@ -200,6 +201,11 @@ class ShardWorld:
         for frame in sockets.receive_all(self._router, 1000)[0]:
             for reply in wire.read_replies(frame):
                 assert reply.request not in self.replies, "a second reply to one request"
+                if reply.code == NotTaken.code and b"is starting" in reply.body:
+                    # As the client library does, with the same number.
+                    again = self.open[reply.request]
+                    sockets.send(self._router, wire.encode([again]))
+                    continue
                 self.replies[reply.request] = reply
                 self.open.pop(reply.request, None)
         for worker in self.workers.values():
