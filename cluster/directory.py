@@ -1,8 +1,8 @@
 """The two directories of a cluster: what is kept (data) and where its processes meet (run).
 
-    DIR/cluster.json           cluster id, format, shards, slot owners; written once, atomically
+    DIR/cluster.json           cluster id, format, shards, slot owners, sagas; written atomically
     DIR/lock                   flock of the supervisor
-    DIR/shard-0/journal.db     DIR/shard-0/lock
+    DIR/shard-0/journal.db     DIR/shard-0/lock       DIR/shard-0/reserve
     DIR/services/inventory.db  DIR/services/inventory.lock
 
     RUN/router.sock  RUN/shard-0.sock  RUN/shard-0-workers.sock  RUN/reports.sock
@@ -17,7 +17,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Final
@@ -46,11 +46,13 @@ class ClusterFile(Struct, frozen=True):
         cluster_id: 32 hexadecimal digits.
         shards: how many journals there are.
         slots: which shard owns each slot.
+        sagas: name and version of each saga that its journals may hold.
     """
 
     cluster_id: str
     shards: int
     slots: SlotMap
+    sagas: tuple[tuple[str, int], ...] = ()
 
 
 class _Format(Struct):
@@ -68,6 +70,7 @@ class _Stored(Struct, forbid_unknown_fields=True):
     slots: Annotated[
         tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=SLOTS, max_length=SLOTS)
     ]
+    sagas: tuple[tuple[str, int], ...] = ()
 
 
 class Running(Struct, frozen=True):
@@ -180,15 +183,19 @@ class DataDirectory:
                     held.callback(lock.release)
             yield found
 
-    def open_or_create(self, shards: int, *, insist: bool = True) -> ClusterFile:
+    def open_or_create(
+        self, shards: int, *, insist: bool = True, sagas: Iterable[tuple[str, int]] | None = None
+    ) -> ClusterFile:
         """Read cluster.json, or make a new cluster of `shards` shards. Call it under `lock`.
 
         Args:
             shards: of a new cluster.
             insist: an existing one must have as many, too.
+            sagas: name and version of each that this cluster runs, those that an existing one has
+                among them; new ones are added. None leaves them as they are.
 
         Raises:
-            Conflict: the directory holds another number of shards.
+            Conflict: the directory holds another number of shards, or a saga that is not given.
             Malformed: it is damaged, of an unknown format, not ours, or cannot be written.
         """
         if not 1 <= shards <= SHARDS_MAX:
@@ -200,15 +207,37 @@ class DataDirectory:
                     f"{self.path} holds {found.shards} shards, asked for {shards}; "
                     "slots cannot move between shards yet"
                 )
-            return found
+            return found if sagas is None else self._with_sagas(found, set(sagas))
         with _faults_of(self.path, "make a cluster in"):
             self._make()
-            made = ClusterFile(os.urandom(16).hex(), shards, SlotMap.even(shards))
+            named = tuple(sorted(sagas or ()))
+            made = ClusterFile(os.urandom(16).hex(), shards, SlotMap.even(shards), named)
             for directory in (self.path / "services", *map(self.shard, range(shards))):
                 directory.mkdir(mode=0o700, exist_ok=True)
-            stored = _Stored(FORMAT, made.cluster_id, shards, made.slots.owners)
-            _write(self._file, stored)
+            self._store(made)
         return made
+
+    def _with_sagas(self, found: ClusterFile, sagas: set[tuple[str, int]]) -> ClusterFile:
+        """Add the sagas that are new here; refuse to go on without one that is not."""
+        missing = sorted(set(found.sagas) - sagas)
+        if missing:
+            names = ", ".join(f"{name} version {version}" for name, version in missing)
+            raise Conflict(f"{self.path} holds sagas of {names}, which cluster.sagas does not name")
+        named = tuple(sorted(sagas))
+        if named == found.sagas:
+            return found
+        with _faults_of(self.path, "write in"):
+            made = ClusterFile(found.cluster_id, found.shards, found.slots, named)
+            self._store(made)
+        return made
+
+    def _store(self, cluster: ClusterFile) -> None:
+        _write(
+            self._file,
+            _Stored(
+                FORMAT, cluster.cluster_id, cluster.shards, cluster.slots.owners, cluster.sagas
+            ),
+        )
 
     def read(self) -> ClusterFile:
         """Read cluster.json.
@@ -463,7 +492,7 @@ def _cluster_file(text: bytes, file: Path) -> ClusterFile:
         raise Malformed(f"{file} is damaged: {error}; {MEND}") from None
     if max(stored.slots) >= stored.shards:
         raise Malformed(f"{file} is damaged: a slot belongs to shard {max(stored.slots)}; {MEND}")
-    return ClusterFile(stored.cluster_id, stored.shards, SlotMap(stored.slots))
+    return ClusterFile(stored.cluster_id, stored.shards, SlotMap(stored.slots), stored.sagas)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from cluster.meters import Meters
 from cluster.private import ClusterProcess, start_private
 from cluster.supervisor import Supervisor
 from cluster.telemetry import MetricsServer, PortTaken, configure_logging
-from config.load import load, load_catalog
+from config.load import load, load_catalog, load_sagas
 from config.schema import Config
 from sagacity.errors import Malformed
 from sagacity.sockets import LIBZMQ_VERSION, context
@@ -44,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML")
     parser.add_argument("--port", type=_port, metavar="P", help="the router's, on 127.0.0.1")
     parser.add_argument("--metrics-port", type=_port, metavar="P", help="for /metrics and /sd")
+    parser.add_argument(
+        "--accept-data-loss",
+        action="store_true",
+        help="go on with journals or databases that are old copies; see what was lost by audit",
+    )
     parser.add_argument("--json", action="store_true", help="print one line when it serves")
     # For a cluster that belongs to another process: not found by other commands, ends with it.
     parser.add_argument("--private", action="store_true", help=argparse.SUPPRESS)
@@ -67,6 +72,7 @@ def run_up(args: argparse.Namespace) -> int:
     refuse_known_bad({"libzmq": LIBZMQ_VERSION, "msgpack": MSGPACK_VERSION})
     log = configure_logging(SUPERVISOR, 0)
     config = _configured(args)
+    sagas = load_sagas(config)
     if args.port is not None:
         _require_free(args.port)
     with ExitStack() as stack:
@@ -80,7 +86,9 @@ def run_up(args: argparse.Namespace) -> int:
             stack.callback(shutil.rmtree, data.path, ignore_errors=True)
         stack.callback(data.lock().release)
         shards_chosen = config.sources["cluster.shards"] != _BUILT_IN
-        cluster = data.open_or_create(config.cluster.shards, insist=shards_chosen)
+        cluster = data.open_or_create(
+            config.cluster.shards, insist=shards_chosen, sagas=[(s.name, s.version) for s in sagas]
+        )
         run = RunDirectory.of(cluster.cluster_id)
         stack.callback(run.lock().release)
         stack.callback(run.remove)
@@ -226,9 +234,11 @@ def _commands(
         # -P: a services/ in the working directory must not shadow ours.
         return [sys.executable, "-P", "-m", module, *common, *flags]
 
+    accepts = ["--accept-data-loss"] if args.accept_data_loss else []
+
     commands = {(ROUTER, 0): python("router", *port)}
     for index in range(shards):
-        commands[SHARD, index] = python("shard", "--index", str(index))
+        commands[SHARD, index] = python("shard", "--index", str(index), *accepts)
     for name in config.services.pools:
         for index in range(config.services.workers):
             commands[name, index] = python("services", "--service", name, "--index", str(index))

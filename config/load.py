@@ -4,6 +4,7 @@ environment; what may stand in them is said by `schema`.
 built-in `default.toml` < file < environment SAGACITY_SECTION__KEY < flags
 """
 
+import importlib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from config.schema import MEANINGS, SECTIONS, Config, contradictions
 from sagacity import money
 from sagacity.errors import Malformed
 from sagacity.messages import Sku, UserId, check_text
+from sagacity.saga import Saga
 
 PACKAGED_DEFAULTS: Final = Path(__file__).with_name("default.toml")
 PACKAGED_CATALOG: Final = Path(__file__).with_name("catalog.toml")
@@ -136,6 +138,29 @@ class _Good(Struct, forbid_unknown_fields=True):
 
 class _Account(Struct, forbid_unknown_fields=True):
     balance: str
+
+
+def load_sagas(config: Config) -> list[Saga]:
+    """Import the sagas that the configuration names.
+
+    Raises:
+        Malformed: a place holds no Saga, or two have the same name.
+    """
+    found: list[Saga] = []
+    for place in config.cluster.sagas:
+        module, _, name = place.partition(":")
+        try:
+            plan = getattr(importlib.import_module(module), name, None)
+        except Exception as error:  # whatever a user's module raises
+            hint = "is it installed, or its folder on PYTHONPATH?"
+            raise Malformed(f"cluster.sagas: {place}: {error!r}; {hint}") from None
+        if not isinstance(plan, Saga):
+            raise Malformed(f"cluster.sagas: {place} is no Saga")
+        taken = ((each.name, each.request_type) for each in found)
+        if any(plan.name == one or plan.request_type == other for one, other in taken):
+            raise Malformed(f"cluster.sagas: two sagas are called or started like {plan.name}")
+        found.append(plan)
+    return found
 
 
 def _settings(

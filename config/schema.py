@@ -1,17 +1,17 @@
 """What can be configured: sections, keys, types, limits, defaults. Knows no file, no environment.
 
-`ClusterConfig` is what all processes of a cluster must agree on, and has a fingerprint; the other
-sections are what one process may choose. A field's type is its limit; its name ends in its unit.
+`ClusterConfig` is what all processes of a cluster must agree on (its directory stores the shards
+and the sagas); the other sections are what one process may choose. A field's type is its limit; its
+name ends in its unit.
 `default.toml` states the same defaults for readers; a test compares the two.
 """
 
-from hashlib import blake2b
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct, field
 
 from sagacity.ids import SHARDS_MAX
-from sagacity.wire import FRAME_ITEMS_MAX, encode
+from sagacity.wire import FRAME_ITEMS_MAX
 
 _PLACE: Final = r"\A[A-Za-z_][A-Za-z0-9_.]{0,255}:[A-Za-z_][A-Za-z0-9_]*\Z"
 _SERVICE: Final = r"\A[a-z][a-z0-9_]{0,31}\Z"
@@ -48,10 +48,6 @@ class ClusterConfig(Struct, frozen=True, kw_only=True):
         "services.checkout:checkout",
     )
     catalog: Text = ""
-
-    def fingerprint(self) -> str:
-        """Give 32 hexadecimal digits that differ where two processes do not agree."""
-        return blake2b(encode(self), digest_size=16).hexdigest()
 
 
 class ServicesConfig(Struct, frozen=True, kw_only=True):

@@ -174,7 +174,15 @@ class BatchExecutor:
         return self._barrier.repeated
 
     def witnesses(self) -> list[Witness]:
-        """Give the highest witness that the database holds of each shard."""
+        """Give the highest witness that the database holds of each shard, whoever wrote it.
+
+        Raises:
+            UNAVAILABLE: the database cannot be read.
+        """
+        version = self._foreign_writes()
+        if version != self._version:
+            self._version = version
+            self._barrier.load()
         return list(self._barrier.witnesses.values())
 
     def execute(self, batches: Sequence[Commands]) -> list[list[Answer]]:

@@ -25,7 +25,7 @@ from typing import Final
 import zmq
 from msgspec import Struct, structs
 
-from sagacity.barrier import Log
+from sagacity.barrier import UNAVAILABLE, Log
 from sagacity.errors import Malformed
 from sagacity.executor import BatchExecutor, make_tables, open_file
 from sagacity.service import Call, Database, Declined, Failed, Handler, Ok, Result, Service
@@ -184,6 +184,7 @@ class Worker:
         self._next_beat = 0
         self._next_trial = 0
         self._lock_asked = 0
+        self._waits_for_lock = False
         self._exit: int | None = None
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         connection = open_file(database)
@@ -379,15 +380,23 @@ class Worker:
             self._sign_life(link)
 
     def _sign_life(self, link: _Link) -> None:
-        """Say HELLO, once on each connection, then that we live and what we can take."""
-        if not link.greeted:
+        """Say HELLO, once on each connection, then that we live and what we can take.
+
+        HELLO waits for a database that can be read: a shard takes what it tells of it for true.
+        """
+        if not link.greeted and not self._waits_for_lock:
+            try:
+                witnesses = self._executor.witnesses()
+            except UNAVAILABLE as error:
+                self._log.warning("database_unreadable", error=repr(error))
+                return
             hello = Hello(
                 PROTOCOL,
                 self._cluster_id,
                 self._service.name,
                 self._incarnation,
                 self._capacity,
-                self._executor.witnesses(),
+                witnesses,
             )
             link.greeted = send(link.socket, encode(hello))
         if link.greeted:
@@ -410,7 +419,9 @@ class Worker:
         now = time.monotonic_ns()
         if calls == 0:
             self._lock_asked = now
+        self._waits_for_lock = True  # and so its connection must not be used
         self._live(now)
+        self._waits_for_lock = False
         self._see_wakeups()
         if self._exit is not None or now - self._lock_asked > LOCK_PATIENCE_MS * _NS:
             return False

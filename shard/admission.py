@@ -24,6 +24,7 @@ class Admission:
         self.inflight_max = inflight_max
         self.queue_age_max_ms = queue_age_max_ms
         self.draining = False
+        self.full = False  # what room there is, is for the sagas in flight
 
     def refusal(self, inflight: int, wait_ms: int = 0) -> NotTaken | None:
         """Give the refusal of a start, or None.
@@ -38,6 +39,8 @@ class Admission:
         if wait_ms > self.queue_age_max_ms:
             text = f"commands wait {wait_ms} ms for a worker, over this shard's limit"
             return NotTaken(text, retry_after_ms=retry_after_ms(wait_ms))
+        if self.full:
+            return NotTaken("the disk is full", retry_after_ms=1000)
         if inflight >= self.inflight_max:
             text = f"{inflight} sagas are in flight on this shard, its limit"
             after = max(FULL_RETRY_AFTER_MS, retry_after_ms(wait_ms))

@@ -8,6 +8,7 @@ The same history and the same instants give the same effects, on every machine.
 
 from collections.abc import Mapping
 
+from sagacity.errors import SagacityError
 from sagacity.ids import barrier_key, count_of
 from sagacity.ranges import Range, ranges_of
 from sagacity.wire import (
@@ -37,6 +38,7 @@ from shard.events import (
     WorkerWent,
 )
 from shard.forgetting import Forgetting
+from shard.guard import Loss
 from shard.outcomes import Outcomes
 from shard.phases import RUNNING
 from shard.pools import Worker, sent
@@ -61,9 +63,8 @@ RECOVERED_ALLOWED_MIN = 256  # sagas; so many a worker takes at once anyway
 RECOVERED_GUESS_NS = 5_000 * MS
 CREDIT_SWEEP_NS = 1_000 * MS
 
-_SOONER = frozenset(
-    (CANCEL, RETRY, SHOW, BOOKS, LIST)
-)  # before starts, which could end what they mean
+READS = frozenset((SHOW, BOOKS, LIST))  # answered by a shard that may not write
+_SOONER = frozenset((CANCEL, RETRY, *READS))  # before starts, which could end what they mean
 
 
 class Engine:
@@ -134,7 +135,22 @@ class Engine:
             self.state.apply(entry, seq)
 
     def resume(self, cluster_id: str, now: Instant, seq: int) -> Effects:
-        """Take the shard over: the next epoch, and every running saga goes on.
+        """Take the shard over at once: `opening`, then `go_on`."""
+        fx = Effects()
+        opened = self.opening(cluster_id)
+        fx.entries.append(opened)
+        self.go_on(opened, now, seq)
+        self.tally.recovered(self.inflight)
+        return fx
+
+    def opening(self, cluster_id: str, loss: Loss | None = None) -> Opened:
+        """Give the entry with which this process takes the shard over; changes nothing."""
+        if loss is None:
+            return Opened(cluster_id, self.shard, self.state.epoch + 1)
+        return Opened(cluster_id, self.shard, loss.epoch, loss.number, loss.orders)
+
+    def go_on(self, opened: Opened, now: Instant, seq: int) -> None:
+        """Have every running saga go on, in the epoch that journal row `seq` has opened.
 
         A deadline has what was left of it, at least 10 s and at most the whole: neither an outage
         nor a clock that jumped turns sagas back in bulk.
@@ -142,9 +158,6 @@ class Engine:
         self._course.seq = seq
         self._retention.begin(self.state.wall_ms, now)
         self.state.wall_ms = now.wall_ms
-        fx = Effects()
-        opened = Opened(cluster_id, self.shard, self.state.epoch + 1)
-        fx.entries.append(opened)
         self.state.opened(opened, seq)
         for saga in self.state.live.values():
             left = saga.deadline_ms - now.wall_ms
@@ -153,7 +166,25 @@ class Engine:
             saga.started_at = now.ns - max(ran, 0) * MS
             self._course.go_on(saga, now, deadline=now.ns + left * MS)
         self._guess_paces(now)
-        self.tally.recovered(len(self.state.live))
+
+    def wait(self, events: list[Event], now: Instant, refusal: SagacityError) -> Effects:
+        """Take a batch while nothing may be written: reads are answered, requests refused.
+
+        Workers are taken note of and get no commands. What they answer is asked of them again
+        when the shard goes on, under the same number: nothing is lost.
+        """
+        fx = Effects()
+        for event in events:
+            if isinstance(event, Answered):
+                self.tally.absorbed("answer_while_waiting")
+            elif not isinstance(event, Requests):
+                self._of_worker(event, now, fx)
+        for batch in (event for event in events if isinstance(event, Requests)):
+            for request in batch.items:
+                if request.kind in READS:
+                    self._desk.take(batch.origin, request, now, fx)
+                else:
+                    self._desk.refuse(batch.origin, request, refusal, fx)
         return fx
 
     def _guess_paces(self, now: Instant) -> None:
@@ -250,6 +281,13 @@ class Engine:
     def workers(self) -> list[Peer]:
         """Give every worker's connection."""
         return list(self._workers)
+
+    def hellos(self) -> list[Event]:
+        """Give the events by which another engine knows the workers of this one."""
+        return [
+            WorkerCame(each.peer, each.pool.service, each.incarnation, each.capacity)
+            for each in self._workers.values()
+        ]
 
     def services(self) -> frozenset[str]:
         """Give the services that the definitions need."""

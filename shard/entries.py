@@ -11,11 +11,21 @@ from sagacity.wire import Answer, Headers
 
 
 class Opened(Struct, frozen=True, array_like=True, tag=1, gc=False):
-    """A process took the shard over, with the next epoch; the first entry that it writes."""
+    """A process took the shard over, with the next epoch; the first entry that it writes.
+
+    Args:
+        cluster_id: of the journal.
+        shard: its index.
+        epoch: higher than any before.
+        numbers_above: 0; where a loss was accepted, the highest that may have been given to a saga.
+        orders_skipped: 0; where a loss was accepted, the order numbers skipped in each slot.
+    """
 
     cluster_id: str
     shard: int
     epoch: int
+    numbers_above: int = 0
+    orders_skipped: int = 0
 
 
 class Started(Struct, frozen=True, array_like=True, tag=10):

@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from sagacity.wire import Answer, Request
+from sagacity.wire import Answer, Request, Witness
 
 Peer = bytes  # a connection, as its socket names it
 
@@ -34,12 +34,16 @@ class Answered(Struct, frozen=True):
 
 
 class WorkerCame(Struct, frozen=True):
-    """A worker said HELLO and takes up to `capacity` commands."""
+    """A worker said HELLO and takes up to `capacity` commands.
+
+    `witnesses` are the highest of each shard that its service's database holds.
+    """
 
     worker: Peer
     service: str
     incarnation: int
     capacity: int
+    witnesses: tuple[Witness, ...] = ()
 
 
 class WorkerLives(Struct, frozen=True):

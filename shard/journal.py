@@ -26,11 +26,12 @@ from shard.codec import (
 from shard.entries import Batch, Entry
 from shard.records import Record, Row, thinned
 from shard.state import Checkpoint
-from shard.store import JournalFailed, JournalRefused, Store
+from shard.store import JournalFailed, JournalFull, JournalRefused, Store
 
 __all__ = [
     "Journal",
     "JournalFailed",
+    "JournalFull",
     "JournalRefused",
     "MemoryJournal",
     "Receipt",
@@ -81,7 +82,15 @@ class Journal(Protocol):
             The new last receipt; the old one if there are no entries.
 
         Raises:
+            JournalFull: there was no room; nothing of it is there, and the next one may succeed.
             JournalFailed: its fate is unknown.
+        """
+
+    def chain_at(self, seq: int) -> bytes | None:
+        """Give the chain at a row, or at the checkpoint; None where neither is there.
+
+        Raises:
+            JournalFailed: the file cannot be read.
         """
 
     def history(self, number: int, seqs: Iterable[int]) -> Record:
@@ -189,10 +198,18 @@ class SqliteJournal:
         try:
             self._db.execute("INSERT INTO journal VALUES(?, ?, ?)", (seq, chain, packed))
         except apsw.Error as error:
-            raise JournalFailed(f"commit {seq} of {self._path}: {error}") from error
+            raise self.store.failure(f"commit {seq}", error) from error
         self._took(Receipt(seq, chain), len(packed))
         self.store.write_back()
         return self.last
+
+    def chain_at(self, seq: int) -> bytes | None:
+        """Give the chain at a row, or at the checkpoint; None where neither is there."""
+        found = self.store.rows("SELECT chain FROM journal WHERE seq = ?", seq)
+        if found:
+            return bytes(found[0][0])
+        checkpoint = self.checkpoint()
+        return checkpoint.chain if checkpoint and checkpoint.seq == seq else None
 
     def _took(self, receipt: Receipt, size: int) -> None:
         self.last = receipt
@@ -311,6 +328,10 @@ class MemoryJournal:
         self.rows.append((seq, chain, packed))
         self.last = Receipt(seq, chain)
         return self.last
+
+    def chain_at(self, seq: int) -> bytes | None:
+        """Give the chain at a row: none is ever gone."""
+        return self.rows[seq - 1][1] if 1 <= seq <= len(self.rows) else None
 
     def history(self, number: int, seqs: Iterable[int]) -> Record:  # noqa: ARG002 - keeps rows
         """Give these rows: none is ever gone."""

@@ -148,9 +148,17 @@ class Links:
             why = self._objection(said)
             if why is None:
                 self._known.add(peer)
-                events.append(WorkerCame(peer, said.service, said.incarnation, said.capacity))
+                events.append(
+                    WorkerCame(
+                        peer,
+                        said.service,
+                        said.incarnation,
+                        said.capacity,
+                        tuple(said.witnesses),
+                    )
+                )
             else:
-                self._to_worker(peer, encode(Rejected(why)))
+                self.reject(peer, why)
         elif peer not in self._known:
             self.counts.strangers += 1  # who does not say HELLO, or is known to be gone, is nobody
         elif isinstance(said, Answers):
@@ -166,6 +174,11 @@ class Links:
             if asked is not None:
                 origin, request = asked
                 self._pages.setdefault(origin, []).append(Reply(request, said.code, said.body))
+
+    def reject(self, worker: Peer, text: str) -> None:
+        """Tell a worker that it may not work here, and know it no more."""
+        self._known.discard(worker)
+        self._to_worker(worker, encode(Rejected(text)))
 
     def _objection(self, hello: Hello) -> str | None:
         if hello.protocol != PROTOCOL:

@@ -1,10 +1,10 @@
 """The shard's process: configuration to objects to run. The one file of the shard that knows all.
 
 python -P -m shard --data DIR --run DIR --index N [--config FILE] [--parent PID]
+                   [--accept-data-loss]
 """
 
 import gc
-import importlib
 import os
 import sys
 from collections import Counter
@@ -17,11 +17,11 @@ from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
 from cluster.directory import MEND, DataDirectory, RunDirectory
 from cluster.telemetry import Log, MetricsServer, ShardMeters, configure_logging
-from config.load import load, load_catalog
+from config.load import load, load_catalog, load_sagas
 from config.schema import Config
 from sagacity.errors import InternalError, InvariantBroken, Malformed, SagacityError
 from sagacity.ids import DIRECTIONS
-from sagacity.saga import Retry, Saga
+from sagacity.saga import Retry
 from sagacity.sockets import LIBZMQ_VERSION, context
 from sagacity.versions import refuse_known_bad
 from sagacity.wire import MSGPACK_VERSION
@@ -29,10 +29,12 @@ from shard.admission import Admission
 from shard.compaction import Compaction
 from shard.engine import Engine
 from shard.generations import Generations
+from shard.guard import StartOver
 from shard.journal import JournalFailed, JournalRefused, SqliteJournal
 from shard.links import Links
-from shard.loop import Fenced, Loop
+from shard.loop import SERVING, STARTING, Fenced, Loop, Upkeep
 from shard.rates import Rates
+from shard.reserve import ReserveFile
 from shard.retries import RetryBudget
 from shard.sagas import MS, Definition
 from shard.state import State
@@ -90,6 +92,11 @@ class MeteredTally:
         """A turn worked this long."""
         self._meters.event_loop_lag.observe_ns(took_ns)
 
+    def turned_away(self, service: str, text: str) -> None:
+        """A worker may not work here."""
+        self._meters.faults.add(("worker_turned_away",))
+        self._log.error("worker_turned_away", service=service, text=text)
+
 
 class Gauges:
     """What the metrics' thread may read: written by the loop's thread, each heartbeat."""
@@ -118,8 +125,8 @@ class Gauges:
         self.journal_bytes = journal.size_bytes()
 
 
-def load_sagas(config: Config) -> dict[str, Definition]:
-    """Import the definitions that the configuration names.
+def definitions_of(config: Config) -> dict[str, Definition]:
+    """Give the definitions that the configuration names, by name.
 
     Raises:
         Malformed: a place holds no Saga, or two have the same name.
@@ -132,22 +139,7 @@ def load_sagas(config: Config) -> dict[str, Definition]:
         backoff_max_ms=saga.backoff_max_ms,
         stuck_after=saga.stuck_after,
     )
-    found: dict[str, Definition] = {}
-    for place in config.cluster.sagas:
-        module, _, name = place.partition(":")
-        try:
-            plan = getattr(importlib.import_module(module), name, None)
-        except Exception as error:  # whatever a user's module raises
-            hint = "is it installed, or its folder on PYTHONPATH?"
-            raise Malformed(f"cluster.sagas: {place}: {error!r}; {hint}") from None
-        if not isinstance(plan, Saga):
-            raise Malformed(f"cluster.sagas: {place} is no Saga")
-        if plan.name in found or any(
-            other.saga.request_type == plan.request_type for other in found.values()
-        ):
-            raise Malformed(f"cluster.sagas: two sagas are called or started like {plan.name}")
-        found[plan.name] = Definition(plan, retry)
-    return found
+    return {plan.name: Definition(plan, retry) for plan in load_sagas(config)}
 
 
 class Shard:
@@ -161,6 +153,7 @@ class Shard:
         clock: tells the time.
         child: its life as a process.
         log: for what happens to it.
+        accepts_loss: go on although the journal, or a service's database, is an old copy.
     """
 
     def __init__(
@@ -172,93 +165,132 @@ class Shard:
         clock: Clock,
         child: Child,
         log: Log,
+        *,
+        accepts_loss: bool = False,
     ) -> None:
         cluster = data.read()
         if index >= cluster.shards:
             raise Malformed(f"there is no shard {index}: the cluster has {cluster.shards}")
         self._log, self._clock, self._child, self._index = log, clock, child, index
         self._lock = data.own_shard(index)
-        definitions = load_sagas(config)
+        definitions = definitions_of(config)
         self._meters = ShardMeters([each.saga for each in definitions.values()])
         self._tally = tally = MeteredTally(self._meters, log)
         self._gauges = Gauges(self._meters)
         self._journal = SqliteJournal(data.journal(index), cluster.cluster_id, index)
-        generations = Generations(self._journal.store)
-        shard = config.shard
-        self._admission = Admission(shard.inflight_max, shard.queue_age_max_ms)
-        self._engine = Engine(
-            index,
-            cluster.slots.slots_of(index),
-            State(definitions, generations),
-            load_catalog(config.cluster.catalog or None).prices,
-            self._admission,
-            RetryBudget(
-                shard.retry_per_success_permille, shard.retry_burst, shard.retry_per_second
-            ),
-            tally,
-            config.saga.deadline_ms,
-            config.supervisor.worker_live_ms * MS,
-            shard.retention_ms,
-        )
+        self._config, self._definitions = config, definitions
+        self._slots = cluster.slots.slots_of(index)
+        self._prices = load_catalog(config.cluster.catalog or None).prices
+        self._admission = Admission(config.shard.inflight_max, config.shard.queue_age_max_ms)
+        engine, upkeep = self._fresh()
         self._ctx = context()
         self._links = Links(
             self._ctx,
             run.shard(index),
             run.workers(index),
             cluster.cluster_id,
-            self._engine.services(),
+            engine.services(),
             child.wakeup_fd,
         )
-        upkeep = Compaction(self._journal, generations, self._engine.state.counts, shard.tail_bytes)
+        self._reserve = ReserveFile(data.shard(index) / "reserve")
         self._loop = Loop(
-            self._engine, self._journal, self._links, clock, cluster.cluster_id, tally, upkeep
+            engine,
+            self._journal,
+            self._links,
+            clock,
+            cluster.cluster_id,
+            tally,
+            upkeep,
+            fresh=self._fresh,
+            reserve=self._reserve,
+            accepts_loss=accepts_loss,
         )
+        self._mode = STARTING  # that was logged last
         self._drain_ns = config.supervisor.drain_ms * MS
         self._garbage = 0  # frames that were counted as faults already
         self._rates = Rates(clock.monotonic_ns(), self._counts())
 
+    def _fresh(self) -> tuple[Engine, Upkeep]:
+        """Make an engine that knows nothing yet, and the upkeep of what it will know."""
+        config, shard = self._config, self._config.shard
+        generations = Generations(self._journal.store)
+        engine = Engine(
+            self._index,
+            self._slots,
+            State(self._definitions, generations),
+            self._prices,
+            self._admission,
+            RetryBudget(
+                shard.retry_per_success_permille, shard.retry_burst, shard.retry_per_second
+            ),
+            self._tally,
+            config.saga.deadline_ms,
+            config.supervisor.worker_live_ms * MS,
+            shard.retention_ms,
+        )
+        return engine, Compaction(self._journal, generations, engine.state.counts, shard.tail_bytes)
+
     def run(self) -> None:
-        """Recover, serve until told to stop, finish what is in flight, close."""
+        """Recover, serve until told to stop, finish what is in flight, close.
+
+        Raises:
+            OldCopy: the journal or a service's database is one; nothing was written.
+        """
         begun = self._clock.monotonic_ns()
         recovered = self._loop.recover()
         took = self._clock.monotonic_ns() - begun
         self._meters.recovery_duration.source = lambda: took / 1e9
         self._child.metrics_port = MetricsServer(self._meters).start()
-        self._log.info(
-            "shard_serves",
-            epoch=self._engine.state.epoch,
-            seq=self._journal.last.seq,
-            recovered=recovered,
-            took_ms=took // MS,
-        )
-        self._child.report("up", self._facts)
+        self._see_mode(recovered=recovered, took_ms=took // MS)
         # What a saga leaves behind has no cycles: reference counts free it. The collector's visits
         # cost a quarter of the shard's time, so they come rarely, and never to what is here now.
         gc.freeze()
         gc.set_threshold(50_000, 100, 100)
+        try:
+            self._serve()
+        except SagacityError:
+            self._leave()
+            raise
+        self._log.info("shard_drained", in_flight=self._loop.engine.inflight)
+        self._close()
+
+    def _serve(self) -> None:
         stop_at: int | None = None
         while not self._is_over(stop_at):
             self._loop.turn()
+            if self._loop.mode != self._mode:
+                self._see_mode()
             self._child.beat(self._clock.monotonic_ns(), self._facts)
             if self._child.stopping and self._child.woken() and stop_at is None:
                 self._admission.draining = True
                 stop_at = self._clock.monotonic_ns() + self._drain_ns
-        self._log.info("shard_drained", in_flight=self._engine.inflight)
-        self._close()
+
+    def _see_mode(self, **facts: int) -> None:
+        """Log and report what the shard does now."""
+        self._mode = mode = self._loop.mode
+        said = {"epoch": self._loop.engine.state.epoch, "seq": self._journal.last.seq, **facts}
+        if mode == SERVING:
+            self._log.info("shard_serves", **said)
+        elif mode == STARTING:
+            self._log.info("shard_waits_for_services", **said)
+        else:
+            self._log.error("disk_full", **said)
+        self._child.report("up" if mode == SERVING else "starting", self._facts)
 
     def _is_over(self, stop_at: int | None) -> bool:
         if stop_at is None:
             return False
-        return self._engine.inflight == 0 or self._clock.monotonic_ns() >= stop_at
+        done = self._loop.engine.inflight == 0 or self._loop.mode != SERVING
+        return done or self._clock.monotonic_ns() >= stop_at
 
     def _facts(self) -> dict[str, int]:
         """Give what `status` shows of this shard; also the moment to refresh the gauges."""
-        self._gauges.read(self._engine, self._journal)
+        self._gauges.read(self._loop.engine, self._journal)
         garbage = self._links.counts.garbage
         while self._garbage < garbage:
             self._garbage += 1
             self._tally.faulted("frame")
-        state, counts = self._engine.state, self._counts()
+        state, counts = self._loop.engine.state, self._counts()
         return {
             "epoch": state.epoch,
             "in_flight": len(state.live),
@@ -278,9 +310,14 @@ class Shard:
             "aborted": sum(n for key, n in finished.items() if key[1] == "aborted"),
         }
 
-    def _close(self) -> None:
+    def _leave(self) -> None:
+        """Let go of the sockets; the journal stays as it is."""
         self._links.close()
         self._ctx.term()
+
+    def _close(self) -> None:
+        self._leave()
+        self._reserve.give_up()  # nothing is in flight here until the next start
         self._journal.close()
         self._lock.release()
 
@@ -297,7 +334,7 @@ def serve(make: Callable[[], Shard], log: Log) -> int:
     except SagacityError as error:
         log.error("shard_refused", text=error.text, code=error.code)
         return error.exit_code
-    except (JournalFailed, Fenced) as error:
+    except (JournalFailed, Fenced, StartOver) as error:
         # What became of the last commit is unknown: the next start reads what is there.
         log.error("shard_ended", cause=type(error).__name__, text=str(error))
         _end_at_once(1)
@@ -319,7 +356,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         An exit code of SPEC 4.
     """
-    args = arguments("python -m shard", index=int).parse_args(argv)
+    parser = arguments("python -m shard", index=int)
+    parser.add_argument("--accept-data-loss", action="store_true")
+    args = parser.parse_args(argv)
     clock = SystemClock()
     run = RunDirectory(args.run)
     child = Child("shard", args.index, run, args.parent, clock)
@@ -339,6 +378,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
         )
         config = load(args.config)
-        return Shard(config, DataDirectory(args.data), run, args.index, clock, child, log)
+        data = DataDirectory(args.data)
+        accepts = args.accept_data_loss
+        return Shard(config, data, run, args.index, clock, child, log, accepts_loss=accepts)
 
     return serve(make, log)

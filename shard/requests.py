@@ -90,6 +90,10 @@ class Desk:
         except SagacityError as error:
             refuse(fx, Waiter(origin, request.request, _msg_id(request.body)), error)
 
+    def refuse(self, origin: Peer, request: Request, error: SagacityError, fx: Effects) -> None:
+        """Refuse a request, whatever it is."""
+        refuse(fx, Waiter(origin, request.request, _msg_id(request.body)), error)
+
     def knows(self, request: Request) -> bool:
         """Say whether a request is about a saga that is here, or about none."""
         if request.kind in (wire.BOOKS, wire.LIST):

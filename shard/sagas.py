@@ -96,6 +96,7 @@ class Live:
         "definition",
         "direction",
         "due",
+        "due_seq",
         "fingerprint",
         "headers",
         "late_seqs",
@@ -152,6 +153,7 @@ class Live:
         self.states[0] = UNKNOWN
         self.results: list[bytes | None] = [None] * definition.last
         self.attempt = 1  # of the current command; counts only those that count
+        self.due_seq = 0  # the journal row that made the current command due
         self.cause = ""
         self.reason = ""
         self.stuck = False

@@ -7,10 +7,10 @@ replay of the journal gives the state that the live shard had.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from sagacity.errors import Malformed, broken, check
-from sagacity.ids import ACTION, COMPENSATION, count_of
+from sagacity.ids import ACTION, COMPENSATION, count_of, number_of
 from sagacity.ranges import Range, Ranges, are_normal
 from sagacity.slots import SLOTS
 from sagacity.wire import DECLINED, OK, Answer
@@ -103,6 +103,8 @@ class Counts(Struct, frozen=True, kw_only=True):
         lists_open: the ranges of those lists that some service has not taken, by number.
         lists_takers: of each of them, the services that have.
         forgotten_counts: normal ranges of the counts of the sagas that are past retention.
+        seen: service -> the newest row that it is known to have seen.
+        accepted: epoch that accepted a loss last.
     """
 
     epoch: int
@@ -115,6 +117,8 @@ class Counts(Struct, frozen=True, kw_only=True):
     lists_open: dict[int, list[Range]]
     lists_takers: dict[int, list[str]]
     forgotten_counts: list[Range]
+    seen: dict[str, int] = field(default_factory=dict)
+    accepted: int = 0
 
 
 class Checkpoint(Struct, frozen=True):
@@ -152,6 +156,8 @@ class State:
         self.compensating = 0  # sagas, stuck ones included
         self.stuck = 0  # sagas
         self.forgotten = 0  # finished sagas that are past retention
+        self.seen: dict[str, int] = {}  # service -> newest row whose command it has answered
+        self.accepted = 0  # epoch that accepted a loss last; witnesses of before say nothing
         self.at_risk = 0  # minor units that may be charged in sagas that are turning back
         self.lists = 0  # highest number given to a list of forgotten sagas
         self.lists_open: dict[int, list[Range]] = {}  # those that some service has not taken
@@ -187,6 +193,8 @@ class State:
             lists_open=dict(self.lists_open),
             lists_takers={number: list(takers) for number, takers in self.lists_takers.items()},
             forgotten_counts=self.forgotten_counts.all(),
+            seen=dict(self.seen),
+            accepted=self.accepted,
         )
 
     def restore(self, kept: Iterable[Record], counts: Counts) -> None:
@@ -214,6 +222,8 @@ class State:
         self.lists_open = dict(counts.lists_open)
         self.lists_takers = {number: list(said) for number, said in counts.lists_takers.items()}
         self.forgotten_counts = Ranges(counts.forgotten_counts)
+        self.seen = dict(counts.seen)
+        self.accepted = counts.accepted
 
     def opened(self, entry: Opened, seq: int) -> None:
         """The shard was taken over."""
@@ -221,6 +231,13 @@ class State:
         self.epoch = entry.epoch
         for number in list(self.lists_open):  # a service that is no more takes none
             self._drop_if_taken(number)
+        if entry.orders_skipped:
+            self.accepted = entry.epoch
+            self.seen.clear()
+            # The next one is far above all that may have been given in what is lost.
+            self.count = max(self.count, count_of(entry.numbers_above)) + entry.orders_skipped
+            self.number = max(self.number, number_of(self.count, entry.shard))
+            self.order_counts = [count + entry.orders_skipped for count in self.order_counts]
 
     def started(self, entry: Started, seq: int) -> Live:
         """A saga was accepted."""
@@ -249,6 +266,7 @@ class State:
             self.wall_ms,
         )
         saga.seqs.append(seq)
+        saga.due_seq = seq
         self.live[entry.number] = saga
         self.by_id[entry.saga_id] = saga
         return saga
@@ -257,6 +275,8 @@ class State:
         """A step's outcome is known."""
         saga = self.live[entry.number]
         at = entry.step - 1
+        if entry.attempt == saga.attempt and entry.step == saga.step:
+            self._saw(saga, entry)
         if entry.direction != ACTION:
             _move(saga, phases.STEP_COMPENSATED, seq)
             check(entry.outcome == OK, "only a success compensates", entry=entry)
@@ -265,7 +285,7 @@ class State:
             saga.states[at] = COMPENSATED
             self.stuck -= saga.stuck
             saga.stuck = False
-            _point_at_next_compensation(saga)
+            _point_at_next_compensation(saga, seq)
             return
         if saga.states[at] != UNKNOWN:
             broken("an outcome of a step that was settled", entry=entry)
@@ -284,6 +304,16 @@ class State:
                 saga.step = entry.step + 1
                 saga.states[at + 1] = UNKNOWN
                 saga.attempt = 1
+                saga.due_seq = seq
+
+    def _saw(self, saga: Live, entry: Answer) -> None:
+        """A service has answered the current command: it has stored the witness that came with it.
+
+        An older attempt's answer says nothing of the rows that made the current one due.
+        """
+        service = saga.definition.services[entry.step - 1]
+        if entry.direction == saga.direction and saga.due_seq > self.seen.get(service, 0):
+            self.seen[service] = saga.due_seq
 
     def attempt_ended(self, entry: AttemptEnded, seq: int) -> None:
         """An attempt counts."""
@@ -296,6 +326,7 @@ class State:
             entry=entry,
         )
         saga.attempt += 1
+        saga.due_seq = seq
         if entry.direction != ACTION:
             retry = saga.definition.retries[entry.step - 1]
             if entry.attempt >= retry.stuck_after and not saga.stuck:
@@ -316,7 +347,7 @@ class State:
         if charging is not None and saga.states[charging] in (UNKNOWN, SUCCEEDED):
             self.at_risk += saga.amount
         self.compensating += 1
-        _point_at_next_compensation(saga)
+        _point_at_next_compensation(saga, seq)
 
     def retry_asked(self, entry: RetryAsked, seq: int) -> None:
         """An operator asked again; the compensation's attempts go on counting."""
@@ -393,9 +424,10 @@ def _move(saga: Live, fact: int, seq: int) -> None:
             saga.seqs.append(seq)
 
 
-def _point_at_next_compensation(saga: Live) -> None:
+def _point_at_next_compensation(saga: Live, seq: int) -> None:
     """Make the last step that may have taken effect the current one; 0 when none is left."""
     saga.attempt = 1
+    saga.due_seq = seq
     for at in range(len(saga.states) - 1, -1, -1):
         if saga.states[at] in (UNKNOWN, SUCCEEDED):
             saga.step = at + 1

@@ -38,6 +38,10 @@ class JournalFailed(Exception):
     """A commit or sync failed: what became of it is unknown, and this process must end."""
 
 
+class JournalFull(JournalFailed):
+    """There was no room: the transaction is rolled back for certain, and nothing of it is there."""
+
+
 class JournalRefused(Malformed):
     """The file is no journal of this shard, of another version, or damaged; it is left as it is."""
 
@@ -58,6 +62,7 @@ class Store:
     def __init__(self, path: Path, cluster_id: str, shard: int, vfs: str | None = None) -> None:
         self.path = path
         self._wal_pages = 0
+        self._write_back_above = WAL_PAGES_MAX
         try:
             if vfs is None:
                 _make(path)
@@ -118,6 +123,7 @@ class Store:
         """Write several rows as one transaction with one sync; nothing of it stays if it raises.
 
         Raises:
+            JournalFull: there was no room; nothing of it is there.
             JournalFailed: its fate is unknown.
         """
         try:
@@ -131,8 +137,20 @@ class Store:
                     cursor.execute("ROLLBACK")
                 raise
         except apsw.Error as error:
-            raise JournalFailed(f"a transaction of {self.path}: {error}") from error
+            raise self.failure("a transaction", error) from error
         self.write_back()
+
+    def failure(self, what: str, error: apsw.Error) -> JournalFailed:
+        """Give what an error of SQLite means; after one for room the next transaction can begin."""
+        text = f"{what} of {self.path}: {error}"
+        if not isinstance(error, apsw.FullError):
+            return JournalFailed(text)
+        try:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+        except apsw.Error as worse:
+            return JournalFailed(f"{text}; its rollback: {worse}")
+        return JournalFull(text)
 
     def write_back(self) -> None:
         """Copy the WAL into the file if it is long; the WAL's file keeps its length.
@@ -143,13 +161,18 @@ class Store:
         Raises:
             JournalFailed: a sync failed.
         """
-        if self._wal_pages <= WAL_PAGES_MAX:
+        if self._wal_pages <= self._write_back_above:
             return
         try:
             self.db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.FullError:
+            # The WAL has it all: nothing is lost, and it is tried again when it has grown as much.
+            self._write_back_above = self._wal_pages + WAL_PAGES_MAX
+            return
         except apsw.Error as error:
             raise JournalFailed(f"the write-back of {self.path}: {error}") from error
         self._wal_pages = 0
+        self._write_back_above = WAL_PAGES_MAX
 
     def rows(self, query: str, *values: Any) -> list[Any]:
         """Read rows.

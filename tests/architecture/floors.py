@@ -44,7 +44,7 @@ FLOORS: Final = (
                 "shard",
                 *_of(
                     "shard",
-                    "admission books course deadlines effects engine entries events finished",
+                    "admission books course deadlines effects engine entries events finished guard",
                 ),
             ),
             *_of(
@@ -57,7 +57,7 @@ FLOORS: Final = (
     Floor(
         "adapters",
         (
-            *_of("shard", "codec compaction generations journal links loop store verify"),
+            *_of("shard", "codec compaction generations journal links loop reserve store verify"),
             *_of("sagacity", "asks barrier client connection executor service sockets worker"),
             "sagacity.forgotten",
             *("cluster", *_of("cluster", "child clock directory fleet meters metrics private")),

@@ -20,6 +20,7 @@ import zmq
 
 from cluster.directory import DataDirectory, RunDirectory
 from sagacity import sockets, wire
+from sagacity.errors import NotTaken
 from sagacity.ids import barrier_key
 from sagacity.sockets import CONNECTED, Monitor
 from sagacity.wire import (
@@ -29,9 +30,11 @@ from sagacity.wire import (
     Command,
     Commands,
     Hello,
+    Rejected,
     Reply,
     Report,
     Request,
+    Witness,
 )
 from tests.unit.canned import SERVICES, answer
 from tests.unit.world import order
@@ -53,17 +56,26 @@ class TwinWorker:
         self.outcome: Outcome = lambda _: OK
         self.effects: dict[int, Answer] = {}
         self.seen: list[Command] = []
-        self._hello = Hello(wire.PROTOCOL, cluster_id, service, 1, 256, [])
+        self.cluster_id = cluster_id
+        self.witness: Witness | None = None  # the highest that came with commands, as a database's
+        self.rejected = ""
 
     def turn(self) -> None:
         """Say HELLO after each connection, take what came, answer it unless it is held."""
         if CONNECTED in self.monitor.events():
             self.held.clear()
-            sockets.send(self.socket, wire.encode(self._hello))
+            held = [self.witness] if self.witness else []
+            hello = Hello(wire.PROTOCOL, self.cluster_id, self.service, 1, 256, held)
+            sockets.send(self.socket, wire.encode(hello))
         frames, _ = sockets.receive_all(self.socket, 1000)
         for frame in frames:
             said = wire.read_to_worker(frame)
+            if isinstance(said, Rejected):
+                self.rejected = said.text
+                continue
             assert isinstance(said, Commands), said
+            if said.items:
+                self.witness = said.witness
             self.seen += said.items
             self.held += said.items
         if self.held and not self.holds:
@@ -189,6 +201,11 @@ class ShardWorld:
         for frame in sockets.receive_all(self._router, 1000)[0]:
             for reply in wire.read_replies(frame):
                 assert reply.request not in self.replies, "a second reply to one request"
+                if reply.code == NotTaken.code and b"is starting" in reply.body:
+                    # As the client library does, with the same number.
+                    again = self.open[reply.request]
+                    sockets.send(self._router, wire.encode([again]))
+                    continue
                 self.replies[reply.request] = reply
                 self.open.pop(reply.request, None)
         for worker in self.workers.values():

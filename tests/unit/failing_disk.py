@@ -17,12 +17,14 @@ class FailingDisk(apsw.VFS):
         self.fails: tuple[str, int] | None = None  # operation, how many of it go well before
         self.error: type[apsw.Error] = apsw.IOError
         self.once = False
+        self.failures = 0
         self._counts: dict[str, int] = {}
         super().__init__(name, base="")
 
     def begin_again(self, error: type[apsw.Error], fails: tuple[str, int], *, once: bool) -> None:
         """Count from zero."""
         self.error, self.fails, self.once = error, fails, once
+        self.failures = 0
         self._counts.clear()
 
     def count(self, operation: str) -> int:
@@ -34,6 +36,7 @@ class FailingDisk(apsw.VFS):
         done = self.count(operation)
         if self.fails == (operation, done):
             self._counts[operation] = done + self.once
+            self.failures += 1
             raise self.error(f"{operation} {done} fails")
         self._counts[operation] = done + 1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import apsw
 
-_NAME = "faulty-disk"
+FAULTY_DISK = "faulty-disk"  # the VFS by name
 
 
 class FaultyDisk(apsw.VFS):
@@ -16,7 +16,7 @@ class FaultyDisk(apsw.VFS):
         self.writes: type[apsw.Error] | None = None
         self.syncs: type[apsw.Error] | None = None
         self.synced = 0
-        super().__init__(_NAME, base="")
+        super().__init__(FAULTY_DISK, base="")
 
     def xOpen(self, name: apsw.URIFilename | str | None, flags: list[int]) -> "_File":  # noqa: N802
         return _File(self, name, flags)
@@ -46,7 +46,7 @@ class _File(apsw.VFSFile):
 def faulty_database(file: Path) -> Iterator[tuple[FaultyDisk, apsw.Connection]]:
     """Give a disk and a connection to a file on it, in WAL mode, every commit synced."""
     disk = FaultyDisk()
-    connection = apsw.Connection(str(file), vfs=_NAME)
+    connection = apsw.Connection(str(file), vfs=FAULTY_DISK)
     # A file object of ours has no shared memory: one connection, and it keeps the lock.
     connection.pragma("locking_mode", "exclusive")
     assert connection.pragma("journal_mode", "wal") == "wal"

@@ -24,10 +24,10 @@ from shard.admission import Admission
 from shard.effects import Effects
 from shard.engine import Engine
 from shard.entries import AttemptEnded, Entry, TurnedBack
-from shard.events import Answered, Event, Requests, WorkerCame, WorkerLives
+from shard.events import Answered, Event, Requests, WorkerCame, WorkerLives, WorkerWent
 from shard.finished import FinishedInMemory
-from shard.journal import JournalFailed, MemoryJournal, Receipt
-from shard.loop import Loop, Received
+from shard.journal import JournalFailed, JournalFull, MemoryJournal, Receipt
+from shard.loop import SERVING, STARTING, Loop, NoUpkeep, Received, Upkeep
 from shard.retries import RetryBudget
 from shard.sagas import MS, Card, Definition, Live
 from shard.state import State
@@ -49,6 +49,7 @@ class TwinJournal(MemoryJournal):
         self._clock = clock
         self.slow_ms = 0
         self.fails = False
+        self.full = 0  # commits that find no room from now on
         self.commits = 0
 
     def commit(self, entries: list[Entry], epoch: int, wall_ms: int) -> Receipt:
@@ -56,6 +57,9 @@ class TwinJournal(MemoryJournal):
         self._clock.advance(self.slow_ms)
         if self.fails:
             raise JournalFailed("as told")
+        if self.full:
+            self.full -= 1
+            raise JournalFull("as told")
         self.commits += 1
         return super().commit(entries, epoch, wall_ms)
 
@@ -83,6 +87,12 @@ class TwinLinks:
         self.sent: list[Effects] = []
         self.held: dict[bytes, list[Command]] = {peer: [] for peer in PEERS}
         self.replies: list[Reply] = []
+        self.rejected: list[tuple[bytes, str]] = []
+        self.witnesses: dict[bytes, Witness] = {}  # the highest that each worker got
+
+    def reject(self, worker: bytes, text: str) -> None:
+        """Keep it."""
+        self.rejected.append((worker, text))
 
     def receive(self, timeout_ns: int) -> Received:
         """Give the next batch, after the time that it is said to take; or wait in vain."""
@@ -113,6 +123,7 @@ class TwinLinks:
                 assert command.body == saga.command_body()
                 assert command.epoch == durable.epoch
             self.held[peer] += commands
+            self.witnesses[peer] = witness
         for sent in effects.lists:
             assert durable.lists_open[sent.list_number] == sent.ranges, "not durable before"
         for reply in (each for batch in effects.replies.values() for each in batch):
@@ -141,6 +152,7 @@ class Watch:
     def __init__(self) -> None:
         self.commits: list[tuple[int, int]] = []
         self.turns: list[int] = []
+        self.away: list[str] = []
 
     def committed(self, took_ns: int, entries: int) -> None:
         """Keep it."""
@@ -150,6 +162,28 @@ class Watch:
         """Keep it."""
         self.turns.append(took_ns)
 
+    def turned_away(self, service: str, text: str) -> None:
+        """Keep it."""
+        self.away.append(service)
+
+
+class TwinReserve:
+    """Room that can be taken when there is some."""
+
+    def __init__(self) -> None:
+        self.held = False
+        self.room = True
+
+    def take(self) -> bool:
+        """Keep it."""
+        self.held = self.held or self.room
+        return self.held
+
+    def give_up(self) -> bool:
+        """Free it."""
+        held, self.held = self.held, False
+        return held
+
 
 class Rig:
     """A loop between twins."""
@@ -158,25 +192,64 @@ class Rig:
         self.clock = ManualClock(monotonic_ns=5_000_000_000_000)
         self.journal = TwinJournal(self.clock)
         self.requests = 0
+        self.reserve = TwinReserve()
+        self.known: dict[bytes, Witness] = {}  # what the databases hold
         self.start_over()
 
     def start_over(self) -> int:
-        """Lose everything but the journal; give how many sagas go on."""
+        """Lose everything but the journal; give how many sagas go on.
+
+        Every service is heard, and gone again: tests have them come when they like.
+        """
+        going_on = self.begin()
+        if self.loop.mode == STARTING:
+            self.turn(*self.workers())
+            assert self.loop.mode == SERVING
+            self.turn(*[WorkerWent(peer) for peer in PEERS])
+            del self.links.sent[:-1]
+            self.links.waits.clear()
+            self.watch.commits.clear()
+        return going_on
+
+    def begin(self, *, accepts_loss: bool = False) -> int:
+        """Lose everything but the journal, and replay it; give how many sagas go on."""
+        known = self.known
         self.links = TwinLinks(self.clock, self.journal)
+        self.links.witnesses = known
         self.tally = PlainTally()
         self.watch = Watch()
-        self.engine = Engine(
+        self.admission = Admission(4096)
+        self.loop = Loop(
+            self.fresh()[0],
+            self.journal,
+            self.links,
+            self.clock,
+            CLUSTER_ID,
+            self.watch,
+            fresh=self.fresh,
+            reserve=self.reserve,
+            accepts_loss=accepts_loss,
+        )
+        return self.loop.recover()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of now."""
+        return self.loop.engine
+
+    def fresh(self) -> tuple[Engine, Upkeep]:
+        """Make an engine that knows nothing."""
+        engine = Engine(
             0,
             frozenset(range(SLOTS)),
             State(DEFINITIONS, FinishedInMemory()),
             PRICES,
-            Admission(4096),
+            self.admission,
             RetryBudget(100, 100, 10),
             self.tally,
             DEADLINE_MS,
         )
-        self.loop = Loop(self.engine, self.journal, self.links, self.clock, CLUSTER_ID, self.watch)
-        return self.loop.recover()
+        return engine, NoUpkeep()
 
     def turn(self, *events: Event, drained: bool = True, took_ms: int = 0) -> Effects:
         """Do one turn in which these events come; give what it sent."""
@@ -187,8 +260,14 @@ class Rig:
     def workers(self, capacity: int = 256) -> list[Event]:
         """Give the events of a worker's HELLO for each service."""
         return [
-            WorkerCame(peer, name, 1, capacity) for peer, name in zip(PEERS, SERVICES, strict=True)
+            WorkerCame(peer, name, 1, capacity, self.witnesses_of(peer))
+            for peer, name in zip(PEERS, SERVICES, strict=True)
         ]
+
+    def witnesses_of(self, peer: bytes) -> tuple[Witness, ...]:
+        """Give what a service's database holds."""
+        found = self.links.witnesses.get(peer)
+        return (found,) if found else ()
 
     def beats(self) -> list[Event]:
         """Give a heartbeat of each worker that is known."""

@@ -171,15 +171,6 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     assert f"cannot read {missing}: No such file" in faults_of(file=missing)
 
 
-def test_the_fingerprint_tells_what_does_not_agree() -> None:
-    """Two processes compare 32 digits, not every key; equal content gives equal digits."""
-    here = load(env={}).cluster.fingerprint()
-    assert here == ClusterConfig().fingerprint()
-    assert len(bytes.fromhex(here)) == 16
-    assert here != ClusterConfig(shards=3).fingerprint()
-    assert here != ClusterConfig(catalog="other.toml").fingerprint()
-
-
 def test_the_packaged_catalog_is_the_demo() -> None:
     """SPEC 1: the example charges 249.99, one SKU has none, u999 has no funds."""
     assert load_catalog() == Catalog(

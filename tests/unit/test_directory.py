@@ -95,6 +95,21 @@ def test_another_number_of_shards_is_refused_and_nothing_changes(tmp_path: Path)
     assert snapshot(tmp_path) == before
 
 
+def test_a_directory_is_not_served_without_the_sagas_that_it_holds(tmp_path: Path) -> None:
+    """SPEC 6: its journals could not be read; new sagas are welcome and kept in mind."""
+    directory = DataDirectory(tmp_path / "data")
+    assert directory.open_or_create(1, sagas=[("checkout", 1)]).sagas == (("checkout", 1),)
+    both = [("transfer", 2), ("checkout", 1)]
+    assert directory.open_or_create(1, sagas=both).sagas == (("checkout", 1), ("transfer", 2))
+    before = (directory.path / "cluster.json").read_bytes()
+    for lacking in ([("checkout", 1)], [("checkout", 1), ("transfer", 3)], []):
+        with pytest.raises(Conflict, match=r"holds sagas of .*transfer version 2") as refused:
+            directory.open_or_create(1, sagas=lacking)
+        assert refused.value.exit_code == 4
+    assert (directory.path / "cluster.json").read_bytes() == before
+    assert len(directory.open_or_create(1).sagas) == 2
+
+
 @pytest.mark.parametrize("shards", [0, -1, 1025])
 def test_an_impossible_number_of_shards_writes_nothing(tmp_path: Path, shards: int) -> None:
     """Limits hold before anything is written."""

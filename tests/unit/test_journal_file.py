@@ -18,8 +18,15 @@ from sagacity.wire import encode
 from shard import store as store_room
 from shard.codec import link
 from shard.entries import FORMAT, Batch
-from shard.journal import JournalFailed, JournalRefused, SqliteJournal
+from shard.journal import (
+    JournalFailed,
+    JournalFull,
+    JournalRefused,
+    MemoryJournal,
+    SqliteJournal,
+)
 from tests.unit.failing_disk import FailingDisk, disk_that_fails
+from tests.unit.faulty_disk import FAULTY_DISK, FaultyDisk
 from tests.unit.journal_world import CLUSTER, abandon, entries_of, filled, open_at, replayed, wal_of
 
 WAL_HEADER = 32
@@ -325,7 +332,10 @@ def test_a_commit_that_fails_says_so_and_loses_nothing_acknowledged(
     error: type[apsw.Error],
     once: bool,
 ) -> None:
-    """D6, D9: at every write and sync, those of checkpoints too. The failed one may be there."""
+    """D6, D9: at every write and sync, those of checkpoints too. The failed one may be there.
+
+    A write-back that finds no room is no failure: the WAL has it all.
+    """
     monkeypatch.setattr(store_room, "WAL_PAGES_MAX", 8)
     failed = acknowledged_most = 0
     with disk_that_fails() as disk:
@@ -341,9 +351,9 @@ def test_a_commit_that_fails_says_so_and_loses_nothing_acknowledged(
             assert len(rows) in ((acknowledged, acknowledged + 1) if failing else (COMMITS,))
             filled(journal, 1)
             journal.close()
-            failed += failing
+            failed += disk.failures > 0
             acknowledged_most = max(acknowledged_most, acknowledged)
-            if not failing:
+            if not disk.failures:
                 break
     assert (failed, acknowledged_most) >= (1, COMMITS), "the rounds were void"
 
@@ -422,3 +432,44 @@ def test_a_replay_does_not_begin_what_it_cannot_finish(tmp_path: Path) -> None:
     filled(journal, 1, begin=5)
     assert len(replayed(journal)) == 6
     journal.close()
+
+
+def test_a_full_disk_loses_nothing_and_the_same_connection_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D7: there was no room, for a while: neither a hole nor a row too many, and no reopening."""
+    monkeypatch.setattr(store_room, "WAL_PAGES_MAX", 8)
+    path = tmp_path / "journal.db"
+    disk = FaultyDisk()
+    try:
+        journal = open_at(path, vfs=FAULTY_DISK)
+        filled(journal, 5)
+        for turn in range(1, 6):
+            disk.writes = apsw.FullError
+            for _ in range(3):
+                with pytest.raises(JournalFull):
+                    journal.commit(entries_of(99, size=20_000), 1, 99)
+                with pytest.raises(JournalFull), journal.store.transaction() as cursor:
+                    cursor.execute("INSERT INTO kept VALUES(1, zeroblob(20000))")
+            assert journal.last.seq == 5 * turn
+            disk.writes = None
+            filled(journal, 5, begin=5 * turn)
+        assert len(journal.store.rows("SELECT * FROM kept")) == 0
+        abandon(journal)
+    finally:
+        disk.unregister()
+    journal = open_at(path)
+    assert replayed(journal) == [entries_of(index) for index in range(30)]
+    journal.close()
+
+
+def test_the_chain_at_a_row_is_told_as_long_as_the_row_is_there(tmp_path: Path) -> None:
+    """What a witness is compared with."""
+    for journal in (open_at(tmp_path / "journal.db"), MemoryJournal()):
+        filled(journal, 3)
+        chains = [journal.chain_at(seq) for seq in range(5)]
+        assert chains[0] is None
+        assert chains[3] == journal.last.chain
+        assert len({*chains[1:4]}) == 3
+        assert chains[4] is None
+        journal.close()

@@ -353,6 +353,7 @@ _FOLDED = [
     "deadline_ms",
     "started_ms",
     "seqs",
+    "due_seq",
 ]
 
 
@@ -378,4 +379,5 @@ def snapshot(state: State) -> dict[str, Any]:
         "forgetting": (state.lists, state.lists_open, state.lists_takers),
         "forgotten": state.forgotten,
         "orders": list(state.order_counts),
+        "seen": (dict(state.seen), state.accepted),
     }
