@@ -44,6 +44,7 @@ SHARD_DUPLICATES: Final = (
     "answer_late",
     "answer_repeated",
     "answer_unknown_saga",
+    "list_repeated",
     "refused_fenced",
     "refused_unavailable",
     "unknown_worker",

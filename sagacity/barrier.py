@@ -4,6 +4,7 @@ Holds the tables that every service's database has beside its own, and the rules
 (DESIGN 5). Knows nothing of sockets and neither begins nor commits: `executor` does.
 
     fence first     a command of a lower epoch than its slot has shown here    refused: fenced
+    forgotten       a list of its shard has named its saga                     refused: forgotten
     action          its compensation's row is there                            refused: compensated
                     its own row is there                                       the stored reply
                     else run it      ok -> stored   declined -> effect undone, stored
@@ -22,7 +23,9 @@ import apsw
 from apsw import Connection
 
 from sagacity.errors import broken
-from sagacity.ids import ACTION, COMPENSATION, STEP_BITS, STEPS_MAX
+from sagacity.forgotten import Forgotten
+from sagacity.ids import ACTION, COMPENSATION, SHARDS_MAX, STEP_BITS, STEPS_MAX, count_of
+from sagacity.ranges import Range, are_normal
 from sagacity.service import Call, Database, Declined, Failed, Ok, Service
 from sagacity.slots import slot_of
 from sagacity.wire import (
@@ -32,8 +35,10 @@ from sagacity.wire import (
     OK,
     REFUSED_COMPENSATED,
     REFUSED_FENCED,
+    REFUSED_FORGOTTEN,
     Answer,
     Command,
+    Forget,
     Witness,
     encode,
 )
@@ -115,8 +120,8 @@ class Barrier:
         service: whose handlers run.
         log: for faults.
 
-    Keeps the fence and the witnesses in memory too. `load` after a rollback, and after another
-    connection has written.
+    Keeps fence, witnesses and what is forgotten in memory too. `load` after a rollback, and after
+    another connection has written.
     """
 
     def __init__(self, connection: Connection, service: Service, log: Log) -> None:
@@ -127,11 +132,12 @@ class Barrier:
         self._rows = connection.cursor()
         self._lent: Database = connection.cursor()
         self._fence: dict[int, int] = {}
+        self._forgotten = Forgotten(connection)
         self._readers = (service.reader(ACTION), service.reader(COMPENSATION))
         self._handlers = (service.handlers(ACTION), service.handlers(COMPENSATION))
 
     def load(self) -> None:
-        """Read fence and witnesses as they are in the database now."""
+        """Read fence, witnesses and what is forgotten as they are in the database now."""
         self._lent.close(True)  # a handler that raised may have left a statement half done
         self._lent = self._connection.cursor()
         fence: Any = self._rows.execute("SELECT slot, epoch FROM fence").fetchall()
@@ -140,6 +146,7 @@ class Barrier:
             "SELECT cluster_id, shard, epoch, seq, chain, number FROM witness"
         ).fetchall()
         self.witnesses = {row[1]: Witness(*row) for row in found}
+        self._forgotten.load()
 
     def see(self, witness: Witness) -> None:
         """Keep a shard's witness if none higher is known, in the transaction."""
@@ -160,6 +167,29 @@ class Barrier:
                     witness.number,
                 ),
             )
+
+    def forget(self, asked: Forget) -> list[Range] | None:
+        """Forget what a list names, as much as one transaction should take.
+
+        Returns:
+            What is left of its ranges; None for a list that does not count: of an older epoch than
+            its shard has shown here, or one that no healthy shard sends.
+        """
+        witness = asked.witness
+        known = self.witnesses.get(witness.shard)
+        if known is not None and witness.epoch < known.epoch:
+            self._log.warning("list_fenced", shard=witness.shard, list_number=asked.list_number)
+            return None
+        # No healthy shard forgets a number before it has given it.
+        if not (
+            0 <= witness.shard < SHARDS_MAX
+            and 0 <= witness.number <= _NUMBER_MAX
+            and are_normal(asked.ranges, 1, count_of(witness.number))
+        ):
+            self._log.error("list_faulty", shard=witness.shard, list_number=asked.list_number)
+            return None
+        self.see(witness)
+        return self._forgotten.forget(witness.shard, asked.ranges)
 
     def answer(self, command: Command, *, alone: bool = False) -> Answer:
         """Perform a command, or say what became of it before.
@@ -187,6 +217,9 @@ class Barrier:
                 return _answer(command, REFUSED_FENCED, encode(known_epoch))
             self._fence[slot] = epoch
             self._rows.execute(_RAISE, (slot, epoch))
+        # Usually one comparison: running sagas have higher numbers than forgotten ones.
+        if command.number <= self._forgotten.upto and self._forgotten.holds(command.number):
+            return _answer(command, REFUSED_FORGOTTEN, b"")
         key = command.number << (STEP_BITS + 1) | step << 1
         rows: Any = self._rows.execute(_NEIGHBOURS, (key, key | 1)).fetchall()
         if rows:

@@ -18,8 +18,10 @@ import apsw
 from apsw import Connection
 from msgspec import Meta, Struct
 
+from sagacity import forgotten
 from sagacity.barrier import TABLES, UNAVAILABLE, Barrier, Log, MustUndo
 from sagacity.errors import InternalError, Malformed, NoOutcome, SagacityError, check
+from sagacity.ranges import Range
 from sagacity.service import Database, Rows, Service
 from sagacity.wire import (
     BODY_BYTES_MAX,
@@ -29,11 +31,12 @@ from sagacity.wire import (
     BooksAsked,
     BooksPage,
     Commands,
+    Forget,
     Witness,
     pack,
 )
 
-FORMAT: Final = 1  # of the tables that every service's database has
+FORMAT: Final = 2  # of the tables that every service's database has
 BOOKS_ROWS_MAX: Final = 5_000  # rows of one page
 INTEGER_MIN: Final = -(2**63)  # of those that a database can hold
 INTEGER_MAX: Final = 2**63 - 1
@@ -98,7 +101,7 @@ def make_tables(
         db.execute("BEGIN IMMEDIATE")
         made = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'origin'").get is None
         if made:
-            for script in (_ORIGIN, TABLES, service.schema):
+            for script in (_ORIGIN, TABLES, forgotten.TABLES, service.schema):
                 list(db.execute(script))
             if service.seed is not None:
                 service.seed(db, catalog)
@@ -195,6 +198,31 @@ class BatchExecutor:
             return self._unavailable(batches, error)
         return answers
 
+    def forget(self, asked: Forget) -> list[Range] | None:
+        """Forget what a list names, as much as one turn should take, in a transaction of its own.
+
+        Returns:
+            What is left of its ranges, all of it while the database is not available; the rest is
+            durable. None for a list that does not count.
+
+        Raises:
+            apsw.Error: as `execute` does.
+        """
+        if not self.available:
+            return asked.ranges
+        try:
+            self._begin()
+            left = self._barrier.forget(asked)
+        except UNAVAILABLE as error:
+            self._give_up(error)
+            return asked.ranges
+        try:
+            self._db.execute("COMMIT")
+        except (apsw.FullError, apsw.BusyError) as error:
+            self._give_up(error)
+            return asked.ranges
+        return left
+
     def try_write(self) -> bool:
         """Try whether the database takes a write again; say whether it does."""
         try:
@@ -279,10 +307,14 @@ class BatchExecutor:
             self._barrier.load()
 
     def _unavailable(self, batches: Sequence[Commands], error: Exception) -> list[list[Answer]]:
+        self._give_up(error)
+        return _refuse(batches)
+
+    def _give_up(self, error: Exception) -> None:
+        """Undo a transaction that the database could not take, until `try_write` succeeds."""
         self.available = False
         self._undo()
         self._log.error("database_unavailable", service=self._service.name, error=repr(error))
-        return _refuse(batches)
 
     def _on_commit(self, _: Connection, __: str, pages: int) -> int:
         self._wal_pages = pages

@@ -78,8 +78,8 @@ class Service(Struct, frozen=True):
 
     Args:
         name: of its pool, an identifier.
-        schema: SQL that makes its tables in a new database. The names barrier, fence, witness and
-            origin are taken.
+        schema: SQL that makes its tables in a new database. The names barrier, fence, witness,
+            forgotten and origin are taken.
         actions: the handler of each type of action.
         compensations: the handler of each type of compensation. It undoes exactly what the
             service's own tables hold under (number, step); ids in the body are compared with

@@ -4,8 +4,8 @@ A frame is one msgpack array and one ZeroMQ message part; every frame is a batch
 are packed once, by who writes them, and pass through router and shards as bytes.
 
     client -> router -> shard     [Request, ...]          shard -> router -> client   [Reply, ...]
-    shard  -> worker              Commands | BooksAsked | Rejected
-    worker -> shard               Hello | Beat | Answers | BooksPage
+    shard  -> worker              Commands | BooksAsked | Rejected | Forget
+    worker -> shard               Hello | Beat | Answers | BooksPage | Forgot
     child  -> supervisor          Report                  supervisor -> router        [Reply, ...]
 
 The only room, with shard/codec, that encodes and decodes: msgspec reads what is typed, msgpack
@@ -14,13 +14,14 @@ where a frozen dataclass costs 1.70 (DESIGN 8).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgpack
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from sagacity.errors import InternalError, Malformed
+from sagacity.ranges import Range
 
 PROTOCOL: Final = 1
 
@@ -30,6 +31,7 @@ BODY_BYTES_MAX: Final = 256 << 10  # one body; 100 lines of the longest SKU are 
 HEADERS_BYTES_MAX: Final = 1 << 10  # keys and values of one envelope's headers
 DEPTH_MAX: Final = 16  # containers inside containers, in a body
 CONTAINER_MAX: Final = 10_000  # members of one container, in a body
+FORGET_RANGES_MAX: Final = 4_096  # of one list; 80 KiB at most
 
 # Kinds of request. Those from STATUS on are about the cluster, and name a target (a shard's index
 # or nothing) where the others name a saga.
@@ -201,6 +203,16 @@ class BooksPage(Struct, frozen=True, array_like=True, tag=5):
     code: int | None = None
 
 
+class Forgot(Struct, frozen=True, array_like=True, tag=7):
+    """A list of this shard is applied: what it says is durable in the service's database.
+
+    Each list is answered for itself: they may be applied in any order.
+    """
+
+    shard: int
+    list_number: int
+
+
 class Commands(Struct, frozen=True, array_like=True, tag=16):
     """Commands for a worker, a batch, with the shard's witness once."""
 
@@ -219,6 +231,20 @@ class Rejected(Struct, frozen=True, array_like=True, tag=18):
     """Why a shard does not work with this worker: another cluster, protocol or service."""
 
     text: str
+
+
+class Forget(Struct, frozen=True, array_like=True, tag=20):
+    """A list: sagas of a shard that are final and past retention, for their service to forget.
+
+    Args:
+        witness: as of commands; it says which shard, and fences a list of an older epoch.
+        list_number: of this shard's lists; answered by Forgot.
+        ranges: normal ranges of counts (ids.count_of), both ends included.
+    """
+
+    witness: Witness
+    list_number: int
+    ranges: Annotated[list[Range], Meta(max_length=FORGET_RANGES_MAX)]
 
 
 class Report(Struct, frozen=True, array_like=True, gc=False):
@@ -241,8 +267,8 @@ class Report(Struct, frozen=True, array_like=True, gc=False):
     facts: dict[str, int]
 
 
-ToShard = Hello | Answers | Beat | BooksPage
-ToWorker = Commands | BooksAsked | Rejected
+ToShard = Hello | Answers | Beat | BooksPage | Forgot
+ToWorker = Commands | BooksAsked | Rejected | Forget
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 import zmq
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from sagacity.barrier import Log
 from sagacity.errors import Malformed
@@ -47,6 +47,8 @@ from sagacity.wire import (
     BooksAsked,
     Command,
     Commands,
+    Forget,
+    Forgot,
     Hello,
     Rejected,
     answer_frames,
@@ -73,6 +75,7 @@ FRAMES_MAX: Final = 64  # of one shard in one turn
 TRIAL_MS: Final = 500  # between two tries of a database that took no write
 LOCK_PATIENCE_MS: Final = 2_000  # for another connection's lock; below an attempt's 3 s
 LOCK_RETRY_S: Final = 0.005
+LISTS_MAX: Final = 256  # kept to be forgotten; a shard repeats what does not find room
 
 EXIT_STOPPED: Final = 0
 EXIT_REJECTED: Final = 1
@@ -176,6 +179,7 @@ class Worker:
         self._incarnation = secrets.randbits(62)
         self._links: list[_Link] = []
         self._held: list[_Held] = []
+        self._lists: dict[tuple[int, int], tuple[_Link, Forget]] = {}  # shard, number: what is left
         self._order = count()
         self._next_beat = 0
         self._next_trial = 0
@@ -243,6 +247,8 @@ class Worker:
             self._serve(batches, began)
         if self._held:
             self._release_held()
+        if self._lists and self._executor.available:
+            self._forget_some()
         now = time.monotonic_ns()
         if not self._executor.available and now >= self._next_trial:
             self._next_trial = now + TRIAL_MS * _NS
@@ -266,6 +272,11 @@ class Worker:
                     batches.append((link, said))
             elif isinstance(said, BooksAsked):
                 send(link.socket, encode(self._executor.read_books(said)))
+            elif isinstance(said, Forget):
+                if said.witness.cluster_id == self._cluster_id:
+                    self._keep_list(link, said)
+                else:
+                    self._watch.garbage()
             elif isinstance(said, Rejected):
                 self._log.error("worker_rejected", text=said.text)
                 self._exit = EXIT_REJECTED
@@ -284,8 +295,7 @@ class Worker:
             self._send_answers(link, leaving)
         self.busy = len(self._held)
         if available and not self._executor.available:
-            self._next_beat = 0  # take back the credit at once
-            self._next_trial = received + TRIAL_MS * _NS
+            self._take_back_credit(received)
         self._watch.served(
             Served(
                 [command for _, batch in batches for command in batch.items],
@@ -295,6 +305,34 @@ class Worker:
                 time.monotonic_ns() - received,
             )
         )
+
+    def _take_back_credit(self, now: int) -> None:
+        """The database does not work: say so at once, and try it in a while."""
+        self._next_beat = 0
+        self._next_trial = now + TRIAL_MS * _NS
+
+    def _keep_list(self, link: _Link, asked: Forget) -> None:
+        """Keep a list for the turns that follow. One that is here already came again."""
+        key = asked.witness.shard, asked.list_number
+        known = self._lists.get(key)
+        if known is None:
+            if len(self._lists) < LISTS_MAX:
+                self._lists[key] = link, asked
+        elif known[1].witness.epoch < asked.witness.epoch:
+            self._lists[key] = link, asked
+
+    def _forget_some(self) -> None:
+        """Forget a part of the oldest list; when nothing is left of it, its shard hears so."""
+        key, (link, asked) = next(iter(self._lists.items()))
+        left = self._executor.forget(asked)
+        if left:
+            self._lists[key] = link, structs.replace(asked, ranges=left)
+            if not self._executor.available:
+                self._take_back_credit(time.monotonic_ns())
+            return
+        del self._lists[key]
+        if left is not None:
+            send(link.socket, encode(Forgot(asked.witness.shard, asked.list_number)))
 
     def _held_back(
         self, link: _Link, commands: list[Command], answers: list[Answer]
@@ -356,6 +394,8 @@ class Worker:
             send(link.socket, encode(Beat(self._incarnation, self.capacity)))
 
     def _next_due(self) -> int:
+        if self._lists and self._executor.available:
+            return 0
         due = self._next_beat
         if self._held:
             due = min(due, self._held[0][0])

@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from sagacity.ranges import Range
 from sagacity.wire import Command, Reply
 from shard.entries import Entry
 from shard.events import Peer
@@ -25,10 +26,18 @@ class BooksForwarded(Struct, frozen=True):
     body: bytes
 
 
+class ListSent(Struct, frozen=True):
+    """A worker is to have its service forget the sagas of a list."""
+
+    worker: Peer
+    list_number: int
+    ranges: list[Range]
+
+
 class Effects:
     """What a batch of events asks for. Nothing of it leaves before `entries` are durable."""
 
-    __slots__ = ("books", "commands", "entries", "fenced_by", "histories", "replies")
+    __slots__ = ("books", "commands", "entries", "fenced_by", "histories", "lists", "replies")
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
@@ -36,6 +45,7 @@ class Effects:
         self.commands: dict[Peer, list[Command]] = {}
         self.histories: list[HistoryAsked] = []
         self.books: list[BooksForwarded] = []
+        self.lists: list[ListSent] = []
         self.fenced_by: int = 0  # a higher epoch than ours was seen: the shard must end
 
     def reply(self, origin: Peer, reply: Reply) -> None:

@@ -9,6 +9,7 @@ The same history and the same instants give the same effects, on every machine.
 from collections.abc import Mapping
 
 from sagacity.ids import barrier_key
+from sagacity.ranges import Range
 from sagacity.wire import (
     BOOKS,
     CANCEL,
@@ -27,12 +28,14 @@ from shard.events import (
     Answered,
     Event,
     Instant,
+    ListApplied,
     Peer,
     Requests,
     WorkerCame,
     WorkerLives,
     WorkerWent,
 )
+from shard.forgetting import Forgetting
 from shard.outcomes import Outcomes
 from shard.phases import RUNNING
 from shard.pools import Worker, sent
@@ -93,6 +96,7 @@ class Engine:
         self._longest = max(t for d in state.definitions.values() for t in d.timeouts)
         self._desk = Desk(course)
         self._outcomes = Outcomes(course)
+        self._forgetting = Forgetting(course)
 
     @property
     def shard(self) -> int:
@@ -155,11 +159,28 @@ class Engine:
             elif kind is Requests:
                 requests.append(event)  # type: ignore[arg-type]  # likewise
             else:
-                self._of_worker(event, now)
+                self._of_worker(event, now, fx)
         self._take(requests, now, fx)
         self._fire(timers_until, now, fx)
         self._assign(now, fx)
+        if now.ns >= self._forgetting.due:
+            self._forgetting.send(now, fx)
         return fx
+
+    @property
+    def may_forget(self) -> bool:
+        """Whether there is room for another list; not while a service has taken none for long."""
+        return self._forgetting.has_room
+
+    def forget(self, ranges: list[Range], ordinal: int, fx: Effects) -> None:
+        """Have every service forget sagas that are final and past retention.
+
+        Args:
+            ranges: normal ranges of their counts, as `ranges_of` makes them.
+            ordinal: finished sagas below it are forgotten by the shard itself.
+            fx: of the current step; the lists leave with it, or with the next one.
+        """
+        self._forgetting.add(ranges, ordinal, fx)
 
     def _take(self, requests: list[Requests], now: Instant, fx: Effects) -> None:
         """Take cancels and reads, then starts; then what was asked of a saga before it started."""
@@ -198,12 +219,13 @@ class Engine:
 
     # -- workers --------------------------------------------------------------------------------
 
-    def _of_worker(self, event: Event, now: Instant) -> None:
+    def _of_worker(self, event: Event, now: Instant, fx: Effects) -> None:
         if isinstance(event, WorkerCame):
             self._went(event.worker)
             pool = self._course.pools[event.service]
             worker = Worker(event.worker, pool, event.incarnation, event.capacity, now.ns)
             self._workers[event.worker] = pool.workers[event.worker] = worker
+            self._forgetting.came(event.service)
         elif isinstance(event, WorkerLives):
             known = self._workers.get(event.worker)
             if known is not None:
@@ -211,6 +233,12 @@ class Engine:
                 known.capacity = event.capacity
         elif isinstance(event, WorkerWent):
             self._went(event.worker)
+        elif isinstance(event, ListApplied):
+            known = self._workers.get(event.worker)
+            if known is None:
+                self.tally.absorbed("unknown_worker")
+            else:
+                self._forgetting.applied(known, event.shard, event.list_number, fx)
 
     def _went(self, peer: Peer) -> None:
         """A worker is gone: what it had goes to another; such a delivery is no attempt."""

@@ -6,6 +6,7 @@ from the first day: definition and version, currency, order number, slot and its
 
 from msgspec import Struct
 
+from sagacity.ranges import Range
 from sagacity.wire import Answer, Headers
 
 
@@ -87,7 +88,39 @@ class Finished(Struct, frozen=True, array_like=True, tag=14, gc=False):
     answer: bytes
 
 
-Entry = Opened | Started | Answer | AttemptEnded | TurnedBack | RetryAsked | Finished
+class Forgotten(Struct, frozen=True, array_like=True, tag=16):
+    """Final sagas are past retention: every service is to forget them.
+
+    Args:
+        list_number: dense per shard, from 1.
+        ranges: normal ranges of their counts.
+        ordinal: finished sagas below it, in the order in which they ended, are forgotten here.
+    """
+
+    list_number: int
+    ranges: list[Range]
+    ordinal: int
+
+
+class ForgetTaken(Struct, frozen=True, array_like=True, tag=17, gc=False):
+    """A service has said that a list is durable in its database."""
+
+    service: str
+    list_number: int
+
+
+Entry = (
+    Opened
+    | Started
+    | Answer
+    | AttemptEnded
+    | TurnedBack
+    | RetryAsked
+    | Finished
+    | Forgotten
+    | ForgetTaken
+)
+OF_NO_SAGA = (Opened, Forgotten, ForgetTaken)  # all others have a `number`
 
 DECLINED = "declined"
 TIMED_OUT = "timed_out"  # attempts used up

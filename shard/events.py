@@ -55,4 +55,12 @@ class WorkerWent(Struct, frozen=True):
     worker: Peer
 
 
-Event = Requests | Answered | WorkerCame | WorkerLives | WorkerWent
+class ListApplied(Struct, frozen=True):
+    """A worker said that a list of forgotten sagas is durable in its service's database."""
+
+    worker: Peer
+    shard: int
+    list_number: int
+
+
+Event = Requests | Answered | WorkerCame | WorkerLives | WorkerWent | ListApplied

@@ -13,10 +13,10 @@ from sagacity.ids import DIRECTIONS
 from sagacity.wire import OUTCOMES, Answer, encode, pack, unpack
 from shard import phases
 from shard.entries import (
+    OF_NO_SAGA,
     AttemptEnded,
     Entry,
     Finished,
-    Opened,
     RetryAsked,
     Started,
     TurnedBack,
@@ -71,7 +71,7 @@ class _Teller:
     def row(self, batch: Row) -> None:
         """Tell one row; what it caused left after all of it was durable."""
         for entry in batch.entries:
-            if not isinstance(entry, Opened) and entry.number == self._number:
+            if not isinstance(entry, OF_NO_SAGA) and entry.number == self._number:
                 if isinstance(entry, Started) and not self._has_version(entry.version):
                     self._definition = None
                 if self._definition is not None:

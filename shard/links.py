@@ -28,6 +28,8 @@ from sagacity.wire import (
     BooksAsked,
     BooksPage,
     Commands,
+    Forget,
+    Forgot,
     Hello,
     Rejected,
     Reply,
@@ -43,6 +45,7 @@ from shard.effects import BooksForwarded, Effects
 from shard.events import (
     Answered,
     Event,
+    ListApplied,
     Peer,
     Requests,
     WorkerCame,
@@ -158,6 +161,8 @@ class Links:
             events.append(WorkerLives(peer, said.capacity))
             # A departure that was told long before its connection was gone is found here.
             self._probes = max(self._probes, 1)
+        elif isinstance(said, Forgot):
+            events.append(ListApplied(peer, said.shard, said.list_number))
         elif isinstance(said, BooksPage):
             asked = self._books.pop(said.token, None)
             if asked is not None:
@@ -188,6 +193,9 @@ class Links:
         for peer, commands in effects.commands.items():
             for frame in command_frames(witness, commands):
                 self._to_worker(peer, frame)
+        for each in effects.lists:
+            # One that cannot leave is repeated by the engine.
+            self._to_worker(each.worker, encode(Forget(witness, each.list_number, each.ranges)))
         for forwarded in effects.books:
             self._ask_books(forwarded, effects)
         for origin, pages in self._pages.items():

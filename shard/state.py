@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from sagacity.errors import Malformed, broken, check
 from sagacity.ids import ACTION, COMPENSATION, count_of
+from sagacity.ranges import Range, Ranges, are_normal
 from sagacity.slots import SLOTS
 from sagacity.wire import DECLINED, OK, Answer
 from shard import phases
@@ -20,6 +21,8 @@ from shard.entries import (
     AttemptEnded,
     Entry,
     Finished,
+    ForgetTaken,
+    Forgotten,
     Opened,
     RetryAsked,
     Started,
@@ -82,6 +85,9 @@ class Counts(Struct, frozen=True, kw_only=True):
         order_counts: of each slot.
         finished: how many sagas have ended.
         forgotten: of these, how many are past retention: those with a lower ordinal.
+        lists: highest number given to a list of forgotten sagas.
+        lists_open: the ranges of those lists that some service has not taken, by number.
+        lists_takers: of each of them, the services that have.
     """
 
     epoch: int
@@ -89,6 +95,9 @@ class Counts(Struct, frozen=True, kw_only=True):
     order_counts: list[int]
     finished: int
     forgotten: int
+    lists: int
+    lists_open: dict[int, list[Range]]
+    lists_takers: dict[int, list[str]]
 
 
 class Checkpoint(Struct, frozen=True):
@@ -126,6 +135,10 @@ class State:
         self.stuck = 0  # sagas
         self.forgotten = 0  # finished sagas that are past retention
         self.at_risk = 0  # minor units that may be charged in sagas that are turning back
+        self.lists = 0  # highest number given to a list of forgotten sagas
+        self.lists_open: dict[int, list[Range]] = {}  # those that some service has not taken
+        self.lists_takers: dict[int, list[str]] = {}  # of these: who has
+        self._services = frozenset(name for d in definitions.values() for name in d.services)
         self._folds: dict[type, Callable[[Any, int], object]] = {
             Opened: self.opened,
             Started: self.started,
@@ -134,6 +147,8 @@ class State:
             TurnedBack: self.turned_back,
             RetryAsked: self.retry_asked,
             Finished: self.finish,
+            Forgotten: self.forget,
+            ForgetTaken: self.forget_taken,
         }
 
     def apply(self, entry: Entry, seq: int) -> None:
@@ -148,6 +163,9 @@ class State:
             order_counts=list(self.order_counts),
             finished=len(self.finished),
             forgotten=self.forgotten,
+            lists=self.lists,
+            lists_open=dict(self.lists_open),
+            lists_takers={number: list(takers) for number, takers in self.lists_takers.items()},
         )
 
     def restore(self, kept: Iterable[Record], counts: Counts) -> None:
@@ -169,11 +187,16 @@ class State:
         self.count = count_of(counts.number)
         self.order_counts = list(counts.order_counts)
         self.forgotten = counts.forgotten
+        self.lists = counts.lists
+        self.lists_open = dict(counts.lists_open)
+        self.lists_takers = {number: list(said) for number, said in counts.lists_takers.items()}
 
     def opened(self, entry: Opened, seq: int) -> None:
         """The shard was taken over."""
         check(entry.epoch > self.epoch, "an epoch fell", was=self.epoch, got=entry.epoch, seq=seq)
         self.epoch = entry.epoch
+        for number in list(self.lists_open):  # a service that is no more takes none
+            self._drop_if_taken(number)
 
     def started(self, entry: Started, seq: int) -> Live:
         """A saga was accepted."""
@@ -290,6 +313,44 @@ class State:
         del self.live[entry.number]
         del self.by_id[saga.saga_id]
         self.finished.add(card_of(saga, entry.phase, entry.answer))
+
+    def forget(self, entry: Forgotten, seq: int) -> None:
+        """Sagas are past retention; a list that names an open one stops the shard."""
+        number, ranges = entry.list_number, entry.ranges
+        if number != self.lists + 1 or not are_normal(ranges, 1, self.count):
+            broken("not the next list", number=number, was=self.lists, seq=seq)
+        if not self.forgotten <= entry.ordinal <= len(self.finished):
+            broken("more forgotten than finished", ordinal=entry.ordinal, seq=seq)
+        named = Ranges(ranges)
+        for open_number in self.live:
+            count = count_of(open_number)
+            if count <= named.highest and count in named:
+                broken("a list names a saga that is not final", saga=self.live[open_number])
+        self.lists = number
+        self.forgotten = entry.ordinal
+        self.finished.forget(entry.ordinal)
+        if ranges:
+            self.lists_open[number] = ranges
+            self.lists_takers[number] = []
+            self._drop_if_taken(number)
+
+    def forget_taken(self, entry: ForgetTaken, seq: int) -> None:
+        """A service has forgotten the sagas of a list; after the last one the list is dropped."""
+        takers = self.lists_takers.get(entry.list_number)
+        if takers is None:  # taken by all whom the configuration names now
+            return
+        check(entry.service not in takers, "a list was taken twice", entry=entry, seq=seq)
+        takers.append(entry.service)
+        self._drop_if_taken(entry.list_number)
+
+    def lacks(self, service: str, list_number: int) -> bool:
+        """Say whether a service has yet to take a list."""
+        takers = self.lists_takers.get(list_number)
+        return takers is not None and service not in takers
+
+    def _drop_if_taken(self, list_number: int) -> None:
+        if self._services <= set(self.lists_takers[list_number]):
+            del self.lists_open[list_number], self.lists_takers[list_number]
 
 
 def _move(saga: Live, fact: int, seq: int) -> None:

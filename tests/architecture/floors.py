@@ -32,7 +32,7 @@ FLOORS: Final = (
     Floor(
         "vocabulary",
         (
-            *("sagacity", *_of("sagacity", "errors ids messages money saga slots wire")),
+            *("sagacity", *_of("sagacity", "errors ids messages money ranges saga slots wire")),
             *("config", "config.*"),
         ),
     ),
@@ -51,6 +51,7 @@ FLOORS: Final = (
                 "history outcomes phases pools records replies requests retention retries sagas",
             ),
             *_of("shard", "segments state tally"),
+            "shard.forgetting",
         ),
     ),
     Floor(
@@ -58,6 +59,7 @@ FLOORS: Final = (
         (
             *_of("shard", "codec compaction generations journal links loop store"),
             *_of("sagacity", "asks barrier client connection executor service sockets worker"),
+            "sagacity.forgotten",
             *("cluster", *_of("cluster", "child clock directory fleet meters metrics private")),
             *_of("cluster", "supervisor telemetry"),
         ),

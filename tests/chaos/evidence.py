@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from cluster.directory import DataDirectory
 from sagacity.wire import Witness
-from shard.entries import Entry, Opened, Started
+from shard.entries import OF_NO_SAGA, Entry, Opened, Started
 from shard.journal import SqliteJournal
 
 SERVICES: Final = ("inventory", "payment", "shipping")
@@ -113,6 +113,8 @@ def _journal(directory: DataDirectory, cluster_id: str, shard: int) -> JournalRe
 def _sort(found: JournalRead, entry: Entry) -> None:
     if isinstance(entry, Opened):
         found.opened.append(entry)
+    elif isinstance(entry, OF_NO_SAGA):
+        return
     elif isinstance(entry, Started) and entry.number not in found.stories:
         found.stories[entry.number] = Story(found.shard, entry, [])
     elif isinstance(entry, Started) or entry.number not in found.stories:

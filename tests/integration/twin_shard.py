@@ -29,6 +29,7 @@ from sagacity.wire import (
     BooksPage,
     Command,
     Commands,
+    Forgot,
     Hello,
     Report,
     Witness,
@@ -61,12 +62,15 @@ class TwinShard:
         self.answers: list[Answer] = []
         self.answer_frames = 0
         self.pages: list[BooksPage] = []
+        self.forgot: list[Forgot] = []
+        self.kinds: list[type] = []  # of all that came, in order
 
     def receive(self) -> None:
         """Take what came, waiting a moment for it."""
         self._socket.poll(20)
         for peer, frame in receive_all_from(self._socket, 1000)[0]:
             said = wire.read_to_shard(frame)
+            self.kinds.append(type(said))
             if isinstance(said, Hello):
                 self.hellos.append((peer, said))
             elif isinstance(said, Beat):
@@ -74,6 +78,8 @@ class TwinShard:
             elif isinstance(said, Answers):
                 self.answer_frames += 1
                 self.answers += said.items
+            elif isinstance(said, Forgot):
+                self.forgot.append(said)
             else:
                 self.pages.append(said)
 

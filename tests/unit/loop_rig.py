@@ -113,6 +113,8 @@ class TwinLinks:
                 assert command.body == saga.command_body()
                 assert command.epoch == durable.epoch
             self.held[peer] += commands
+        for sent in effects.lists:
+            assert durable.lists_open[sent.list_number] == sent.ranges, "not durable before"
         for reply in (each for batch in effects.replies.values() for each in batch):
             if reply.code is None:
                 _assert_true_of(durable, unpack(reply.body))

@@ -13,6 +13,7 @@ writes the lower parts anew; read the difference before you believe it.
        [body=JSON raw=HEX by=OTHER epoch= step= number= direction= outcome=]
     wait 3s · next (to where the engine does something; workers live) · busy (no timers yet)
     wall +1h · restart · drain
+    forget 1-3 5 [ordinal=4] (counts, at the end of the step) · taken NAME LIST [shard=0]
 
 Marks below the line: `+` an entry, `>` a command, `<` a reply, `#` counted, `!` the shard ends.
 """
@@ -35,12 +36,22 @@ from shard.entries import (
     AttemptEnded,
     Entry,
     Finished,
+    ForgetTaken,
+    Forgotten,
     Opened,
     RetryAsked,
     Started,
     TurnedBack,
 )
-from shard.events import Answered, Event, Requests, WorkerCame, WorkerLives, WorkerWent
+from shard.events import (
+    Answered,
+    Event,
+    ListApplied,
+    Requests,
+    WorkerCame,
+    WorkerLives,
+    WorkerWent,
+)
 from shard.sagas import MS
 from tests.unit.world import Rules, World, answer_to, loosely, order
 
@@ -102,7 +113,8 @@ class Player:
         if batch.restarts:
             return self._shown(world.restart())
         if not batch.hops:
-            return self._shown(world.step(*batch.events, timers=not batch.busy))
+            effects = world.step(*batch.events, timers=not batch.busy, forget=batch.forget)
+            return self._shown(effects)
         return self._next(world)
 
     def _next(self, world: World) -> list[str]:
@@ -122,6 +134,9 @@ class Player:
         told = [f"+ {_entry(entry, self.world)}" for entry in effects.entries]
         for peer, commands in effects.commands.items():
             told += [f"> {peer.decode()}: {_command(command)}" for command in commands]
+        for sent in effects.lists:
+            ranges = _ranges(sent.ranges)
+            told.append(f"> {sent.worker.decode()}: forget list {sent.list_number}: {ranges}")
         for each in effects.books:
             told.append(f"> {each.worker.decode()}: books {json.dumps(wire.unpack(each.body))}")
         for peer, replies in effects.replies.items():
@@ -146,6 +161,7 @@ class _Batch:
         self.world = world
         self.events: list[Event] = []
         self.busy = self.hops = self.restarts = False
+        self.forget: tuple[list[tuple[int, int]], int] | None = None
 
     def add(self, words: list[str]) -> None:
         verb, *rest = words
@@ -157,6 +173,12 @@ class _Batch:
             self.events.append(self._request(verb, plain, given))
         elif verb in ("workers", "worker", "beat", "gone"):
             self._worker(verb, plain, int(given.get("capacity", 256)))
+        elif verb == "taken":
+            self.events.append(
+                ListApplied(plain[0].encode(), int(given.get("shard", 0)), int(plain[1]))
+            )
+        elif verb == "forget":
+            self.forget = [_range(text) for text in plain], int(given.get("ordinal", 0))
         else:
             self._time(verb, plain)
 
@@ -252,6 +274,11 @@ def _ms(text: str) -> int:
     return int(text.removesuffix(unit)) * UNITS[unit]
 
 
+def _range(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    return int(low), int(high or low)
+
+
 def _item(text: str) -> dict[str, Any]:
     sku, _, quantity = text.partition("*")
     return {"sku": sku, "quantity": int(quantity or 1)}
@@ -310,3 +337,11 @@ def _entry(entry: Entry, world: World) -> str:
             return f"retry asked {entry.number} step {entry.step} {entry.reason!r}"
         case Finished():
             return f"finished {entry.number} {phases.PHASES[entry.phase]}"
+        case Forgotten():
+            return f"forgotten list {entry.list_number}: {_ranges(entry.ranges)}"
+        case ForgetTaken():
+            return f"list {entry.list_number} taken by {entry.service}"
+
+
+def _ranges(ranges: list[tuple[int, int]]) -> str:
+    return " ".join(f"{low}-{high}" for low, high in ranges) or "nothing"

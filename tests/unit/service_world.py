@@ -15,10 +15,12 @@ from config.load import Catalog, load_catalog
 from sagacity import wire
 from sagacity.executor import BatchExecutor, make_tables
 from sagacity.ids import ACTION, COMPENSATION, number_of
+from sagacity.ranges import Range
 from sagacity.service import Call, Database, Declined, Failed, Ok, Result, Service
-from sagacity.wire import Answer, BodyReader, Command, Commands, Witness
+from sagacity.wire import Answer, BodyReader, Command, Commands, Forget, Witness
 
 CLUSTER_ID = "c0ffee" + "0" * 26
+TURNS_MAX = 1_000  # that a list may take
 
 T = TypeVar("T")
 
@@ -108,9 +110,10 @@ def put_command(
     attempt: int = 1,
     epoch: int = 1,
     saga_id: str = "",
+    shard: int = 0,
 ) -> Command:
     body = wire.encode(Put(amount, how))
-    number = number_of(count, 0)
+    number = number_of(count, shard)
     return Command(saga_id or f"s{count}", 1, ACTION, epoch, number, attempt, {}, body)
 
 
@@ -120,6 +123,14 @@ def take_command(
     body = wire.encode(Take(how=how))
     number = number_of(count, 0)
     return Command(saga_id or f"s{count}", 1, COMPENSATION, epoch, number, attempt, {}, body)
+
+
+def a_list(
+    *ranges: Range, list_number: int = 1, shard: int = 0, epoch: int = 1, given: int = 1 << 20
+) -> Forget:
+    """Give a list of a shard that has started `given` sagas."""
+    witness = Witness(CLUSTER_ID, shard, epoch, 1, bytes(16), number_of(given, shard))
+    return Forget(witness, list_number, list(ranges))
 
 
 def read(kind: type[T], body: bytes) -> T:
@@ -163,6 +174,17 @@ class World:
         saga_id = f"checkout{count}"
         packed = wire.encode(body)
         return self.send(Command(saga_id, step, direction, epoch, number, attempt, {}, packed))[0]
+
+    def forget(self, *ranges: Range, shard: int = 0, epoch: int = 1) -> int:
+        """Forget a list to its end; give how many turns that took."""
+        asked = a_list(*ranges, shard=shard, epoch=epoch)
+        for turns in range(1, TURNS_MAX):
+            left = self.executor.forget(asked)
+            assert left is not None, "a list that does not count"
+            if not left:
+                return turns
+            asked = Forget(asked.witness, asked.list_number, left)
+        raise AssertionError("a list has no end")
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         return list(self.connection.execute(sql))

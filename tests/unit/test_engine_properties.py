@@ -20,7 +20,15 @@ from sagacity.ids import ACTION, COMPENSATION, barrier_key
 from sagacity.saga import Retry
 from sagacity.wire import Answer
 from shard import phases
-from shard.entries import AttemptEnded, Entry, Finished, Opened, RetryAsked, Started, TurnedBack
+from shard.entries import (
+    OF_NO_SAGA,
+    AttemptEnded,
+    Entry,
+    Finished,
+    RetryAsked,
+    Started,
+    TurnedBack,
+)
 from shard.finished import FinishedInMemory
 from shard.phases import COMPENSATING, NEW, RUNNING, TRANSITIONS
 from shard.sagas import Card
@@ -160,7 +168,7 @@ def moves(world: World) -> set[tuple[int, int, int]]:
     state = State(world.definitions, FinishedInMemory())
     for seq, batch in world.journal.replay():
         for entry in batch.entries:
-            if isinstance(entry, Opened):
+            if isinstance(entry, OF_NO_SAGA):
                 state.apply(entry, seq)
                 continue
             before = state.live.get(entry.number)

@@ -17,6 +17,8 @@ from shard.entries import (
     Batch,
     Entry,
     Finished,
+    ForgetTaken,
+    Forgotten,
     Opened,
     RetryAsked,
     Started,
@@ -167,6 +169,8 @@ entries: st.SearchStrategy[Entry] = st.one_of(
     st.builds(TurnedBack, small, small, st.sampled_from(CAUSES), texts),
     st.builds(RetryAsked, small, small, texts),
     st.builds(Finished, small, small, st.binary(max_size=300)),
+    st.builds(Forgotten, small, st.lists(st.tuples(small, small), max_size=4), small),
+    st.builds(ForgetTaken, texts, small),
 )
 commits = st.lists(st.tuples(st.lists(entries, max_size=6), small, small), max_size=8)
 

@@ -16,6 +16,7 @@ from sagacity.wire import (
     BODY_BYTES_MAX,
     CONTAINER_MAX,
     DEPTH_MAX,
+    FORGET_RANGES_MAX,
     FRAME_BYTES_MAX,
     FRAME_ITEMS_MAX,
     HEADERS_BYTES_MAX,
@@ -27,6 +28,8 @@ from sagacity.wire import (
     BooksPage,
     Command,
     Commands,
+    Forget,
+    Forgot,
     Hello,
     Rejected,
     Reply,
@@ -72,6 +75,8 @@ class Toy(Struct, tag_field="type", tag="toy"):
         (wire.read_to_shard, Beat(7, 0)),
         (wire.read_to_shard, BooksPage(7, b"\x80")),
         (wire.read_to_shard, BooksPage(7, b"\x80", 12)),
+        (wire.read_to_shard, Forgot(1, 7)),
+        (wire.read_to_worker, Forget(WITNESS, 7, [(1, 9000), (9002, 9377)])),
         (wire.read_to_worker, Commands(WITNESS, [COMMAND])),
         (wire.read_to_worker, BooksAsked(7, b"\x80")),
         (wire.read_to_worker, Rejected("another cluster")),
@@ -85,8 +90,10 @@ def test_what_is_sent_is_what_is_read(read: Reader, value: object) -> None:
 
 def test_tags_of_the_wire_never_change() -> None:
     """Two versions may meet in a rolling restart; Answer's is on disks, too."""
-    kinds = (Hello, Answer, Answers, Beat, BooksPage, Commands, BooksAsked, Rejected)
-    assert [kind.__struct_config__.tag for kind in kinds] == [1, 2, 3, 4, 5, 16, 17, 18]
+    kinds = (Hello, Answer, Answers, Beat, BooksPage, Forgot)
+    assert [kind.__struct_config__.tag for kind in kinds] == [1, 2, 3, 4, 5, 7]
+    kinds_to_worker = (Commands, BooksAsked, Rejected, Forget)
+    assert [kind.__struct_config__.tag for kind in kinds_to_worker] == [16, 17, 18, 20]
     assert (wire.OK, wire.DECLINED, wire.FAILED) == (0, 1, 2)
     assert [wire.OUTCOMES[code] for code in (3, 4, 5, 6)] == [
         "refused_fenced",
@@ -94,6 +101,17 @@ def test_tags_of_the_wire_never_change() -> None:
         "refused_forgotten",
         "refused_unavailable",
     ]
+
+
+def test_a_list_of_as_many_ranges_as_may_be_fits_into_a_frame() -> None:
+    """And not one more is read: what a service keeps of a list is bounded."""
+    low = 2**48
+    ranges = [(low + 2 * at, low + 2 * at) for at in range(FORGET_RANGES_MAX)]
+    packed = wire.encode(Forget(WITNESS, 2**63, ranges))
+    assert len(packed) <= FRAME_BYTES_MAX
+    assert wire.read_to_worker(packed) == Forget(WITNESS, 2**63, ranges)
+    with pytest.raises(Malformed):
+        wire.read_to_worker(wire.encode(Forget(WITNESS, 1, [*ranges, (1, 1)])))
 
 
 @pytest.mark.parametrize("count", [1, 2, FRAME_ITEMS_MAX, FRAME_ITEMS_MAX + 1])

@@ -14,6 +14,7 @@ from msgspec import Struct
 from sagacity import wire
 from sagacity.ids import count_of
 from sagacity.messages import ReserveInventory
+from sagacity.ranges import Range
 from sagacity.saga import Retry, Saga
 from sagacity.slots import SLOTS
 from sagacity.testing import fill
@@ -102,8 +103,16 @@ class World:
         wall = self.now.wall_ms + (ms if wall_ms is None else wall_ms)
         self.now = Instant(self.now.ns + ms * MS, wall)
 
-    def step(self, *events: Event, timers: bool = True) -> Effects:
-        """Take one batch, make its entries durable, and deliver what it asks for."""
+    def step(
+        self,
+        *events: Event,
+        timers: bool = True,
+        forget: tuple[list[Range], int] | None = None,
+    ) -> Effects:
+        """Take one batch, make its entries durable, and deliver what it asks for.
+
+        `forget`: ranges of counts and the ordinal with which retention ends the step.
+        """
         for event in events:
             if isinstance(event, WorkerCame | WorkerWent):
                 self.present = [peer for peer in self.present if peer != event.worker]
@@ -112,6 +121,8 @@ class World:
         seq = self.journal.last.seq + 1
         until = self.now.ns if timers else 0
         effects = self.engine.step(list(events), self.now, seq, until)
+        if forget is not None:
+            self.engine.forget(*forget, effects)
         if not effects.fenced_by:
             self._perform(effects)
         return effects
@@ -149,6 +160,8 @@ class World:
             for command in commands:
                 self.held.setdefault(peer, []).append(command)
                 self._travels(command.saga_id, command.body)
+        for sent in effects.lists:
+            assert self.replica.lists_open[sent.list_number] == sent.ranges
         assert snapshot(self.replica) == snapshot(self.engine.state)
 
     def record(self, dossier: Dossier) -> Record:
@@ -353,5 +366,7 @@ def snapshot(state: State) -> dict[str, Any]:
         ],
         "counts": (state.count, state.number, state.epoch, state.compensating, state.stuck),
         "at_risk": state.at_risk,
+        "forgetting": (state.lists, state.lists_open, state.lists_takers),
+        "forgotten": state.forgotten,
         "orders": list(state.order_counts),
     }
