@@ -21,7 +21,7 @@ from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
 from cluster.directory import ClusterFile, DataDirectory, RunDirectory
 from cluster.telemetry import Log, MetricsServer, WorkerMeters, configure_logging
-from config.load import load, load_catalog
+from config.load import Catalog, load, load_catalog
 from config.schema import Config
 from sagacity.errors import Malformed, SagacityError
 from sagacity.ids import ACTION, COMPENSATION, DIRECTIONS
@@ -66,6 +66,7 @@ class PoolWatch(Watch):
             "answered": self._answered,
             "busy": self.worker.busy if self.worker else 0,
             "capacity": self.worker.capacity if self.worker else 0,
+            "replays": self.worker.replays if self.worker else 0,
         }
 
     def served(self, served: Served) -> None:
@@ -118,9 +119,10 @@ def _run(args: argparse.Namespace) -> int:
         child.report("starting")
         directory = DataDirectory(args.data)
         cluster = directory.read()
+        catalog = load_catalog(config.cluster.catalog)  # a standby has it ready when it takes over
         if not _lock(directory.service_lock(name), child, clock):
             return 0
-        worker = _worker(service, config, directory, cluster, run, log, watch)
+        worker = _worker(service, config, catalog, directory, cluster, run, log, watch)
         watch.worker = worker
         child.report("up", watch.facts)
         log.info("worker_up", service=name)
@@ -134,6 +136,7 @@ def _run(args: argparse.Namespace) -> int:
 def _worker(
     service: Service,
     config: Config,
+    catalog: Catalog,
     directory: DataDirectory,
     cluster: ClusterFile,
     run: RunDirectory,
@@ -147,7 +150,7 @@ def _worker(
         cluster.cluster_id,
         capacity=config.services.credit,
         heartbeat_ms=config.supervisor.heartbeat_ms,
-        catalog=load_catalog(config.cluster.catalog),
+        catalog=catalog,
         log=log,
         watch=watch,
     )

@@ -6,7 +6,8 @@ Whatever came while the last batch was written is the next batch: no timer colle
 """
 
 from collections import deque
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -22,8 +23,24 @@ from shard.sagas import MS
 LATE_NS = 500 * MS  # a turn that is later than this could not work; nobody pays for that time
 WAIT_MAX_NS = 500 * MS  # between two looks at the world without an event
 RECEIVES_BEFORE_TIMERS = 3
+READ_PER_SIGN = 64  # rows or records at recovery; a row of a thousand entries takes 10 ms
 HISTORIES_PER_TURN = 4  # each reads some rows of the journal, 2.5 ms
 HISTORIES_MAX = 1_024  # asked for and not told
+
+
+T = TypeVar("T")
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _alive_during(read: Iterable[T], alive: Callable[[], None]) -> Iterator[T]:
+    """Give what is read, and a sign of life now and then."""
+    for at, each in enumerate(read):
+        if at % READ_PER_SIGN == 0:
+            alive()
+        yield each
 
 
 class Clock(Protocol):
@@ -119,16 +136,20 @@ class Loop:
         self._begun: deque[int] = deque(maxlen=RECEIVES_BEFORE_TIMERS)
         self.now = self._instant()
 
-    def recover(self) -> int:
+    def recover(self, alive: Callable[[], None] = _nothing) -> int:
         """Replay the journal and take the shard over.
+
+        Args:
+            alive: called now and then, so that a long replay is not taken for a hung process.
 
         Returns:
             How many sagas go on.
         """
         checkpoint = self._journal.checkpoint()
         if checkpoint is not None:
-            self._engine.state.restore(self._journal.kept(), checkpoint.counts)
-        for seq, batch in self._journal.replay():
+            kept = _alive_during(self._journal.kept(), alive)
+            self._engine.state.restore(kept, checkpoint.counts)
+        for seq, batch in _alive_during(self._journal.replay(), alive):
             self._engine.replay(batch, seq)
         self.now = self._instant()
         seq = self._journal.last.seq + 1

@@ -1,7 +1,8 @@
 """Pools: which worker gets which command. Pure; knows workers by their connection.
 
 A worker's credit is the number of commands it takes before it has answered one. A command that
-finds no credit waits here, at no cost to its attempt; so do commands whose worker went away.
+finds no credit waits here, at no cost to its attempt; so do commands whose worker went away. These
+are suspects: each worker gets one at a time, alone.
 """
 
 from collections import deque
@@ -22,7 +23,7 @@ class Worker:
         now: loop time, nanoseconds.
     """
 
-    __slots__ = ("capacity", "incarnation", "out", "peer", "pool", "seen_at")
+    __slots__ = ("alone", "begun", "capacity", "incarnation", "out", "peer", "pool", "seen_at")
 
     def __init__(self, peer: Peer, pool: "Pool", incarnation: int, capacity: int, now: int) -> None:
         self.peer = peer
@@ -31,6 +32,12 @@ class Worker:
         self.capacity = capacity
         self.out: dict[int, int] = {}  # barrier key -> sent at, in that order
         self.seen_at = now
+        self.alone: int | None = None  # barrier key of the suspect that it has
+        self.begun = False  # it has said that it runs that one
+
+    def takes_suspect(self) -> bool:
+        """Say whether it may get a suspect now."""
+        return self.alone not in self.out and self.capacity > len(self.out)
 
 
 class Pool:
@@ -40,10 +47,15 @@ class Pool:
         self.service = service
         self.workers: dict[Peer, Worker] = {}
         self.waiting: deque[Live] = deque()
+        self.suspects: deque[Live] = deque()  # what may have killed a worker
 
     def offer(self, saga: Live) -> None:
         """Queue a saga's current command."""
-        if saga.queued_in is not self:
+        if saga.suspect is not None and saga.suspected() is not None:
+            if saga.queued_in is not self.suspects:
+                saga.queued_in = self.suspects
+                self.suspects.append(saga)
+        elif saga.queued_in is not self:
             saga.queued_in = self
             self.waiting.append(saga)
         saga.where = QUEUED
@@ -51,18 +63,33 @@ class Pool:
 
     def offer_again(self, sagas: Iterable[Live]) -> None:
         """Queue commands that a worker had and will not answer; they go first, in their order."""
-        fresh = [saga for saga in sagas if saga.queued_in is not self]
-        for saga in fresh:
-            saga.queued_in = self
+        fresh: list[Live] = []
+        suspects: list[Live] = []
+        for saga in sagas:
+            if saga.queued_in is self or saga.queued_in is self.suspects:
+                continue
+            suspected = saga.suspected() is not None
+            (suspects if suspected else fresh).append(saga)
+            saga.queued_in = self.suspects if suspected else self
             saga.where = QUEUED
             saga.worker = None
         self.waiting.extendleft(reversed(fresh))
+        self.suspects.extendleft(reversed(suspects))
 
     def take(self) -> Live | None:
         """Take the next saga whose command still waits here; None when there is none."""
         while self.waiting:
             saga = self.waiting.popleft()
             if saga.queued_in is self:
+                saga.queued_in = None
+                return saga
+        return None
+
+    def take_suspect(self) -> Live | None:
+        """Take the next saga whose command has to be given out alone; None when there is none."""
+        while self.suspects:
+            saga = self.suspects.popleft()
+            if saga.queued_in is self.suspects:
                 saga.queued_in = None
                 return saga
         return None

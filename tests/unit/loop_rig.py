@@ -113,6 +113,9 @@ class TwinLinks:
                 assert command.body == saga.command_body()
                 assert command.epoch == durable.epoch
             self.held[peer] += commands
+        for peer, command in effects.alone.items():
+            assert command.body == durable.live[command.number].command_body(), "not due"
+            self.held[peer].append(command)
         for sent in effects.lists:
             assert durable.lists_open[sent.list_number] == sent.ranges, "not durable before"
         for reply in (each for batch in effects.replies.values() for each in batch):
