@@ -441,7 +441,10 @@ class Loop:
     def _timeout_ms(self) -> int:
         if self._outbox.frames:
             return sockets.OUTBOX_RETRY_MS
-        return 20 if self._child.state != "up" or self._router.draining else 500
+        if self._child.state != "up" or self._router.draining:
+            return 20
+        beat_ms = (self._child.beat_due_ns() - self._clock.monotonic_ns()) // MILLISECOND + 1
+        return min(max(beat_ms, 0), 500)
 
     def _receive(self, peer: _Peer, *, to_the_end: bool) -> None:
         drained = False
@@ -562,6 +565,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         refuse_known_bad({"libzmq": sockets.LIBZMQ_VERSION, "msgpack": wire.MSGPACK_VERSION})
         config = load(options.config)
+        child.set_heartbeat(config.supervisor.heartbeat_ms)
         slots = DataDirectory(options.data).read().slots
         address = run.router if options.port is None else f"tcp://127.0.0.1:{options.port}"
         front = sockets.router(ctx, address, frames_queued_max=FRONT_FRAMES_QUEUED_MAX)

@@ -116,7 +116,7 @@ class Child:
         self.state = "starting"
         self.metrics_port = 0
         self._clock = clock
-        self._heartbeat_ns = heartbeat_ms * 1_000_000
+        self.set_heartbeat(heartbeat_ms)
         self._next_beat_ns = 0
         self._run = run
         self._ctx = ctx
@@ -152,6 +152,14 @@ class Child:
         """
         if now_ns >= self._next_beat_ns:
             self._send(facts)
+
+    def set_heartbeat(self, heartbeat_ms: int) -> None:
+        """Change the time between two reports, once the configuration is known."""
+        self._heartbeat_ns = heartbeat_ms * 1_000_000
+
+    def beat_due_ns(self) -> int:
+        """Give the instant of the next heartbeat, for the loop's time-out."""
+        return self._next_beat_ns
 
     def close(self) -> None:
         """Close the reports' socket and give the signals back."""

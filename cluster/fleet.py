@@ -6,6 +6,8 @@ Knows no process, socket or clock: the supervisor tells what happened and asks w
     any -> starting                    it ended; started again at once, then after 0.1 s doubling
     starting -> quarantined            too many quick exits in a row without having served
     any -> stopped                     it ended while the cluster stops
+
+A process that is silent for too long hangs. It is killed, once, and then has ended like any other.
 """
 
 from collections.abc import Iterable
@@ -29,19 +31,23 @@ _MS: Final = 1_000_000  # nanoseconds
 
 
 class Patience(Struct, frozen=True):
-    """How a process that ends is started again.
+    """How a process that ends is started again, and when a silent one hangs.
 
     Args:
         restart_ms: before the second restart in a row; the first comes at once, later ones double.
         restart_max_ms: the doubling ends here.
         quarantine_exits: quick exits in a row after which it is not started any more.
         quarantine_within_ms: an exit is quick when it comes this soon after the start.
+        worker_hung_ms: a worker's silence that ends it.
+        shard_silent_ms: a shard's or the router's.
     """
 
     restart_ms: int = 100
     restart_max_ms: int = 5_000
     quarantine_exits: int = 8
     quarantine_within_ms: int = 5_000
+    worker_hung_ms: int = 10_000
+    shard_silent_ms: int = 15_000
 
 
 class Member:
@@ -56,11 +62,13 @@ class Member:
         heard_ns: when it was started or last reported; time that the supervisor itself lost is
             taken out, so a pause of the whole machine makes nobody look silent.
         restarts: since the supervisor began.
+        condemned: the process was found to hang, and is being killed.
     """
 
     __slots__ = (
         "_exits",
         "_quick_exits",
+        "condemned",
         "facts",
         "heard_ns",
         "index",
@@ -86,6 +94,7 @@ class Member:
         self.heard_ns = now_ns
         self.served = False
         self.restarts = 0
+        self.condemned = False
         self._exits = 0  # in a row, without having served
         self._quick_exits = 0
 
@@ -97,7 +106,7 @@ class Member:
         self.pid = pid
         self.start_at_ns = None
         self.started_ns = self.heard_ns = now_ns
-        self.served = False
+        self.served = self.condemned = False
 
     def ended(self, now_ns: int, patience: Patience) -> None:
         """Take note that the process has ended, and decide when the next one starts."""
@@ -145,6 +154,37 @@ class Fleet:
             for member in self.members.values()
             if member.start_at_ns is not None and member.start_at_ns <= now_ns
         ]
+
+    def hung(self, now_ns: int) -> list[Member]:
+        """Give the members that hang: to be killed now. Each process is given once.
+
+        Call it when all reports that have come are taken in. None hangs while the cluster stops:
+        a process that ends does not report, and is killed after the drain anyway.
+        """
+        found = [
+            member
+            for member in self.members.values()
+            if not self.stopping
+            and member.pid
+            and not member.condemned
+            and now_ns - member.heard_ns > self._silence_ns(member)
+        ]
+        for member in found:
+            member.condemned = True
+        return found
+
+    def _silence_ns(self, member: Member) -> int:
+        """Give the silence that a member may keep."""
+        patience = self._patience
+        of_worker = member.role not in {ROUTER, SHARD}
+        return (patience.worker_hung_ms if of_worker else patience.shard_silent_ms) * _MS
+
+    def next_hung_ns(self) -> int | None:
+        """Give the instant at which the next member hangs if it stays silent, if any may."""
+        if self.stopping:
+            return None
+        running = [m for m in self.members.values() if m.pid and not m.condemned]
+        return min((m.heard_ns + self._silence_ns(m) for m in running), default=None)
 
     def next_due_ns(self) -> int | None:
         """Give the instant at which `due` gives the next member, None if nobody waits."""

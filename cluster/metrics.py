@@ -35,8 +35,8 @@ _SHORT_EDGES: Final = tuple(
 # Values of labels that are closed lists and belong to no other room.
 ACTIVE_STATES: Final = ("running", "compensating", "stuck")
 FINISHED_OUTCOMES: Final = ("completed", "aborted")
-ATTEMPT_OUTCOMES: Final = ("ok", "declined", "failed", "timed_out")
-COMPENSATION_CAUSES: Final = ("declined", "timed_out", "deadline", "cancelled")
+ATTEMPT_OUTCOMES: Final = ("ok", "declined", "failed", "timed_out", "quarantined")
+COMPENSATION_CAUSES: Final = ("declined", "timed_out", "deadline", "cancelled", "quarantined")
 SHARD_DUPLICATES: Final = (
     "start",
     "answer_late",
@@ -52,6 +52,10 @@ SHARD_FAULTS: Final = (
     "answer_malformed",
     "answer_out_of_range",
     "answer_wrong_pool",
+    "definition_answer",
+    "definition_command",
+    "definition_reason",
+    "definition_undo",
     "frame",
     "refused_compensated",
     "refused_forgotten",

@@ -116,15 +116,16 @@ class Supervisor:
         """Start whoever is due, wait for something to happen, take it in."""
         self.start_due()
         before = self._clock.monotonic_ns()
-        due_ns = self.fleet.next_due_ns()
-        wait_ms = _TURN_MS if due_ns is None else max(0, (due_ns - before) // 1_000_000 + 1)
-        wait_ms = min(wait_ms, _TURN_MS)
+        dues = [self.fleet.next_due_ns(), self.fleet.next_hung_ns()]
+        waits = [max(0, (due - before) // 1_000_000 + 1) for due in dues if due is not None]
+        wait_ms = min([*waits, _TURN_MS])
         ready = dict(self._poller.poll(wait_ms))
         now = self._clock.monotonic_ns()
         self._notice_lost_time(now, wait_ms * 1_000_000)
         if self._signals.wakeup_fd in ready:
             self._signals.woken()
-        self._take_reports(now)
+        if self._take_reports(now):
+            self._kill_hung(now)
         self._has_served = self._has_served or self.fleet.ready()
         for descriptor in [fd for fd in self._processes if fd in ready]:
             self._reap(descriptor)
@@ -202,8 +203,23 @@ class Supervisor:
         wait_ms = 0 if member.start_at_ns is None else (member.start_at_ns - now) // 1_000_000
         self._log.warning("process_ended", **said, restart_in_ms=wait_ms)
 
-    def _take_reports(self, now_ns: int) -> None:
-        frames, _ = receive_all(self._reports, _FRAMES_MAX)
+    def _kill_hung(self, now_ns: int) -> None:
+        """Kill who is silent for too long; `_reap` sees its end, and what follows is as usual.
+
+        A stopped writer would keep its database's lock for ever: SIGKILL frees it.
+        """
+        hung = self.fleet.hung(now_ns)
+        if not hung:
+            return
+        for descriptor, (member, _) in self._processes.items():
+            if member in hung:
+                silent_ms = (now_ns - member.heard_ns) // 1_000_000
+                self._log.error("process_hung", **_named(member), silent_ms=silent_ms)
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+
+    def _take_reports(self, now_ns: int) -> bool:
+        """Take reports in; say whether these were all that have come."""
+        frames, drained = receive_all(self._reports, _FRAMES_MAX)
         for frame in frames:
             try:
                 changed = self.fleet.reported(wire.read_report(frame), now_ns)
@@ -219,6 +235,7 @@ class Supervisor:
                     since_start_ms=took_ms,
                     **_named(changed),
                 )
+        return drained
 
     def _answer(self, now_ns: int) -> None:
         frames, _ = receive_all_from(self._questions, _FRAMES_MAX)

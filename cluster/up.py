@@ -193,6 +193,8 @@ def _patience(config: Config) -> Patience:
         restart_max_ms=config.supervisor.restart_max_ms,
         quarantine_exits=config.supervisor.quarantine_exits,
         quarantine_within_ms=config.supervisor.quarantine_within_ms,
+        worker_hung_ms=config.supervisor.worker_hung_ms,
+        shard_silent_ms=config.supervisor.shard_silent_ms,
     )
 
 

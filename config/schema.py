@@ -130,6 +130,8 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
     Args:
         heartbeat_ms: between two signs of life of a process.
         worker_live_ms: a worker whose last sign is older is not live.
+        worker_hung_ms: a worker, standby or not, that is silent for so long is killed.
+        shard_silent_ms: the same for a shard, and for the router.
         restart_ms: before the second restart; the first comes at once, later ones double.
         restart_max_ms: the doubling ends here.
         quarantine_exits: exits in a row, without having served, after which there is no restart.
@@ -141,6 +143,8 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
 
     heartbeat_ms: Milliseconds = 1_000
     worker_live_ms: Milliseconds = 2_500
+    worker_hung_ms: Milliseconds = 10_000
+    shard_silent_ms: Annotated[int, Meta(ge=2_000, le=86_400_000)] = 15_000
     restart_ms: Milliseconds = 100
     restart_max_ms: Milliseconds = 5_000
     quarantine_exits: Annotated[int, Meta(ge=1, le=1000)] = 8
@@ -189,6 +193,13 @@ def contradictions(config: Config) -> list[str]:
         least, most = getattr(section, low), getattr(section, high)
         if least > most:
             found.append(f"{name}.{low} = {least} is above {name}.{high} = {most}")
+    beat = config.supervisor.heartbeat_ms
+    for name in ("worker_hung_ms", "shard_silent_ms"):
+        patience = getattr(config.supervisor, name)
+        if patience <= beat:
+            found.append(
+                f"supervisor.{name} = {patience} is not above supervisor.heartbeat_ms = {beat}"
+            )
     found.extend(
         f"services.pools: {name!r} is the name of another kind of process"
         for name in sorted(RESERVED_NAMES.intersection(config.services.pools))

@@ -41,6 +41,7 @@ from sagacity.wire import (
     Command,
     Forget,
     Witness,
+    answer_to,
     encode,
 )
 
@@ -216,12 +217,12 @@ class Barrier:
         known_epoch = self._fence.get(slot, 0)
         if epoch != known_epoch:
             if epoch < known_epoch:
-                return _answer(command, REFUSED_FENCED, encode(known_epoch))
+                return answer_to(command, REFUSED_FENCED, encode(known_epoch))
             self._fence[slot] = epoch
             self._rows.execute(_RAISE, (slot, epoch))
         # Usually one comparison: running sagas have higher numbers than forgotten ones.
         if command.number <= self._forgotten.upto and self._forgotten.holds(command.number):
-            return _answer(command, REFUSED_FORGOTTEN, b"")
+            return answer_to(command, REFUSED_FORGOTTEN, b"")
         key = command.number << (STEP_BITS + 1) | step << 1
         rows: Any = self._rows.execute(_NEIGHBOURS, (key, key | 1)).fetchall()
         if rows:
@@ -235,7 +236,7 @@ class Barrier:
             self._rows.execute(_INSERT, (key | direction, command.saga_id, outcome, reply))
         if alone:
             self._rows.execute("RELEASE effect")
-        return _answer(command, outcome, reply)
+        return answer_to(command, outcome, reply)
 
     def _known(
         self, command: Command, key: int, rows: list[tuple[int, str, int, bytes]]
@@ -249,9 +250,9 @@ class Barrier:
         if command.direction == COMPENSATION and not compensated:
             return None
         if command.direction == ACTION and compensated:
-            return _answer(command, REFUSED_COMPENSATED, b"")
+            return answer_to(command, REFUSED_COMPENSATED, b"")
         self.repeated += 1
-        return _answer(command, outcome, reply)
+        return answer_to(command, outcome, reply)
 
     def _effect(self, command: Command, alone: bool) -> tuple[int, bytes]:
         """Run the handler; where it did not succeed nothing is left of it.
@@ -318,20 +319,7 @@ class Barrier:
             direction=command.direction,
             text=text,
         )
-        return _answer(command, FAILED, _text(text))
-
-
-def _answer(command: Command, outcome: int, body: bytes) -> Answer:
-    return Answer(
-        command.saga_id,
-        command.step,
-        command.direction,
-        command.epoch,
-        command.number,
-        command.attempt,
-        outcome,
-        body,
-    )
+        return answer_to(command, FAILED, _text(text))
 
 
 def _places(error: Exception) -> list[str]:

@@ -33,6 +33,7 @@ from sagacity.wire import (
     Commands,
     Forget,
     Witness,
+    answer_to,
     pack,
 )
 
@@ -41,6 +42,7 @@ BOOKS_ROWS_MAX: Final = 5_000  # rows of one page
 INTEGER_MIN: Final = -(2**63)  # of those that a database can hold
 INTEGER_MAX: Final = 2**63 - 1
 OPEN_PATIENCE_MS: Final = 5_000  # for another's lock, before there is an executor that waits
+ALIVE_COMMANDS: Final = 16  # between two signs of life; 10 ns a command
 CHECKPOINT_PAGES: Final = 1_000  # a WAL of 4 MiB is written back
 
 # Beside the service's own tables: whose database this is. Its row is written in the transaction
@@ -138,6 +140,8 @@ class BatchExecutor:
         log: for faults.
         wait: called while another connection has the lock, with the number of calls before; False
             gives up. None: never waits.
+        alive: called now and then during a long transaction, so that its worker is not taken for
+            a hung one.
         checkpoint_pages: length of the WAL that `tidy` writes back.
 
     After a batch that the database could not take `available` is False, and every command is
@@ -151,6 +155,7 @@ class BatchExecutor:
         log: Log,
         *,
         wait: Callable[[int], bool] | None = None,
+        alive: Callable[[], None] | None = None,
         checkpoint_pages: int = CHECKPOINT_PAGES,
     ) -> None:
         self.available = True
@@ -162,6 +167,7 @@ class BatchExecutor:
         self._barrier = Barrier(connection, service, log)
         self._barrier.load()
         self._version = self._foreign_writes()
+        self._alive = alive or _nothing
         self._wal_pages = 0
         self._checkpoint_pages = self._checkpoint_at = checkpoint_pages
         self._books_asked: BodyReader[BooksRequest] = BodyReader(BooksRequest)
@@ -315,7 +321,12 @@ class BatchExecutor:
         answers = []
         for batch in batches:
             barrier.see(batch.witness)
-            answers.append([answer(command, alone=alone) for command in batch.items])
+            done: list[Answer] = []
+            for at in range(0, len(batch.items), ALIVE_COMMANDS):
+                some = batch.items[at : at + ALIVE_COMMANDS]
+                done += [answer(command, alone=alone) for command in some]
+                self._alive()
+            answers.append(done)
         return answers
 
     def _undo(self) -> None:
@@ -390,20 +401,12 @@ def _of_other_kind(
     return bool(rows) and not isinstance(rows[0][0], type(after))
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 def _refuse(batches: Sequence[Commands]) -> list[list[Answer]]:
     return [
-        [
-            Answer(
-                command.saga_id,
-                command.step,
-                command.direction,
-                command.epoch,
-                command.number,
-                command.attempt,
-                REFUSED_UNAVAILABLE,
-                b"",
-            )
-            for command in batch.items
-        ]
+        [answer_to(command, REFUSED_UNAVAILABLE, b"") for command in batch.items]
         for batch in batches
     ]

@@ -34,7 +34,7 @@ from sagacity.errors import Malformed
 from sagacity.ids import ACTION
 from sagacity.saga import Prices, Retry, Saga, Step, tag_of
 from sagacity.slots import SLOTS
-from sagacity.wire import Answer, Command, Reply
+from sagacity.wire import Command, Reply
 from shard.admission import Admission
 from shard.effects import Effects
 from shard.engine import Engine
@@ -308,16 +308,7 @@ class _Play:
         code, body = _reply(step, command.direction, outcome, asked)
         if code != wire.FAILED:
             self.messages.append(body)
-        answer = Answer(
-            command.saga_id,
-            command.step,
-            command.direction,
-            command.epoch,
-            command.number,
-            command.attempt,
-            code,
-            wire.pack(body),
-        )
+        answer = wire.answer_to(command, code, wire.pack(body))
         self._inbox.append(Answered(peer, [answer]))
 
     def _replied(self, reply: Reply) -> None:

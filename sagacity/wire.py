@@ -4,8 +4,8 @@ A frame is one msgpack array and one ZeroMQ message part; every frame is a batch
 are packed once, by who writes them, and pass through router and shards as bytes.
 
     client -> router -> shard     [Request, ...]          shard -> router -> client   [Reply, ...]
-    shard  -> worker              Commands | BooksAsked | Rejected | Forget
-    worker -> shard               Hello | Beat | Answers | BooksPage | Forgot
+    shard  -> worker              Commands | Proceed | BooksAsked | Rejected | Forget
+    worker -> shard               Hello | Beat | Begun | Answers | BooksPage | Forgot
     child  -> supervisor          Report                  supervisor -> router        [Reply, ...]
 
 The only room, with shard/codec, that encodes and decodes: msgspec reads what is typed, msgpack
@@ -208,6 +208,18 @@ class BooksPage(Struct, frozen=True, array_like=True, tag=5):
     code: int | None = None
 
 
+class Begun(Struct, frozen=True, array_like=True, tag=6, gc=False):
+    """A worker is about to run a command alone; it waits for Proceed before it does.
+
+    So its death from here to the answer is known to be about this command.
+    """
+
+    number: int
+    step: int
+    direction: int
+    attempt: int
+
+
 class Forgot(Struct, frozen=True, array_like=True, tag=7):
     """A list of this shard is applied: what it says is durable in the service's database.
 
@@ -219,10 +231,15 @@ class Forgot(Struct, frozen=True, array_like=True, tag=7):
 
 
 class Commands(Struct, frozen=True, array_like=True, tag=16):
-    """Commands for a worker, a batch, with the shard's witness once."""
+    """Commands for a worker, a batch, with the shard's witness once.
+
+    With `alone` each may be what killed a worker before: it runs in a transaction of its own,
+    after Begun and Proceed.
+    """
 
     witness: Witness
     items: list[Command]
+    alone: bool = False
 
 
 class BooksAsked(Struct, frozen=True, array_like=True, tag=17):
@@ -236,6 +253,16 @@ class Rejected(Struct, frozen=True, array_like=True, tag=18):
     """Why a shard does not work with this worker: another cluster, protocol or service."""
 
     text: str
+
+
+class Proceed(Struct, frozen=True, array_like=True, tag=19, gc=False):
+    """Answers Begun, with its fields: run the command; or, where it is not `wanted`, drop it."""
+
+    number: int
+    step: int
+    direction: int
+    attempt: int
+    wanted: bool
 
 
 class Forget(Struct, frozen=True, array_like=True, tag=20):
@@ -272,8 +299,8 @@ class Report(Struct, frozen=True, array_like=True, gc=False):
     facts: dict[str, int]
 
 
-ToShard = Hello | Answers | Beat | BooksPage | Forgot
-ToWorker = Commands | BooksAsked | Rejected | Forget
+ToShard = Hello | Answers | Beat | BooksPage | Begun | Forgot
+ToWorker = Commands | BooksAsked | Rejected | Proceed | Forget
 
 T = TypeVar("T")
 
@@ -325,6 +352,20 @@ def frames(items: Sequence[Struct]) -> Iterator[bytes]:
 def answer_frames(answers: list[Answer]) -> Iterator[bytes]:
     """Encode answers into as few frames as the limits allow; one too long for any is left out."""
     return _split(answers, lambda some: encode(Answers(some)))
+
+
+def answer_to(command: Command, outcome: int, body: bytes) -> Answer:
+    """Answer a command: its own first fields, the outcome, a packed body."""
+    return Answer(
+        command.saga_id,
+        command.step,
+        command.direction,
+        command.epoch,
+        command.number,
+        command.attempt,
+        outcome,
+        body,
+    )
 
 
 def command_frames(witness: Witness, commands: list[Command]) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ import math
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
@@ -42,16 +43,20 @@ from sagacity.sockets import (
 )
 from sagacity.wire import (
     PROTOCOL,
+    REFUSED_UNAVAILABLE,
     Answer,
     Beat,
+    Begun,
     BooksAsked,
     Command,
     Commands,
     Forget,
     Forgot,
     Hello,
+    Proceed,
     Rejected,
     answer_frames,
+    answer_to,
     encode,
     read_to_worker,
 )
@@ -75,6 +80,7 @@ FRAMES_MAX: Final = 64  # of one shard in one turn
 TRIAL_MS: Final = 500  # between two tries of a database that took no write
 LOCK_PATIENCE_MS: Final = 2_000  # for another connection's lock; below an attempt's 3 s
 LOCK_RETRY_S: Final = 0.005
+PROCEED_PATIENCE_MS: Final = 500  # for a shard's word; then the others have waited long enough
 LISTS_MAX: Final = 256  # kept to be forgotten; a shard repeats what does not find room
 
 EXIT_STOPPED: Final = 0
@@ -180,6 +186,13 @@ class Worker:
         self._links: list[_Link] = []
         self._held: list[_Held] = []
         self._lists: dict[tuple[int, int], tuple[_Link, Forget]] = {}  # shard, number: what is left
+        # Commands that may kill us, one each, run alone. While one has begun, and its shard has not
+        # said Proceed, no others run: a death is then known to be about this one.
+        self._alone: deque[tuple[_Link, Commands]] = deque()
+        self._begun: tuple[_Link, Commands] | None = None
+        self._begun_at = 0
+        self._granted: tuple[_Link, Commands] | None = None  # to be run in this turn
+        self._deferred: list[tuple[_Link, Commands]] = []
         self._order = count()
         self._next_beat = 0
         self._next_trial = 0
@@ -190,12 +203,19 @@ class Worker:
         connection = open_file(database)
         if make_tables(connection, service, cluster_id, catalog):
             self._log.info("database_made", service=service.name)
-        self._executor = BatchExecutor(connection, service, self._log, wait=self._wait_for_lock)
+        self._executor = BatchExecutor(
+            connection, service, self._log, wait=self._wait_for_lock, alive=self._say_alive
+        )
 
     @property
     def capacity(self) -> int:
         """Commands that it takes from each shard now: 0 while its database does not work."""
         return self._capacity if self._executor.available else 0
+
+    @property
+    def replays(self) -> int:
+        """Batches that were run again one by one, which is slow: handlers raised or wrote first."""
+        return self._executor.replays
 
     def stop(self) -> None:
         """Have `run` end after the batch at hand. Any thread or signal handler may, at any time."""
@@ -238,14 +258,23 @@ class Worker:
             self._see_wakeups()
             if self._exit is not None:
                 return
-        batches: list[tuple[_Link, Commands]] = []
+        batches, self._deferred = self._deferred, []
         for link in self._links:
             if link.monitor.socket in ready:
                 self._see_connection(link)
             if link.socket in ready:
                 self._receive(link, batches)
-        if batches:
+        if self._begun is not None and began - self._begun_at > PROCEED_PATIENCE_MS * _NS:
+            self._withdraw()
+        if self._granted is not None:
+            alone, self._granted = self._granted, None
+            self._serve([alone], began)
+        if batches and self._begun is None:
             self._serve(batches, began)
+        else:
+            self._deferred = batches
+        if self._alone:
+            self._begin_next(began)
         if self._held:
             self._release_held()
         if self._lists and self._executor.available:
@@ -269,8 +298,14 @@ class Worker:
             if isinstance(said, Commands):
                 if said.witness.cluster_id != self._cluster_id:
                     self._watch.garbage()
+                elif said.alone:
+                    for command in said.items:
+                        batch = Commands(said.witness, [command], alone=True)
+                        self._alone.append((link, batch))
                 elif said.items:  # a shard probes its connections with empty batches
                     batches.append((link, said))
+            elif isinstance(said, Proceed):
+                self._proceed(link, said)
             elif isinstance(said, BooksAsked):
                 send(link.socket, encode(self._executor.read_books(said)))
             elif isinstance(said, Forget):
@@ -364,6 +399,41 @@ class Worker:
             for frame in answer_frames(answers):
                 send(link.socket, frame)  # a shard that is away asks again when it is back
 
+    # -- alone ----------------------------------------------------------------------------------
+
+    def _begin_next(self, now: int) -> None:
+        """Tell a shard which of the commands that may kill us comes next."""
+        while self._alone and self._begun is None:
+            link, batch = self._alone[0]
+            if not self._executor.available:
+                self._serve([self._alone.popleft()], now)  # refused
+            elif send(link.socket, encode(_begun(batch.items[0]))):
+                self._begun, self._begun_at = self._alone.popleft(), now
+            else:
+                return  # full: tried again in the next turn
+
+    def _proceed(self, link: _Link, said: Proceed) -> None:
+        """A shard has noted what we have begun, or does not want it any more."""
+        if self._begun is None or self._begun[0] is not link:
+            return
+        begun = _begun(self._begun[1].items[0])
+        if begun == Begun(said.number, said.step, said.direction, said.attempt):
+            if said.wanted:
+                self._granted = self._begun
+            self._begun = None
+
+    def _withdraw(self) -> None:
+        """Give back what has begun and not been run: its shard may give it to another."""
+        if self._begun is not None:
+            (link, batch), self._begun = self._begun, None
+            self._send_answers(link, [answer_to(batch.items[0], REFUSED_UNAVAILABLE, b"")])
+
+    def _drop_alone(self, link: _Link) -> None:
+        """A shard without a connection delivers again what it had given us."""
+        self._alone = deque(each for each in self._alone if each[0] is not link)
+        if self._begun is not None and self._begun[0] is link:
+            self._begun = None
+
     # -- signs of life --------------------------------------------------------------------------
 
     def _live(self, now: int) -> None:
@@ -375,7 +445,10 @@ class Worker:
         self._watch.turned(now)
 
     def _see_connection(self, link: _Link) -> None:
-        if CONNECTED in link.monitor.events():
+        events = link.monitor.events()
+        if events:
+            self._drop_alone(link)
+        if CONNECTED in events:
             link.greeted = False
             self._sign_life(link)
 
@@ -406,11 +479,20 @@ class Worker:
         if self._lists and self._executor.available:
             return 0
         due = self._next_beat
+        if self._begun is not None:
+            due = min(due, self._begun_at + (PROCEED_PATIENCE_MS + 1) * _NS)
+        elif self._deferred:
+            return 0  # its shard has gone before it answered
         if self._held:
             due = min(due, self._held[0][0])
         if not self._executor.available:
             due = min(due, self._next_trial)
         return due
+
+    def _say_alive(self) -> None:
+        now = time.monotonic_ns()
+        if now >= self._next_beat:
+            self._live(now)
 
     def _wait_for_lock(self, calls: int) -> bool:
         """Wait a moment for another connection's lock, alive; False when that took too long."""
@@ -442,6 +524,7 @@ class Worker:
             self._exit = EXIT_STOPPED
 
     def _close(self, ctx: Context) -> None:
+        self._withdraw()  # our end shall not be held against it
         for link in self._links:
             link.monitor.close()
             close_politely(link.socket)
@@ -450,6 +533,10 @@ class Worker:
         wake, self._wake = self._wake, -1  # a late `stop` must not write into another's file
         os.close(wake)
         os.close(self._woken)
+
+
+def _begun(command: Command) -> Begun:
+    return Begun(command.number, command.step, command.direction, command.attempt)
 
 
 def _default_log() -> Log:

@@ -23,7 +23,7 @@ from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
 from cluster.directory import MEND, ClusterFile, DataDirectory, RunDirectory
 from cluster.telemetry import Log, MetricsServer, WorkerMeters, configure_logging
-from config.load import load, load_catalog
+from config.load import Catalog, load, load_catalog
 from config.schema import Config
 from sagacity.errors import Malformed, SagacityError
 from sagacity.ids import ACTION, COMPENSATION, DIRECTIONS
@@ -70,6 +70,7 @@ class PoolWatch(Watch):
             "answered": self._answered,
             "busy": self.worker.busy if self.worker else 0,
             "capacity": self.worker.capacity if self.worker else 0,
+            "replays": self.worker.replays if self.worker else 0,
         }
 
     def served(self, served: Served) -> None:
@@ -129,10 +130,11 @@ def _run(args: argparse.Namespace) -> int:
         child.report("starting")
         directory = DataDirectory(args.data)
         cluster = directory.read()
+        catalog = load_catalog(config.cluster.catalog)  # a standby has it ready when it takes over
         if not _lock(directory.service_lock(name), child, clock):
             return 0
         try:
-            worker = _worker(service, config, directory, cluster, run, log, watch)
+            worker = _worker(service, config, catalog, directory, cluster, run, log, watch)
         except Malformed as error:
             file = directory.service(name)
             text = error.text if str(file) in error.text else f"{file}: {error.text}"
@@ -150,6 +152,7 @@ def _run(args: argparse.Namespace) -> int:
 def _worker(
     service: Service,
     config: Config,
+    catalog: Catalog,
     directory: DataDirectory,
     cluster: ClusterFile,
     run: RunDirectory,
@@ -163,7 +166,7 @@ def _worker(
         cluster.cluster_id,
         capacity=config.services.credit,
         heartbeat_ms=config.supervisor.heartbeat_ms,
-        catalog=load_catalog(config.cluster.catalog),
+        catalog=catalog,
         log=log,
         watch=watch,
     )

@@ -11,18 +11,17 @@ from collections.abc import Mapping
 
 from sagacity.errors import Stuck
 from sagacity.ids import ACTION
-from sagacity.wire import encode
 from shard import entries, phases
 from shard.admission import Admission
 from shard.deadlines import Wheel
 from shard.effects import Effects
-from shard.entries import AttemptEnded, Finished, TurnedBack
+from shard.entries import AttemptEnded, Finished, Quarantined, TurnedBack
 from shard.events import Instant, Peer
 from shard.phases import RUNNING
 from shard.pools import Pool
 from shard.replies import answer, refuse
 from shard.retries import RetryBudget, backoff_ns
-from shard.sagas import BACKING_OFF, MS, QUEUED, Definition, Live, settle
+from shard.sagas import BACKING_OFF, HELD, MS, QUEUED, Definition, Live, Suspect, settle
 from shard.state import State
 from shard.tally import Tally
 
@@ -86,7 +85,9 @@ class Course:
         credit.
         """
         saga.deadline = deadline
-        if saga.attempt > 1:
+        if saga.quarantined:
+            saga.where = HELD
+        elif saga.attempt > 1:
             self._back_off(saga, now)
         else:
             self._give_out(saga, now)
@@ -106,8 +107,10 @@ class Course:
         self.compensate_next(saga, now, fx)
 
     def send_now(self, saga: Live, now: Instant) -> None:
-        """Give a saga's current command out again without waiting for its backoff."""
-        if saga.where == BACKING_OFF:
+        """Give a saga's current command out again: no backoff, no quarantine keeps it any more."""
+        if saga.where == HELD:
+            saga.suspect = Suspect(saga.step, saga.direction)
+        if saga.where in (BACKING_OFF, HELD):
             self.queue(saga, now)
             self.arm(saga, now.ns + saga.definition.timeouts[saga.step - 1])
 
@@ -121,9 +124,11 @@ class Course:
     def finish(self, saga: Live, phase: int, now: Instant, fx: Effects) -> None:
         """End a saga: its answer, built once, goes to all who wait and never changes."""
         completed = phase == phases.COMPLETED
-        plan = saga.definition.saga
-        run = saga.run
-        final = encode(plan.completed(run) if completed else plan.aborted(run, saga.reason))
+        try:
+            final = saga.final_body(phase)
+        except Exception as error:  # the definition's own code may raise anything
+            self.tally.faulted("definition_answer", type(error).__name__)
+            final = saga.plain_body(phase)
         entry = Finished(saga.number, phase, final)
         fx.entries.append(entry)
         self.state.finish(entry, self.seq)
@@ -145,10 +150,8 @@ class Course:
         if direction == ACTION and attempt >= retry.attempts:
             self.turn_back(saga, entries.TIMED_OUT, f"Timed out: {name}", now, fx)
             return
-        if saga.stuck and not was_stuck:
-            for waiter in saga.waiters:
-                refuse(fx, waiter, self.stuck_error(saga))
-            saga.waiters = ()
+        if not was_stuck:
+            self._tell_if_stuck(saga, fx)
         self._back_off(saga, now)
 
     def _back_off(self, saga: Live, now: Instant) -> None:
@@ -158,6 +161,40 @@ class Course:
         saga.worker = None
         saga.due = now.ns + backoff_ns(retry, saga.saga_id, saga.step, saga.attempt - 1)
         self.arm(saga, self.look_at(saga))
+
+    def command_raised(self, saga: Live, error: Exception, now: Instant, fx: Effects) -> None:
+        """A definition's own code raised instead of building the current command.
+
+        That is a failed attempt of this saga alone: it turns back, or becomes STUCK.
+        """
+        builder = "command" if saga.direction == ACTION else "undo"
+        text = told_of(error)
+        self.tally.faulted(f"definition_{builder}", type(error).__name__)
+        saga.sent_at = now.ns
+        self.attempt_ended(saga, "failed", f"{builder} raised {text}"[:256], now, fx)
+
+    def quarantine(self, saga: Live, deaths: int, now: Instant, fx: Effects) -> None:
+        """The current command kills its workers: an unknown outcome, or a compensation STUCK."""
+        direction, step_number = saga.direction, saga.step
+        name = saga.definition.names[step_number - 1]
+        entry = Quarantined(saga.number, step_number, direction, saga.attempt, deaths)
+        fx.entries.append(entry)
+        was_stuck = saga.stuck
+        self.state.quarantined(entry, self.seq)
+        self.tally.attempted(name, direction, "quarantined", now.ns - saga.sent_at)
+        if direction == ACTION:
+            self.turn_back(saga, entries.QUARANTINED, f"Timed out: {name}", now, fx)
+            return
+        settle(saga)
+        saga.where = HELD
+        if not was_stuck:
+            self._tell_if_stuck(saga, fx)
+
+    def _tell_if_stuck(self, saga: Live, fx: Effects) -> None:
+        if saga.stuck:
+            for waiter in saga.waiters:
+                refuse(fx, waiter, self.stuck_error(saga))
+            saga.waiters = ()
 
     def queue(self, saga: Live, now: Instant) -> None:
         """Have the current command of a saga given to a worker with credit."""
@@ -206,5 +243,17 @@ class Course:
     def stuck_error(saga: Live) -> Stuck:
         """Say which compensation does not succeed."""
         name = saga.definition.compensation_names[saga.step - 1]
-        text = f"{name} of {saga.saga_id} does not succeed; it is tried for ever"
+        if saga.quarantined:
+            text = f"{name} of {saga.saga_id} ends its workers; `retry` alone sends it again"
+        else:
+            text = f"{name} of {saga.saga_id} does not succeed; it is tried for ever"
         return Stuck(Stuck.prefix + text)
+
+
+def told_of(error: Exception) -> str:
+    """Say what a definition's own code raised; whatever it is, the text can be written down."""
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:  # its own __str__ raises
+        text = type(error).__name__
+    return text[:200].encode(errors="replace").decode()

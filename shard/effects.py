@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from sagacity.ranges import Range
-from sagacity.wire import Command, Reply
+from sagacity.wire import Command, Proceed, Reply
 from shard.entries import Entry
 from shard.events import Peer
 from shard.sagas import Card, Live
@@ -37,12 +37,24 @@ class ListSent(Struct, frozen=True):
 class Effects:
     """What a batch of events asks for. Nothing of it leaves before `entries` are durable."""
 
-    __slots__ = ("books", "commands", "entries", "fenced_by", "histories", "lists", "replies")
+    __slots__ = (
+        "alone",
+        "books",
+        "commands",
+        "entries",
+        "fenced_by",
+        "histories",
+        "lists",
+        "proceeds",
+        "replies",
+    )
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.replies: dict[Peer, list[Reply]] = {}
         self.commands: dict[Peer, list[Command]] = {}
+        self.alone: dict[Peer, Command] = {}  # that may have killed a worker
+        self.proceeds: list[tuple[Peer, Proceed]] = []
         self.histories: list[HistoryAsked] = []
         self.books: list[BooksForwarded] = []
         self.lists: list[ListSent] = []

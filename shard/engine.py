@@ -9,7 +9,7 @@ The same history and the same instants give the same effects, on every machine.
 from collections.abc import Mapping
 
 from sagacity.errors import SagacityError
-from sagacity.ids import barrier_key, count_of
+from sagacity.ids import STEP_BITS, barrier_key, count_of
 from sagacity.ranges import Range, ranges_of
 from sagacity.wire import (
     BOOKS,
@@ -18,6 +18,7 @@ from sagacity.wire import (
     RETRY,
     SHOW,
     Command,
+    Proceed,
     Request,
 )
 from shard import entries
@@ -28,6 +29,7 @@ from shard.effects import Effects
 from shard.entries import Batch, Opened
 from shard.events import (
     Answered,
+    CommandBegun,
     Event,
     Instant,
     ListApplied,
@@ -41,15 +43,17 @@ from shard.forgetting import Forgetting
 from shard.guard import Loss
 from shard.outcomes import Outcomes
 from shard.phases import RUNNING
-from shard.pools import Worker, sent
+from shard.pools import Pool, Worker, sent
 from shard.requests import Desk
 from shard.retention import Retention
 from shard.retries import RetryBudget
 from shard.sagas import (
     BACKING_OFF,
+    DEATHS_MAX,
     MS,
     OUT,
     Live,
+    Suspect,
 )
 from shard.state import State
 from shard.tally import Tally
@@ -308,7 +312,9 @@ class Engine:
                 known.seen_at = now.ns
                 known.capacity = event.capacity
         elif isinstance(event, WorkerWent):
-            self._went(event.worker, now)
+            self._died(event.worker, now, fx)
+        elif isinstance(event, CommandBegun):
+            self._begun(event, now, fx)
         elif isinstance(event, ListApplied):
             known = self._workers.get(event.worker)
             if known is None:
@@ -316,15 +322,71 @@ class Engine:
             else:
                 self._forgetting.applied(known, event.shard, event.list_number, fx)
 
+    def _died(self, peer: Peer, now: Instant, fx: Effects) -> None:
+        """A worker is gone, and any of the commands that it had may have killed it.
+
+        They are given out alone from now on. A death counts against the one that it had begun so.
+        """
+        worker = self._workers.get(peer)
+        if worker is None:
+            return
+        for saga in self._lost(peer):
+            if saga.suspected() is None:
+                saga.suspect = Suspect(saga.step, saga.direction)
+        if worker.begun and worker.alone is not None:
+            self._blame(worker, worker.alone, now, fx)
+        self._went(peer, now)
+
+    def _blame(self, worker: Worker, key: int, now: Instant, fx: Effects) -> None:
+        """A worker died between begin and answer of a command."""
+        saga = self.state.live.get(key >> (STEP_BITS + 1))
+        suspect = saga.suspected() if saga is not None else None
+        if saga is None or suspect is None or key != _key(saga):
+            return  # it was settled meanwhile
+        suspect.deaths += 1
+        if suspect.deaths >= DEATHS_MAX:
+            self._course.quarantine(saga, suspect.deaths, now, fx)
+        elif saga.where == OUT:
+            worker.pool.offer(saga, now.ns)  # the last one: those that did nothing come first
+
+    def _begun(self, event: CommandBegun, now: Instant, fx: Effects) -> None:
+        """A worker is about to run a suspect: from here on its death is held against that one."""
+        worker, said = self._workers.get(event.worker), event.said
+        if worker is None:
+            self.tally.absorbed("unknown_worker")
+            return
+        worker.seen_at = now.ns
+        key = barrier_key(said.number, said.step, said.direction)
+        saga = self.state.live.get(said.number)
+        is_out = (
+            saga is not None
+            and saga.where == OUT
+            and saga.worker == worker.peer
+            and _key(saga) == key == worker.alone
+        )
+        wanted = False
+        if saga is None or not is_out:
+            worker.out.pop(key, None)  # settled, timed out or turned back
+        elif saga.attempt == said.attempt:
+            wanted = worker.begun = True
+            saga.sent_at = now.ns
+            saga.due = now.ns + saga.definition.timeouts[saga.step - 1]
+        proceed = Proceed(said.number, said.step, said.direction, said.attempt, wanted)
+        fx.proceeds.append((worker.peer, proceed))
+
+    def _lost(self, peer: Peer) -> list[Live]:
+        """Give the sagas whose command a worker has, in the order in which it got them."""
+        # Not from `worker.out`: an older attempt's late answer has taken the credit back already.
+        lost = [s for s in self.state.live.values() if s.worker == peer and s.where == OUT]
+        return sorted(lost, key=lambda saga: saga.sent_at)
+
     def _went(self, peer: Peer, now: Instant) -> None:
         """A worker is gone: what it had goes to another; such a delivery is no attempt."""
         worker = self._workers.pop(peer, None)
         if worker is None:
             return
         del worker.pool.workers[peer]
-        # Not from `worker.out`: an older attempt's late answer has taken the credit back already.
-        lost = [s for s in self.state.live.values() if s.worker == peer and s.where == OUT]
-        worker.pool.offer_again(sorted(lost, key=lambda saga: saga.sent_at), now.ns)
+        worker.pool.offer_again(self._lost(peer), now.ns)
 
     def _answered(self, event: Answered, now: Instant, fx: Effects) -> None:
         worker = self._workers.get(event.worker)
@@ -340,6 +402,7 @@ class Engine:
 
     def _assign(self, now: Instant, fx: Effects) -> None:
         """Give commands to workers with credit; each attempt's clock starts here."""
+        broken: list[tuple[Live, Exception]] = []
         for pool in self._course.pools.values():
             while pool.waiting:
                 worker = pool.freest()
@@ -351,13 +414,42 @@ class Engine:
                     saga = pool.take()
                     if saga is None:
                         break
-                    commands.append(self._command(saga))
+                    try:
+                        commands.append(self._command(saga))
+                    except Exception as error:  # the definition's own code may raise anything
+                        broken.append((saga, error))
+                        continue
                     sent(worker, saga, now.ns, saga.definition.timeouts[saga.step - 1])
                     # Usually it is looked at before that anyway: where its first attempt would end.
                     if not 0 < saga.placed <= saga.due // TICK_NS:
                         self._course.arm(saga, self._course.look_at(saga))
+            if pool.suspects:
+                self._assign_suspects(pool, now, fx, broken)
+        for saga, raised in broken:
+            self._course.command_raised(saga, raised, now, fx)
+        if broken:
+            self._assign(now, fx)  # some have turned back, and the others wait: this ends
         for peer in [peer for peer, commands in fx.commands.items() if not commands]:
             del fx.commands[peer]
+
+    def _assign_suspects(
+        self, pool: Pool, now: Instant, fx: Effects, broken: list[tuple[Live, Exception]]
+    ) -> None:
+        """Give each worker one command that may have killed another, if it has none such."""
+        for worker in pool.workers.values():
+            if not worker.takes_suspect():
+                continue
+            saga = pool.take_suspect()
+            if saga is None:
+                return
+            try:
+                fx.alone[worker.peer] = self._command(saga)
+            except Exception as error:  # as above
+                broken.append((saga, error))
+                continue
+            sent(worker, saga, now.ns, saga.definition.timeouts[saga.step - 1])
+            worker.alone, worker.begun = _key(saga), False
+            self._course.arm(saga, self._course.look_at(saga))
 
     def _command(self, saga: Live) -> Command:
         return Command(
@@ -406,15 +498,22 @@ class Engine:
             if worker is None or now.ns - worker.seen_at > self._worker_live_ns:
                 saga.due = now.ns + NOT_LIVE_RECHECK_NS  # no attempt: it may never have had it
                 return
-            worker.out.pop(barrier_key(saga.number, saga.step, saga.direction), None)
+            worker.out.pop(_key(saga), None)
+            if worker.alone == _key(saga):
+                worker.alone, worker.begun = None, False  # it lives, so it did not kill it
             self._course.attempt_ended(saga, "timed_out", "", now, fx)
 
     def _keeps(self, key: int, worker: Worker) -> bool:
         """Say whether a command that is out for long is still its saga's current one."""
-        saga = self.state.live.get(key >> 5)
+        saga = self.state.live.get(key >> (STEP_BITS + 1))
         return (
             saga is not None
             and saga.where == OUT
             and saga.worker == worker.peer
-            and key == barrier_key(saga.number, saga.step, saga.direction)
+            and key == _key(saga)
         )
+
+
+def _key(saga: Live) -> int:
+    """Give the barrier key of a saga's current command."""
+    return barrier_key(saga.number, saga.step, saga.direction)

@@ -98,6 +98,19 @@ class Finished(Struct, frozen=True, array_like=True, tag=14, gc=False):
     answer: bytes
 
 
+class Quarantined(Struct, frozen=True, array_like=True, tag=15, gc=False):
+    """A command killed so many workers, each time alone, that it is not sent any more.
+
+    Of an action the outcome is unknown; a compensation is sent again only when an operator asks.
+    """
+
+    number: int
+    step: int
+    direction: int
+    attempt: int
+    deaths: int
+
+
 class Forgotten(Struct, frozen=True, array_like=True, tag=16):
     """Final sagas are past retention: every service is to forget them.
 
@@ -127,6 +140,7 @@ Entry = (
     | TurnedBack
     | RetryAsked
     | Finished
+    | Quarantined
     | Forgotten
     | ForgetTaken
 )
@@ -137,7 +151,8 @@ TIMED_OUT = "timed_out"  # attempts used up
 DEADLINE = "deadline"
 CANCELLED = "cancelled"
 UNPRICED = "unpriced"
-CAUSES = (DECLINED, TIMED_OUT, DEADLINE, CANCELLED, UNPRICED)
+QUARANTINED = "quarantined"  # it killed its workers
+CAUSES = (DECLINED, TIMED_OUT, DEADLINE, CANCELLED, UNPRICED, QUARANTINED)
 
 
 class Batch(Struct, frozen=True, array_like=True, gc=False):

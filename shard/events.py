@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from sagacity.wire import Answer, Request, Witness
+from sagacity.wire import Answer, Begun, Request, Witness
 
 Peer = bytes  # a connection, as its socket names it
 
@@ -59,6 +59,13 @@ class WorkerWent(Struct, frozen=True):
     worker: Peer
 
 
+class CommandBegun(Struct, frozen=True):
+    """A worker is about to run a command alone, and waits for a word."""
+
+    worker: Peer
+    said: Begun
+
+
 class ListApplied(Struct, frozen=True):
     """A worker said that a list of forgotten sagas is durable in its service's database."""
 
@@ -67,4 +74,4 @@ class ListApplied(Struct, frozen=True):
     list_number: int
 
 
-Event = Requests | Answered | WorkerCame | WorkerLives | WorkerWent | ListApplied
+Event = Requests | Answered | WorkerCame | WorkerLives | WorkerWent | CommandBegun | ListApplied

@@ -17,6 +17,7 @@ from shard.entries import (
     AttemptEnded,
     Entry,
     Finished,
+    Quarantined,
     RetryAsked,
     Started,
     TurnedBack,
@@ -84,7 +85,11 @@ class _Teller:
         current = (saga.step, saga.direction, saga.attempt)
         if current != self._told:
             self._told = current
-            body = saga.command_body()
+            try:
+                body = saga.command_body()
+                said = unpack(body)
+            except Exception:  # the definition's own code may raise anything: told as an attempt
+                return
             told = {
                 "at_ms": batch.wall_ms,
                 "event": "command",
@@ -93,11 +98,11 @@ class _Teller:
                 "attempt": saga.attempt,
             }
             if saga.attempt == 1:
-                self.events.append({**told, "body": unpack(body)})
+                self.events.append({**told, "body": said})
             else:
                 # Whether a retry left is seen by what came of it. A long body is told once.
                 small = len(body) <= BODY_TOLD_AGAIN_MAX
-                self._retry = {**told, "body": unpack(body)} if small else told
+                self._retry = {**told, "body": said} if small else told
 
     def _has_version(self, version: int) -> bool:
         return self._definition is not None and self._definition.version == version
@@ -106,7 +111,7 @@ class _Teller:
         """Tell the retry that an outcome proves, or how many attempts the rows leave out."""
         retry, self._retry = self._retry, None
         saga = self._state.live.get(self._number)
-        if saga is None or not isinstance(entry, Answer | AttemptEnded):
+        if saga is None or not isinstance(entry, Answer | AttemptEnded | Quarantined):
             if isinstance(entry, RetryAsked):
                 self._retry = retry  # still to come
             return
@@ -139,6 +144,14 @@ class _Teller:
                 "attempt": entry.attempt,
                 "outcome": entry.cause,
                 "text": entry.text,
+            }
+        if isinstance(entry, Quarantined):
+            return {
+                "event": "quarantined",
+                "step": entry.step,
+                "direction": DIRECTIONS[entry.direction],
+                "attempt": entry.attempt,
+                "deaths": entry.deaths,
             }
         if isinstance(entry, TurnedBack):
             self.cause, self.reason = entry.cause, entry.reason

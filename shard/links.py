@@ -24,6 +24,7 @@ from sagacity.wire import (
     PROTOCOL,
     Answers,
     Beat,
+    Begun,
     BooksAsked,
     BooksPage,
     Commands,
@@ -43,6 +44,7 @@ from sagacity.wire import (
 from shard.effects import BooksForwarded, Effects
 from shard.events import (
     Answered,
+    CommandBegun,
     Event,
     ListApplied,
     Peer,
@@ -167,6 +169,8 @@ class Links:
             events.append(WorkerLives(peer, said.capacity))
             # A departure that was told long before its connection was gone is found here.
             self._probes = max(self._probes, 1)
+        elif isinstance(said, Begun):
+            events.append(CommandBegun(peer, said))
         elif isinstance(said, Forgot):
             events.append(ListApplied(peer, said.shard, said.list_number))
         elif isinstance(said, BooksPage):
@@ -204,6 +208,10 @@ class Links:
         for peer, commands in effects.commands.items():
             for frame in command_frames(witness, commands):
                 self._to_worker(peer, frame)
+        for peer, command in effects.alone.items():
+            self._to_worker(peer, encode(Commands(witness, [command], alone=True)))
+        for peer, proceed in effects.proceeds:
+            self._to_worker(peer, encode(proceed))
         for each in effects.lists:
             # One that cannot leave is repeated by the engine.
             self._to_worker(each.worker, encode(Forget(witness, each.list_number, each.ranges)))

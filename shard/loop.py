@@ -6,8 +6,8 @@ Whatever came while the last batch was written is the next batch: no timer colle
 """
 
 from collections import deque
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -25,6 +25,7 @@ from shard.sagas import MS
 LATE_NS = 500 * MS  # a turn that is later than this could not work; nobody pays for that time
 WAIT_MAX_NS = 500 * MS  # between two looks at the world without an event
 RECEIVES_BEFORE_TIMERS = 3
+READ_PER_SIGN = 64  # rows or records at recovery; a row of a thousand entries takes 10 ms
 HISTORIES_PER_TURN = 4  # each reads some rows of the journal, 2.5 ms
 HISTORIES_MAX = 1_024  # asked for and not told
 TRY_AGAIN_NS = 500 * MS  # between two tries whether there is room
@@ -39,6 +40,21 @@ _REFUSALS: Final = {
     STARTING: NotTaken("the shard is starting", retry_after_ms=250),
     FULL: NotTaken("the disk is full", retry_after_ms=1000),
 }
+
+
+T = TypeVar("T")
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _alive_during(read: Iterable[T], alive: Callable[[], None]) -> Iterator[T]:
+    """Give what is read, and a sign of life now and then."""
+    for at, each in enumerate(read):
+        if at % READ_PER_SIGN == 0:
+            alive()
+        yield each
 
 
 class Clock(Protocol):
@@ -183,13 +199,16 @@ class Loop:
         self.now = self._instant()
         self._gate = self._new_gate()
 
-    def recover(self) -> int:
+    def recover(self, alive: Callable[[], None] = _nothing) -> int:
         """Replay the journal. Of a new one the shard is taken over at once, else by `turn`.
+
+        Args:
+            alive: called now and then, so that a long replay is not taken for a hung process.
 
         Returns:
             How many sagas go on.
         """
-        self._replay()
+        self._replay(alive)
         self.engine.tally.recovered(self.engine.inflight)
         self.now = self._instant()
         self._gate = self._new_gate()
@@ -336,11 +355,12 @@ class Loop:
         self.mode = FULL
         self._try_at = self._clock.monotonic_ns() + TRY_AGAIN_NS
 
-    def _replay(self) -> None:
+    def _replay(self, alive: Callable[[], None] = _nothing) -> None:
         checkpoint = self._journal.checkpoint()
         if checkpoint is not None:
-            self.engine.state.restore(self._journal.kept(), checkpoint.counts)
-        for seq, batch in self._journal.replay():
+            kept = _alive_during(self._journal.kept(), alive)
+            self.engine.state.restore(kept, checkpoint.counts)
+        for seq, batch in _alive_during(self._journal.replay(), alive):
             self.engine.replay(batch, seq)
 
     def _new_gate(self, *, is_open: bool = False) -> Gate:

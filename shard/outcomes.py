@@ -24,7 +24,7 @@ from shard.effects import Effects
 from shard.events import Instant
 from shard.phases import COMPENSATING
 from shard.pools import Worker
-from shard.sagas import COMPENSATED, OUT, STEP_DECLINED, SUCCEEDED, UNKNOWN, Live
+from shard.sagas import COMPENSATED, OUT, STEP_DECLINED, SUCCEEDED, UNKNOWN, Definition, Live
 
 _epoch_of = decoder(int)
 _map = decoder(dict)
@@ -40,7 +40,10 @@ class Outcomes:
 
     def take(self, worker: Worker, got: Answer, now: Instant, fx: Effects) -> None:
         """Take one answer; what moves nothing is absorbed and counted."""
-        worker.out.pop(barrier_key(got.number, got.step, got.direction), None)
+        key = barrier_key(got.number, got.step, got.direction)
+        worker.out.pop(key, None)
+        if key == worker.alone:
+            worker.alone, worker.begun = None, False  # it lives, whatever it says
         saga = self._state.live.get(got.number)
         if saga is None or saga.saga_id != got.saga_id:
             self._tally.absorbed("answer_unknown_saga")
@@ -123,12 +126,24 @@ class Outcomes:
             return  # late: told in the history; the compensation undoes it
         self._course.budgets[definition.services[at]].succeeded()
         if got.outcome == DECLINED:
-            reason = definition.saga.steps[at].reason(definition.readers.declined[at](got.body))
+            reason = self._reason(definition, at, got.body)
             self._course.turn_back(saga, entries.DECLINED, reason, now, fx)
         elif got.step == definition.last:
             self._course.finish(saga, phases.COMPLETED, now, fx)
         else:
             self._course.queue(saga, now)
+
+    def _reason(self, definition: Definition, at: int, body: bytes) -> str:
+        """Say why a step was declined, as its definition words it; plainly where that raises."""
+        try:
+            reason = definition.saga.steps[at].reason(definition.readers.declined[at](body))
+            if type(reason) is not str:
+                raise TypeError(f"a reason is a text, not {type(reason).__name__}")
+            reason.encode()  # a surrogate cannot be written down
+        except Exception as error:  # the definition's own code may raise anything
+            self._tally.faulted("definition_reason", type(error).__name__)
+            return f"Declined: {definition.names[at]}"
+        return reason
 
     def _compensation_succeeded(self, saga: Live, got: Answer, now: Instant, fx: Effects) -> None:
         definition, at = saga.definition, got.step - 1

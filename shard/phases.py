@@ -24,6 +24,7 @@ STEP_COMPENSATED: Final = 5
 RETRY_ASKED: Final = 6
 ALL_SUCCEEDED: Final = 7  # final: completed
 ALL_COMPENSATED: Final = 8  # final: aborted
+COMMAND_QUARANTINED: Final = 9  # it killed its workers, and is not sent any more
 FACTS: Final = (
     "started",
     "step succeeded",
@@ -34,6 +35,7 @@ FACTS: Final = (
     "retry asked",
     "all succeeded",
     "all compensated",
+    "quarantined",
 )
 
 TRANSITIONS: Final = {
@@ -41,11 +43,13 @@ TRANSITIONS: Final = {
     (RUNNING, STEP_SUCCEEDED): RUNNING,
     (RUNNING, STEP_DECLINED): RUNNING,
     (RUNNING, ATTEMPT_ENDED): RUNNING,
+    (RUNNING, COMMAND_QUARANTINED): RUNNING,
     (RUNNING, TURNED_BACK): COMPENSATING,
     (RUNNING, ALL_SUCCEEDED): COMPLETED,
     (COMPENSATING, STEP_SUCCEEDED): COMPENSATING,
     (COMPENSATING, ATTEMPT_ENDED): COMPENSATING,
     (COMPENSATING, STEP_COMPENSATED): COMPENSATING,
+    (COMPENSATING, COMMAND_QUARANTINED): COMPENSATING,
     (COMPENSATING, RETRY_ASKED): COMPENSATING,
     (COMPENSATING, ALL_COMPENSATED): ABORTED,
 }

@@ -1,7 +1,8 @@
 """Pools: which worker gets which command. Pure; knows workers by their connection.
 
 A worker's credit is the number of commands it takes before it has answered one. A command that
-finds no credit waits here, at no cost to its attempt; so do commands whose worker went away.
+finds no credit waits here, at no cost to its attempt; so do commands whose worker went away. These
+are suspects: each worker gets one at a time, alone.
 """
 
 from collections import deque
@@ -24,7 +25,7 @@ class Worker:
         now: loop time, nanoseconds.
     """
 
-    __slots__ = ("capacity", "incarnation", "out", "peer", "pool", "seen_at")
+    __slots__ = ("alone", "begun", "capacity", "incarnation", "out", "peer", "pool", "seen_at")
 
     def __init__(self, peer: Peer, pool: "Pool", incarnation: int, capacity: int, now: int) -> None:
         self.peer = peer
@@ -33,6 +34,12 @@ class Worker:
         self.capacity = capacity
         self.out: dict[int, int] = {}  # barrier key -> sent at, in that order
         self.seen_at = now
+        self.alone: int | None = None  # barrier key of the suspect that it has
+        self.begun = False  # it has said that it runs that one
+
+    def takes_suspect(self) -> bool:
+        """Say whether it may get a suspect now."""
+        return self.alone not in self.out and self.capacity > len(self.out)
 
 
 class Pool:
@@ -50,9 +57,15 @@ class Pool:
         self._moved_at = 0  # when it last saw more
         self._window: tuple[int, int] | None = None  # when it began, what was taken by then
 
+        self.suspects: deque[Live] = deque()  # what may have killed a worker
+
     def offer(self, saga: Live, now_ns: int) -> None:
         """Queue a saga's current command; one whose saga has a place here takes that."""
-        if saga.queued_in is not self:
+        if saga.suspect is not None and saga.suspected() is not None:
+            if saga.queued_in is not self.suspects:
+                saga.queued_in = self.suspects
+                self.suspects.append(saga)
+        elif saga.queued_in is not self:
             saga.queued_in = self
             saga.queued_at = now_ns
             self.waiting.append(saga)
@@ -61,15 +74,21 @@ class Pool:
 
     def offer_again(self, sagas: Iterable[Live], now_ns: int) -> None:
         """Queue commands that a worker had and will not answer; they go first, in their order."""
-        fresh = [saga for saga in sagas if saga.queued_in is not self]
         # As old as the one they pass: the first place stays the oldest, whoever has it.
         queued_at = self.waiting[0].queued_at if self.waiting else now_ns
-        for saga in fresh:
-            saga.queued_in = self
+        fresh: list[Live] = []
+        suspects: list[Live] = []
+        for saga in sagas:
+            if saga.queued_in is self or saga.queued_in is self.suspects:
+                continue
+            suspected = saga.suspected() is not None
+            (suspects if suspected else fresh).append(saga)
+            saga.queued_in = self.suspects if suspected else self
             saga.queued_at = queued_at
             saga.where = QUEUED
             saga.worker = None
         self.waiting.extendleft(reversed(fresh))
+        self.suspects.extendleft(reversed(suspects))
 
     def take(self) -> Live | None:
         """Take the next saga whose command still waits here; None when there is none."""
@@ -130,6 +149,16 @@ class Pool:
     def _forget_guess(self) -> None:
         if self._guessed_until:
             self._guessed_until = self.pace_ns = 0
+
+    def take_suspect(self) -> Live | None:
+        """Take the next saga whose command has to be given out alone; None when there is none."""
+        while self.suspects:
+            saga = self.suspects.popleft()
+            if saga.queued_in is self.suspects:
+                saga.queued_in = None
+                if saga.where == QUEUED:
+                    return saga
+        return None
 
     def freest(self) -> Worker | None:
         """Give the worker with the most credit; None when none has any."""

@@ -72,12 +72,12 @@ class MeteredTally:
         """A message had no effect."""
         self._meters.duplicates.add((where,))
 
-    def faulted(self, what: str) -> None:
+    def faulted(self, what: str, text: str = "") -> None:
         """Something happened that never should."""
         self._meters.faults.add((what,))
         self._faults[what] += 1
         if self._faults[what] % FAULTS_PER_LINE == 1:
-            self._log.warning("fault_put_aside", what=what, count=self._faults[what])
+            self._log.warning("fault_put_aside", what=what, text=text, count=self._faults[what])
 
     def recovered(self, sagas: int) -> None:
         """Sagas go on."""
@@ -237,7 +237,7 @@ class Shard:
             OldCopy: the journal or a service's database is one; nothing was written.
         """
         begun = self._clock.monotonic_ns()
-        recovered = self._loop.recover()
+        recovered = self._loop.recover(lambda: self._child.beat(self._clock.monotonic_ns()))
         took = self._clock.monotonic_ns() - begun
         self._meters.recovery_duration.source = lambda: took / 1e9
         self._child.metrics_port = MetricsServer(self._meters).start()
@@ -378,6 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
         )
         config = load(args.config)
+        child.set_heartbeat(config.supervisor.heartbeat_ms)
         data = DataDirectory(args.data)
         accepts = args.accept_data_loss
         return Shard(config, data, run, args.index, clock, child, log, accepts_loss=accepts)

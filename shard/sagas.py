@@ -11,7 +11,7 @@ from sagacity.ids import ACTION, order_id
 from sagacity.saga import Readers, Retry, Run, Saga
 from sagacity.wire import OK, Answer, encode
 from shard.events import Peer
-from shard.phases import RUNNING
+from shard.phases import COMPLETED, PHASES, RUNNING
 
 # What is known of a step's action.
 UNTOUCHED = 0
@@ -25,11 +25,28 @@ IDLE = 0
 QUEUED = 1  # waits for a worker with credit
 OUT = 2  # a worker has it
 BACKING_OFF = 3
+HELD = 4  # quarantined: nobody gets it until an operator asks
+
+DEATHS_MAX = 3  # of workers that ran a command alone; then it is quarantined
 
 MS = 1_000_000  # nanoseconds
 NO_HEADERS: dict[str, str] = {}
 ROWS_TOLD = 40  # rows of a saga that `show` reads before it leaves attempts out
 LATE_ROWS_TOLD = 20  # the last attempts of a compensation that has been tried often
+
+
+class Suspect:
+    """A command that was unanswered when its worker died: it may be what killed it.
+
+    Never journalled: after a restart of the shard nobody is suspected.
+    """
+
+    __slots__ = ("deaths", "direction", "step")
+
+    def __init__(self, step: int, direction: int) -> None:
+        self.step = step
+        self.direction = direction
+        self.deaths = 0  # of workers that had begun it, alone
 
 
 class Definition:
@@ -104,6 +121,7 @@ class Live:
         "order_id",
         "phase",
         "placed",
+        "quarantined",
         "queued_at",
         "queued_in",
         "reason",
@@ -117,6 +135,7 @@ class Live:
         "states",
         "step",
         "stuck",
+        "suspect",
         "waiters",
         "where",
         "worker",
@@ -157,6 +176,7 @@ class Live:
         self.cause = ""
         self.reason = ""
         self.stuck = False
+        self.quarantined = False  # its compensation; sent again only when an operator asks
         self.cancelled = False
         self.waiters: tuple[Waiter, ...] = ()  # mostly none or one: a list takes 72 bytes more
         self.seqs: list[int] = []  # journal rows that speak of it, but for attempts without end
@@ -172,6 +192,14 @@ class Live:
         self.queued_in: object = None  # the pool in whose queue it has a place
         self.queued_at = 0  # when it got that place
         self.worker: Peer | None = None
+        self.suspect: Suspect | None = None  # of this command or, read `suspected`, an earlier one
+
+    def suspected(self) -> Suspect | None:
+        """Give what is held against the current command; None where nothing is."""
+        found = self.suspect
+        if found is None or (found.step, found.direction) != (self.step, self.direction):
+            return None
+        return found
 
     def command_body(self) -> bytes:
         """Build the body of the current command; the same facts give the same bytes."""
@@ -181,6 +209,29 @@ class Live:
             return encode(step.command(self.run, self.step))
         result = self.definition.result(self.step, self.results[at])
         return encode(step.undo(self.run, self.step, result))
+
+    def final_body(self, phase: int) -> bytes:
+        """Build the answer that its client gets in the end.
+
+        Raises:
+            Exception: whatever the definition's own code raises.
+        """
+        plan = self.definition.saga
+        completed = phase == COMPLETED
+        body = plan.completed(self.run) if completed else plan.aborted(self.run, self.reason)
+        if not isinstance(body, Struct):
+            raise TypeError(f"a final answer is a Struct, not {type(body).__name__}")
+        return encode(body)
+
+    def plain_body(self, phase: int) -> bytes:
+        """Give a final answer that needs nothing of the definition's code."""
+        completed = phase == COMPLETED
+        body = {
+            "type": self.definition.saga.request_type + ("_complete" if completed else "_failed"),
+            "saga_id": self.saga_id,
+            "status": PHASES[phase],
+        }
+        return encode(body if completed else {**body, "reason": self.reason})
 
     def tell_late(self, seq: int) -> None:
         """Keep a row of a compensation that has been tried often: the last ones, not all."""

@@ -24,6 +24,7 @@ from shard.entries import (
     ForgetTaken,
     Forgotten,
     Opened,
+    Quarantined,
     RetryAsked,
     Started,
     TurnedBack,
@@ -171,6 +172,7 @@ class State:
             AttemptEnded: self.attempt_ended,
             TurnedBack: self.turned_back,
             RetryAsked: self.retry_asked,
+            Quarantined: self.quarantined,
             Finished: self.finish,
             Forgotten: self.forget,
             ForgetTaken: self.forget_taken,
@@ -209,7 +211,9 @@ class State:
             for row in record:
                 self.wall_ms = row.wall_ms
                 for entry in row.entries:
-                    if isinstance(entry, AttemptEnded):  # a record leaves some of them out
+                    if isinstance(
+                        entry, AttemptEnded | Quarantined
+                    ):  # a record leaves some of them out
                         self.live[entry.number].attempt = entry.attempt
                     self.apply(entry, row.seq)
         self.epoch = counts.epoch
@@ -284,7 +288,7 @@ class State:
                 self.at_risk -= saga.amount
             saga.states[at] = COMPENSATED
             self.stuck -= saga.stuck
-            saga.stuck = False
+            saga.stuck = saga.quarantined = False
             _point_at_next_compensation(saga, seq)
             return
         if saga.states[at] != UNKNOWN:
@@ -327,11 +331,29 @@ class State:
         )
         saga.attempt += 1
         saga.due_seq = seq
+        saga.quarantined = False  # it was sent again; a record may leave out who asked for that
         if entry.direction != ACTION:
             retry = saga.definition.retries[entry.step - 1]
-            if entry.attempt >= retry.stuck_after and not saga.stuck:
-                saga.stuck = True
-                self.stuck += 1
+            if entry.attempt >= retry.stuck_after:
+                self._mark_stuck(saga)
+
+    def quarantined(self, entry: Quarantined, seq: int) -> None:
+        """The current command killed its workers; a compensation is not sent until `retry`."""
+        saga = self.live[entry.number]
+        _move(saga, phases.COMMAND_QUARANTINED, seq)
+        check(
+            (entry.step, entry.direction, entry.attempt)
+            == (saga.step, saga.direction, saga.attempt),
+            "not the current command",
+            entry=entry,
+        )
+        if entry.direction != ACTION:
+            saga.quarantined = True
+            self._mark_stuck(saga)
+
+    def _mark_stuck(self, saga: Live) -> None:
+        self.stuck += not saga.stuck
+        saga.stuck = True
 
     def turned_back(self, entry: TurnedBack, seq: int) -> None:
         """The saga turns back: everything that may have taken effect is to be compensated."""
@@ -351,7 +373,9 @@ class State:
 
     def retry_asked(self, entry: RetryAsked, seq: int) -> None:
         """An operator asked again; the compensation's attempts go on counting."""
-        _move(self.live[entry.number], phases.RETRY_ASKED, seq)
+        saga = self.live[entry.number]
+        _move(saga, phases.RETRY_ASKED, seq)
+        saga.quarantined = False
 
     def finish(self, entry: Finished, seq: int) -> None:
         """The saga is final; its card answers from now on."""

@@ -22,8 +22,8 @@ class Tally(Protocol):
     def absorbed(self, where: str) -> None:
         """A repeat, late or foreign message had no effect."""
 
-    def faulted(self, what: str) -> None:
-        """Something happened that never should."""
+    def faulted(self, what: str, text: str = "") -> None:
+        """Something happened that never should; `text` tells more for the log, where there is."""
 
     def recovered(self, sagas: int) -> None:
         """Sagas were running when the shard was taken over."""
@@ -61,7 +61,7 @@ class PlainTally:
         """Count it."""
         self.counts["absorbed", where] += 1
 
-    def faulted(self, what: str) -> None:
+    def faulted(self, what: str, text: str = "") -> None:  # noqa: ARG002 - for a log
         """Count it."""
         self.counts["faulted", what] += 1
 

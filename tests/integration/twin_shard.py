@@ -26,6 +26,7 @@ from sagacity.wire import (
     Answer,
     Answers,
     Beat,
+    Begun,
     BooksPage,
     Command,
     Commands,
@@ -61,6 +62,7 @@ class TwinShard:
         self.beats: list[tuple[bytes, Beat]] = []
         self.answers: list[Answer] = []
         self.answer_frames = 0
+        self.begun: list[Begun] = []
         self.pages: list[BooksPage] = []
         self.forgot: list[Forgot] = []
         self.kinds: list[type] = []  # of all that came, in order
@@ -75,6 +77,8 @@ class TwinShard:
                 self.hellos.append((peer, said))
             elif isinstance(said, Beat):
                 self.beats.append((peer, said))
+            elif isinstance(said, Begun):
+                self.begun.append(said)
             elif isinstance(said, Answers):
                 self.answer_frames += 1
                 self.answers += said.items
@@ -96,11 +100,11 @@ class TwinShard:
         self.until(lambda shard: len(shard.hellos) > seen_before, "HELLO")
         return self.hellos[-1][0]
 
-    def send(self, peer: bytes, *commands: Command) -> None:
+    def send(self, peer: bytes, *commands: Command, alone: bool = False) -> None:
         self._seq += 1
         number = max((command.number for command in commands), default=0)
         seen = Witness(self._cluster_id, self._index, 1, self._seq, bytes(16), number)
-        assert send_to(self._socket, peer, wire.encode(Commands(seen, list(commands))))
+        assert send_to(self._socket, peer, wire.encode(Commands(seen, list(commands), alone)))
 
     def send_frame(self, peer: bytes, frame: bytes) -> None:
         assert send_to(self._socket, peer, frame)

@@ -124,6 +124,9 @@ class TwinLinks:
                 assert command.epoch == durable.epoch
             self.held[peer] += commands
             self.witnesses[peer] = witness
+        for peer, command in effects.alone.items():
+            assert command.body == durable.live[command.number].command_body(), "not due"
+            self.held[peer].append(command)
         for sent in effects.lists:
             assert durable.lists_open[sent.list_number] == sent.ranges, "not durable before"
         for reply in (each for batch in effects.replies.values() for each in batch):

@@ -17,12 +17,12 @@ from msgspec import Struct
 
 from sagacity import wire
 from sagacity.ids import ACTION, barrier_key
-from sagacity.wire import Answer, Command
+from sagacity.wire import Answer, Begun, Command
 from shard.effects import Effects
-from shard.events import Answered, Event, Peer, Requests, WorkerCame, WorkerWent
+from shard.events import Answered, CommandBegun, Event, Peer, Requests, WorkerCame, WorkerWent
 from shard.loop import WAIT_MAX_NS
 from shard.sagas import MS
-from tests.unit.world import Rules, World, answer_to, order
+from tests.unit.world import Rules, World, answer_to, given, order
 
 TOMBSTONE = -1
 SETTLE_TURNS_MAX = 3_000
@@ -124,6 +124,8 @@ class Schedule:
             self._cancel,
             self._zombie,
             self._restart,
+            self._begin,
+            self._begin,
         ]
         self._hello()
 
@@ -142,11 +144,15 @@ class Schedule:
             if not self.world.engine.inflight:
                 return
             events: list[Event] = self.world.beats()
+            for saga in self.world.engine.state.live.values():
+                if saga.quarantined:
+                    body = {"type": "retry", "saga_id": saga.saga_id, "reason": "x"}
+                    events.append(self._ask(wire.RETRY, saga.saga_id, body))
             for peer, held in self.world.held.items():
                 if peer in self.world.present:
                     events += [Answered(peer, [self.twin.handle(c, wire.OK)]) for c in held]
             self.world.held.clear()
-            if len(events) == len(self.world.present):
+            if len(events) == len(self.world.present):  # nothing but beats
                 due = self.world.engine.next_due()
                 left_ns = WAIT_MAX_NS if due is None else due - self.world.now.ns
                 self.world.after(max(1, -(-left_ns // MS)))
@@ -202,16 +208,26 @@ class Schedule:
             if held:
                 self.world.held[held[self._dice.pick(len(held))]].pop()
 
-    def _die(self) -> None:
+    def _die(self, peer: Peer | None = None) -> None:
         """A worker's connection closes; it may go on for a while with what it has."""
         workers = self.world.present
-        peer = workers[self._dice.pick(len(workers))]
+        peer = peer or workers[self._dice.pick(len(workers))]
         self.zombies += self.world.held.pop(peer, [])
         self._step(WorkerWent(peer))
         if not self._dice.pick(2):
             self.answers = [each for each in self.answers if each[0] != peer]
         if len(self.world.present) < len(self.world.engine.services()) or self._dice.pick(2):
             self._hello()
+
+    def _begin(self) -> None:
+        """A worker runs a command alone, suspected or not, and often dies of it."""
+        held = [(peer, command) for peer, all_ in self.world.held.items() for command in all_]
+        if held:
+            peer, command = held[self._dice.pick(len(held))]
+            said = Begun(command.number, command.step, command.direction, command.attempt)
+            self._step(CommandBegun(peer, said))
+            if self._dice.pick(3) and peer in self.world.present:
+                self._die(peer)
 
     def _zombie(self) -> None:
         if self.zombies:
@@ -245,7 +261,7 @@ class Schedule:
     def _take(self, effects: Effects) -> None:
         assert not effects.fenced_by
         state = self.world.replica
-        for peer, commands in effects.commands.items():
+        for peer, commands in given(effects):
             for command in commands:
                 saga = state.live[command.number]  # its start is durable, and what asks for it
                 facts = (saga.saga_id, saga.step, saga.direction, saga.attempt, state.epoch)
@@ -274,6 +290,8 @@ class Schedule:
             assert state.finished.find(saga_id) is None
         elif reply.code is not None:
             assert reply.code in (0, 20, 22)
+        elif int(kind) == wire.RETRY:
+            assert wire.unpack(reply.body)["type"] == "retry_ok"
         elif int(kind) == wire.CANCEL:
             self.told.cancelled.add(saga_id)
         else:

@@ -12,6 +12,7 @@ writes the lower parts anew; read the difference before you believe it.
     cancel|retry ID REASON [msg=] · show ID · books sagas|finished|SERVICE [from= upto=]
     ok|declined|failed|... NAME ID [action] [attempt=] [keep]      `keep`: the worker still has it
        [body=JSON raw=HEX by=OTHER epoch= step= number= direction= outcome=]
+    begins NAME ID          the worker is about to run a command that it got alone
     wait 3s · next (to where the engine does something; workers live) · busy (no timers yet)
     wall +1h · restart · drain
     forget 1-3 5 [ordinal=4] (counts, at the end of the step) · taken NAME LIST [shard=0]
@@ -40,12 +41,14 @@ from shard.entries import (
     ForgetTaken,
     Forgotten,
     Opened,
+    Quarantined,
     RetryAsked,
     Started,
     TurnedBack,
 )
 from shard.events import (
     Answered,
+    CommandBegun,
     Event,
     ListApplied,
     Requests,
@@ -138,6 +141,11 @@ class Player:
         for sent in effects.lists:
             ranges = _ranges(sent.ranges)
             told.append(f"> {sent.worker.decode()}: forget list {sent.list_number}: {ranges}")
+        for peer, command in effects.alone.items():
+            told.append(f"> {peer.decode()}: alone {_command(command)}")
+        for peer, word in effects.proceeds:
+            said = "proceed" if word.wanted else "drop"
+            told.append(f"> {peer.decode()}: {said} {word.number} step {word.step}")
         for each in effects.books:
             told.append(f"> {each.worker.decode()}: books {json.dumps(wire.unpack(each.body))}")
         for peer, replies in effects.replies.items():
@@ -180,6 +188,11 @@ class _Batch:
             )
         elif verb == "forget":
             self.forget = [_range(text) for text in plain], int(given.get("ordinal", 0))
+        elif verb == "begins":
+            peer = plain[0].encode()
+            command = next(c for c in self.world.held[peer] if c.saga_id == plain[1])
+            said = wire.Begun(command.number, command.step, command.direction, command.attempt)
+            self.events.append(CommandBegun(peer, said))
         else:
             self._time(verb, plain)
 
@@ -337,6 +350,11 @@ def _entry(entry: Entry, world: World) -> str:
             )
         case TurnedBack():
             return f"turned back {entry.number} step {entry.step} {entry.cause} {entry.reason!r}"
+        case Quarantined():
+            return (
+                f"quarantined {entry.number} step {entry.step} {DIRECTIONS[entry.direction]}"
+                f" attempt {entry.attempt} after {entry.deaths} deaths"
+            )
         case RetryAsked():
             return f"retry asked {entry.number} step {entry.step} {entry.reason!r}"
         case Finished():

@@ -18,6 +18,7 @@ from shard.entries import (
     ForgetTaken,
     Forgotten,
     Opened,
+    Quarantined,
     RetryAsked,
     Started,
     TurnedBack,
@@ -30,6 +31,7 @@ ENTRIES: list[Entry] = [
     AttemptEnded(1027, 1, 0, 1, "failed", "no luck"),
     TurnedBack(1027, 1, "cancelled", "Cancelled: x"),
     RetryAsked(1027, 1, "again"),
+    Quarantined(1027, 1, 1, 4, 3),
     Finished(1027, 4, b"\x80"),
     Forgotten(2, [(1, 9000), (9002, 9377)], 9376),
     ForgetTaken("payment", 2),
@@ -45,7 +47,7 @@ def test_every_entry_comes_back_as_it_was() -> None:
 def test_tags_never_change() -> None:
     """They are on disks."""
     tags = [type(entry).__struct_config__.tag for entry in ENTRIES]
-    assert tags == [1, 10, 2, 11, 12, 13, 14, 16, 17]
+    assert tags == [1, 10, 2, 11, 12, 13, 15, 14, 16, 17]
 
 
 def test_another_version_is_refused() -> None:

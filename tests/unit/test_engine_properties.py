@@ -25,6 +25,7 @@ from shard.entries import (
     AttemptEnded,
     Entry,
     Finished,
+    Quarantined,
     RetryAsked,
     Started,
     TurnedBack,
@@ -153,6 +154,8 @@ def fact_of(entry: Entry) -> int:
             fact = phases.ATTEMPT_ENDED
         case TurnedBack():
             fact = phases.TURNED_BACK
+        case Quarantined():
+            fact = phases.COMMAND_QUARANTINED
         case RetryAsked():
             fact = phases.RETRY_ASKED
         case Finished():
@@ -223,6 +226,7 @@ def entry_of(fact: int) -> Entry:
         phases.TURNED_BACK: TurnedBack(1024, 2, "cancelled", "x"),
         phases.STEP_COMPENSATED: Answer("a", 2, COMPENSATION, 1, 1024, 1, wire.OK, body),
         phases.RETRY_ASKED: RetryAsked(1024, 2, "x"),
+        phases.COMMAND_QUARANTINED: Quarantined(1024, 2, COMPENSATION, 1, 3),
         phases.ALL_SUCCEEDED: Finished(1024, phases.COMPLETED, body),
         phases.ALL_COMPENSATED: Finished(1024, phases.ABORTED, body),
     }

@@ -158,7 +158,7 @@ class World:
             dossier = asked.saga.dossier()
             body = tell(dossier, self.record(dossier), self.definitions)
             effects.reply(asked.origin, Reply(asked.request, None, body))
-        for peer, commands in effects.commands.items():
+        for peer, commands in given(effects):
             for command in commands:
                 self.held.setdefault(peer, []).append(command)
                 self._travels(command.saga_id, command.body)
@@ -320,7 +320,13 @@ def bodies(effects: Effects) -> list[dict[str, Any]]:
 
 def commands(effects: Effects) -> list[Command]:
     """Give a step's commands, whoever gets them."""
-    return [command for batch in effects.commands.values() for command in batch]
+    return [command for _, batch in given(effects) for command in batch]
+
+
+def given(effects: Effects) -> list[tuple[Peer, list[Command]]]:
+    """Give what each worker gets, those that it gets alone too."""
+    alone = [(peer, [command]) for peer, command in effects.alone.items()]
+    return [*effects.commands.items(), *alone]
 
 
 def loosely(body: bytes) -> dict[str, Any]:
@@ -350,6 +356,7 @@ _FOLDED = [
     "reason",
     "stuck",
     "cancelled",
+    "quarantined",
     "deadline_ms",
     "started_ms",
     "seqs",
