@@ -252,6 +252,23 @@ def test_a_compacted_journal_has_no_fault(tmp_path: Path) -> None:
     assert found.rows == last - found.checkpoint < 100
 
 
+def test_blocks_past_retention_are_not_missing(tmp_path: Path) -> None:
+    """Their ids stay, their records do not."""
+    path = tmp_path / "journal.db"
+    world = DiskWorld(path)
+    world.step(*world.came("inventory", "payment", "shipping"))
+    for at in range(100):
+        world.step(world.start(f"s{at}"))
+        world.drive(f"s{at}", OK, OK, OK)
+        world.settle()
+    world.generations.forget(70)
+    world.settle()
+    [(oldest,)] = world.disk.store.rows("SELECT min(first) FROM block")
+    world.close()
+    assert oldest > 0
+    assert verify(path, CLUSTER, 0).faults == []
+
+
 GENERATION_DAMAGES = {
     "checkpoint gone": ("DELETE FROM checkpoint", "rows are missing"),
     "checkpoint moved": ("UPDATE checkpoint SET seq = seq + 1", "the checkpoint is not"),
