@@ -309,11 +309,9 @@ def _setting(value: Any) -> str:
 def journal(report: Mapping[str, Any]) -> str:
     """Write what a look at the journals found, for people."""
     shards: Sequence[Mapping[str, Any]] = report["shards"]
-    heads = ("shard", "rows", "last row", "epoch", "faults", "chain")
-    rows = [
-        (s["shard"], s["rows"], s["last_seq"], s["epoch"], len(s["faults"]), s["chain"])
-        for s in shards
-    ]
+    heads = ("shard", "finished", "checkpoint", "rows", "last row", "epoch", "faults", "chain")
+    keys = ("shard", "finished", "checkpoint", "rows", "last_seq", "epoch")
+    rows = [(*(s[key] for key in keys), len(s["faults"]), s["chain"]) for s in shards]
     lines = [table(heads, rows), ""]
     if report["verified"]:
         lines.append("Every journal is what its shard wrote.")

@@ -28,7 +28,7 @@ def verify(path: Path) -> dict[str, Any]:
 
     Returns:
         The report of `journal verify --json`: `verified`, `data`, `shards`, of each the shard,
-        rows, last_seq, chain, epoch and faults.
+        finished, checkpoint, rows, last_seq, chain, epoch and faults.
 
     Raises:
         Conflict: the cluster runs.

@@ -112,7 +112,8 @@ def _finished(state: State, asked: ListRequest) -> tuple[list[Row], int | None]:
     place = len(state.finished)
     if asked.before is not None:
         place = min(max(asked.before, 0), place)
-    for card in state.finished.newest(place, LOOKED_AT_MAX):
+    cards = state.finished.newest(place, LOOKED_AT_MAX)
+    for card in cards:
         if card.ended_ms < asked.since_ms:
             return page.rows, None
         if page.full:
@@ -120,7 +121,7 @@ def _finished(state: State, asked: ListRequest) -> tuple[list[Row], int | None]:
         place -= 1
         if not wanted or phases.PHASES[card.phase] in wanted:
             page.add(_row_of_card(card))
-    return page.rows, place or None
+    return page.rows, place if place and len(cards) == LOOKED_AT_MAX else None
 
 
 class _Page:

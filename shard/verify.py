@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,11 +26,25 @@ from cluster.child import die_with
 from cluster.directory import DataDirectory
 from sagacity.errors import SagacityError
 from sagacity.ids import shard_of
-from shard.codec import GENESIS, Unreadable, link, unpack_batch
-from shard.entries import FORMAT, Batch, Opened, Started
+from shard.codec import (
+    GENESIS,
+    Unreadable,
+    link,
+    unpack_batch,
+    unpack_block,
+    unpack_checkpoint,
+    unpack_record,
+    unpack_segment,
+    unseal,
+)
+from shard.entries import FORMAT, Finished, Opened, Started
+from shard.records import Record
+from shard.segments import ENTRY_BYTES, HASH_BYTES, Prints, entries_in, entry_of
+from shard.state import Checkpoint
 from shard.store import APPLICATION_ID
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells count
+_TAIL = "SELECT seq, chain, batch FROM journal WHERE seq > ? ORDER BY seq"
 FAULTS_MAX = 100  # told of one shard; the rest is counted as one more
 
 
@@ -38,17 +53,21 @@ class Found(Struct):
 
     Args:
         shard: its index.
-        rows: that could be read.
-        last_seq: of the last one; 0 without any.
+        checkpoint: rows up to this one are stood for by the checkpoint; 0 without one.
+        rows: behind it.
+        last_seq: of the last row; 0 without any.
         chain: the hash over all rows, 32 hexadecimal digits.
+        finished: sagas that had ended by the checkpoint.
         epoch: how often the shard was taken over.
         faults: a sentence for each thing that is not as it was written.
     """
 
     shard: int
+    checkpoint: int = 0
     rows: int = 0
     last_seq: int = 0
     chain: str = GENESIS.hex()
+    finished: int = 0
     epoch: int = 0
     faults: list[str] = msgspec.field(default_factory=list)
 
@@ -123,25 +142,52 @@ def faults_of(db: apsw.Connection, cluster_id: str, shard: int, found: Found) ->
         for (line,) in db.execute("PRAGMA quick_check(20)")
         if line != "ok"
     )
-    yield from _rows(db, cluster_id, shard, found)
+    try:
+        checkpoint = _checkpoint(db)
+    except Unreadable as error:
+        yield f"the checkpoint is not what was written: {error}"
+        return
+    if checkpoint is not None:
+        counts = checkpoint.counts
+        found.checkpoint = found.last_seq = checkpoint.seq
+        found.chain, found.epoch, found.finished = (
+            checkpoint.chain.hex(),
+            counts.epoch,
+            counts.finished,
+        )
+    yield from _rows(db, cluster_id, shard, found, checkpoint)
+    yield from _kept(db)
+    yield from _generations(db, found.finished)
 
 
-def _rows(db: apsw.Connection, cluster_id: str, shard: int, found: Found) -> Iterator[str]:
-    chain, highest = GENESIS, 0
-    for seq, stored, packed in db.execute("SELECT seq, chain, batch FROM journal ORDER BY seq"):
+def _checkpoint(db: apsw.Connection) -> Checkpoint | None:
+    rows = db.execute("SELECT seq, counts FROM checkpoint").fetchall()
+    if not rows:
+        return None
+    [(seq, sealed)] = rows
+    checkpoint = unpack_checkpoint(_bytes(sealed))
+    if checkpoint.seq != seq:
+        raise Unreadable(f"it is of row {checkpoint.seq}, not of row {seq}")
+    return checkpoint
+
+
+def _rows(
+    db: apsw.Connection, cluster_id: str, shard: int, found: Found, checkpoint: Checkpoint | None
+) -> Iterator[str]:
+    """Check the rows behind the checkpoint; what is still there before it means nothing."""
+    chain = GENESIS if checkpoint is None else checkpoint.chain
+    highest = 0 if checkpoint is None else checkpoint.counts.number
+    for seq, stored, packed in db.execute(_TAIL, (found.checkpoint,)):
         follows = seq == found.last_seq + 1
         if not follows:
             yield f"rows are missing: row {seq} follows row {found.last_seq}"
         found.rows, found.last_seq = found.rows + 1, seq
-        if type(stored) is not bytes or type(packed) is not bytes:  # of a damaged file
-            yield f"row {seq} holds no bytes"
-            continue
-        if follows and stored != link(chain, seq, packed):
-            yield f"row {seq} is not what was written: its chain does not fit"
-        # From here on the chain is taken as it stands: one flipped bit is one fault.
-        chain, found.chain = stored, stored.hex()
         try:
-            batch = unpack_batch(packed)
+            if follows and _bytes(stored) != link(chain, seq, _bytes(packed)):
+                yield f"row {seq} is not what was written: its chain does not fit"
+            # From here on the chain is taken as it stands: one flipped bit is one fault.
+            chain, found.chain = _bytes(stored), _bytes(stored).hex()
+            batch = unpack_batch(_bytes(packed))
         except Unreadable as error:
             yield f"row {seq} cannot be read: {error}"
             continue
@@ -156,12 +202,105 @@ def _rows(db: apsw.Connection, cluster_id: str, shard: int, found: Found) -> Ite
                 if entry.number <= highest or shard_of(entry.number) != shard:
                     yield f"row {seq}: number {entry.number} was given after {highest}"
                 highest = entry.number
-        yield from _of_another_epoch(seq, batch, found.epoch)
+        if batch.epoch != found.epoch:
+            yield f"row {seq} was written in epoch {batch.epoch}, not in {found.epoch}"
 
 
-def _of_another_epoch(seq: int, batch: Batch, epoch: int) -> Iterator[str]:
-    if batch.epoch != epoch:
-        yield f"row {seq} was written in epoch {batch.epoch}, after epoch {epoch} had begun"
+def _kept(db: apsw.Connection) -> Iterator[str]:
+    """Check the records of sagas that had not ended by the checkpoint."""
+    for number, sealed in db.execute("SELECT number, record FROM kept ORDER BY number"):
+        try:
+            record = unpack_record(unseal(_bytes(sealed)))
+        except Unreadable as error:
+            yield f"what is kept of saga {number} is not what was written: {error}"
+            continue
+        if not record or not isinstance(record[0].entries[0], Started):
+            yield f"what is kept of saga {number} does not begin with its start"
+        if any(getattr(e, "number", None) != number for row in record for e in row.entries):
+            yield f"what is kept of saga {number} is of another saga"
+
+
+def _generations(db: apsw.Connection, finished: int) -> Iterator[str]:
+    """Check the finished sagas, and that the segments know the id of each: a wrong no runs twice.
+
+    Ids and ordinals are added up on both sides: one that is missing or changed makes the sums
+    differ, and a million of them need no memory.
+    """
+    blocks, segments = _Sum(), _Sum()
+    oldest = at = None
+    for first, sealed in db.execute("SELECT first, records FROM block ORDER BY first"):
+        oldest = first if oldest is None else oldest
+        if at not in (None, first):
+            yield f"finished sagas are missing: {first} follows {at}"
+        try:
+            saga_ids = [_ended(unpack_record(each)) for each in unpack_block(_bytes(sealed))]
+        except Unreadable as error:
+            yield f"finished sagas from {first} on are not what was written: {error}"
+            at, blocks.is_whole = None, False
+            continue
+        for ordinal, saga_id in enumerate(saga_ids, first):
+            blocks.add(entry_of(saga_id, ordinal))
+        at = first + len(saga_ids)
+    if at not in (None, finished):
+        yield f"finished sagas are missing: the last one is {at}, and {finished} had ended"
+    yield from _segments(db, finished if oldest is None else oldest, segments)
+    if blocks.is_whole and segments.is_whole and blocks != segments:
+        yield (
+            f"the segments know {segments.count} ids of finished sagas, the blocks {blocks.count}, "
+            "and they are not the same"
+        )
+
+
+def _segments(db: apsw.Connection, oldest: int, known: "_Sum") -> Iterator[str]:
+    """Check the segments; add up their entries of sagas that stand in blocks."""
+    for segment_id, head, prints in db.execute("SELECT id, head, prints FROM segment"):
+        try:
+            segment = unpack_segment(_bytes(head))
+            if not segment.live:
+                continue  # half made, or in another: swept at the next start
+            size = 0
+            for key in segment.part_keys():
+                row = db.execute("SELECT entries FROM part WHERE key = ?", (key,)).fetchone()
+                entries = entries_in(unseal(_bytes(row[0] if row else None)), segment.width)
+                size += len(entries)
+                for entry in entries if segment.width == ENTRY_BYTES else ():
+                    if int.from_bytes(entry[HASH_BYTES:], "big") >= oldest:
+                        known.add(entry)
+            in_memory = Prints.unpack(unseal(_bytes(prints))).size
+        except Unreadable as error:
+            yield f"segment {segment_id} is not what was written: {error}"
+            known.is_whole = False
+            continue
+        if not size == in_memory == segment.size:
+            yield f"segment {segment_id} has {size} ids and {in_memory} prints of {segment.size}"
+
+
+def _ended(record: Record) -> str:
+    """Give the id of the saga whose whole record this is."""
+    entries = [entry for row in record for entry in row.entries]
+    if not entries or not isinstance(entries[-1], Finished) or not isinstance(entries[0], Started):
+        raise Unreadable("a record does not go from a start to an end")
+    return entries[0].saga_id
+
+
+class _Sum(Struct):
+    """A sum over entries, whatever their order; not whole where some could not be read."""
+
+    count: int = 0
+    total: int = 0
+    is_whole: bool = True
+
+    def add(self, entry: bytes) -> None:
+        """Add an entry, as a number that no other sum of few entries gives by chance."""
+        self.count += 1
+        self.total += int.from_bytes(blake2b(entry, digest_size=16).digest(), "big")
+
+
+def _bytes(value: object) -> bytes:
+    """Refuse what only a damaged file holds where bytes were written."""
+    if type(value) is not bytes:
+        raise Unreadable(f"it holds {type(value).__name__} where bytes were written")
+    return value
 
 
 def _pragma(db: apsw.Connection, name: str) -> int:

@@ -218,6 +218,18 @@ def test_a_malformed_request_is_refused(asked: dict[str, Any]) -> None:
     assert bodies(world.step(world.ask(wire.LIST, "0", asked)))[0]["code"] == 12
 
 
+def test_a_list_ends_where_retention_begins() -> None:
+    """What is past retention is not told, and nobody asks for it for ever."""
+    world = World()
+    for index in range(5):
+        world.engine.state.finished.add(card(index))
+    world.engine.state.finished.forget(3)
+    first = glance(world, "finished", limit=1)
+    assert ([row[0] for row in first["rows"]], first["next"]) == (["f4"], 4)
+    rest = glance(world, "finished", before=4)
+    assert ([row[0] for row in rest["rows"]], rest["next"]) == (["f3"], None)
+
+
 @pytest.mark.parametrize("before", [-1, 0, 1 << 62, -(2**63)])
 def test_a_place_that_no_page_named_does_no_harm(before: int) -> None:
     """It comes from outside."""

@@ -296,10 +296,11 @@ def test_a_configuration_is_a_line_a_key_with_its_source() -> None:
 
 
 def test_a_look_at_the_journals_names_each_fault() -> None:
-    whole = {"shard": 0, "rows": 8, "last_seq": 8, "epoch": 2, "chain": "ab", "faults": []}
+    rows = {"finished": 5, "checkpoint": 7, "rows": 8, "last_seq": 15}
+    whole = {"shard": 0, **rows, "epoch": 2, "chain": "ab", "faults": []}
     damaged = {**whole, "shard": 1, "faults": ["one \x1b[2J", "two"]}
     told = render.journal({"verified": False, "shards": [whole, damaged]}).splitlines()
-    assert told[1].split() == ["0", "8", "8", "2", "0", "ab"]
+    assert told[1].split() == ["0", "5", "7", "8", "15", "2", "0", "ab"]
     assert told[-3:] == [
         "NOT EVERY JOURNAL IS WHAT ITS SHARD WROTE:",
         "  shard 1: one \\x1b[2J",
