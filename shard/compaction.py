@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from sagacity.errors import check
 from shard.codec import pack_checkpoint, pack_record, seal
-from shard.entries import Batch, Entry, Finished, Started
+from shard.entries import OF_NO_SAGA, Batch, Finished, Started
 from shard.generations import Generations, write_head, write_part
 from shard.journal import SqliteJournal
 from shard.records import Record, Row, thinned
@@ -242,27 +242,24 @@ class _Sorting:
 
     def take(self, seq: int, batch: Batch) -> None:
         """Take in a row."""
-        found: dict[int, list[Entry]] = {}
+        pending, wall_ms = self._pending, batch.wall_ms
         ended: list[int] = []
         for entry in batch.entries:
-            number = getattr(entry, "number", None)  # what is of no saga stands in the counts
-            if number is None:
+            kind = type(entry)
+            if kind in OF_NO_SAGA:  # what is of no saga stands in the counts
                 continue
-            if number in found:
-                found[number].append(entry)
+            number: int = entry.number  # type: ignore[union-attr]  # as all others have
+            record = pending.get(number)
+            if record is None:
+                pending[number] = [Row(seq, wall_ms, [entry])]
+            elif record[-1].seq == seq:
+                record[-1].entries.append(entry)
             else:
-                found[number] = [entry]
-            if type(entry) is Finished:
+                record.append(Row(seq, wall_ms, [entry]))
+            if kind is Finished:
                 ended.append(number)
-        pending = self._pending
-        for number, entries in found.items():
-            row = Row(seq, batch.wall_ms, entries)
-            if number in pending:
-                pending[number].append(row)
-            else:
-                pending[number] = [row]
         for number in ended:
-            self._end(number, batch.wall_ms)
+            self._end(number, wall_ms)
 
     def _end(self, number: int, wall_ms: int) -> None:
         record, was_kept = self._whole(number, self._pending.pop(number))
