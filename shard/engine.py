@@ -176,13 +176,16 @@ class Engine:
 
         Workers are taken note of and get no commands. What they answer is asked of them again
         when the shard goes on, under the same number: nothing is lost.
+
+        Returns:
+            Effects without entries.
         """
         fx = Effects()
         for event in events:
-            if isinstance(event, Answered):
-                self.tally.absorbed("answer_while_waiting")
-            elif not isinstance(event, Requests):
+            if isinstance(event, WorkerCame | WorkerLives | WorkerWent):
                 self._of_worker(event, now, fx)
+            elif not isinstance(event, Requests):
+                self.tally.absorbed("answer_while_waiting")
         for batch in (event for event in events if isinstance(event, Requests)):
             for request in batch.items:
                 if request.kind in READS:

@@ -320,7 +320,9 @@ class Loop:
 
     def _wait(self, events: list[Event]) -> None:
         """Answer what needs no writing, refuse the rest, and go on as soon as that can be."""
-        self._perform(self.engine.wait(events, self.now, _REFUSALS[self.mode]))
+        effects = self.engine.wait(events, self.now, _REFUSALS[self.mode])
+        check(not effects.entries, "nothing is written before its time", entries=effects.entries)
+        self._perform(effects)
         if self.mode == STARTING:
             may_open = self._gate.may_open(self.now.ns)
         else:

@@ -22,6 +22,7 @@ from cluster.private import ClusterProcess, start_private
 from sagacity.client import Client
 from sagacity.errors import Conflict, Malformed, NotTaken
 from tests.integration.test_supervisor import is_gone, wait_until
+from tests.unit.world import order
 
 UP = [sys.executable, "-P", "-m", "cluster", "up"]
 
@@ -246,7 +247,7 @@ def test_another_number_of_shards_is_refused_but_only_if_it_was_asked_for(
 ) -> None:
     """A12; who does not say a number gets the directory's."""
     data = DataDirectory(base / "one")
-    made = data.open_or_create(1)
+    made = data.open_or_create(1, sagas=[("checkout", 1)])
     asked = {**env, "SAGACITY_CLUSTER__SHARDS": "3"}
     for flags, environment in ((("--shards", "2"), env), ((), asked)):
         code, said = refused(environment, "--data", str(data.path), *flags)
@@ -353,3 +354,54 @@ def test_a_private_cluster_is_started_without_waiting_and_found_by_nobody_else(
         assert run.is_dir()
     assert not cluster.data.exists()
     assert not run.exists()
+
+
+def with_an_old_copy(data: Path, env: dict[str, str], name: str) -> None:
+    """Have a cluster buy, copy one of its files, have it buy more, and put the copy back."""
+    file = data / name
+    for index in range(2):
+        started = Up(data, env, "--shards", "1", "--workers", "1")
+        with Client(started.said["router"], timeout_s=15) as client:
+            assert client.start(order(f"{file.stem}-{index}"))["status"] == "COMPLETED"
+        assert started.stop(signal.SIGTERM)[0] == 0
+        if index == 0:
+            yesterday = file.read_bytes()
+    file.write_bytes(yesterday)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("shard-0/journal.db", "the journal of shard 0 is old"),
+        ("services/payment.db", "the database of payment is old"),
+    ],
+)
+def test_an_old_copy_is_refused_until_the_loss_is_accepted(
+    base: Path, env: dict[str, str], name: str, says: str
+) -> None:
+    """D11, end to end: named and untouched, however often; then it runs, and audit can be asked."""
+    data = base / f"copy-{Path(name).stem}"
+    with_an_old_copy(data, env, name)
+    before = (data / "shard-0" / "journal.db").read_bytes()
+    for _ in range(2):
+        code, said = refused(env, "--data", str(data), "--workers", "1")
+        assert code == 2, said
+        assert says in said
+        assert (data / "shard-0" / "journal.db").read_bytes() == before
+    started = Up(data, env, "--workers", "1", "--accept-data-loss")
+    router = started.said["router"]
+    with Client(router, timeout_s=15) as client:
+        assert client.start(order("after"))["status"] == "COMPLETED"
+    asked = subprocess.run(
+        [sys.executable, "-P", "-m", "cluster", "audit", "--json", "--connect", router],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert asked.returncode == 12, "what was lost shows in the books"
+    assert json.loads(asked.stdout)["faults"]
+    assert started.stop(signal.SIGTERM)[0] == 0
+    started = Up(data, env, "--workers", "1")  # once is enough
+    assert started.stop(signal.SIGTERM)[0] == 0

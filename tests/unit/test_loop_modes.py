@@ -7,7 +7,7 @@ import pytest
 from sagacity.ids import count_of
 from sagacity.wire import CANCEL, FAILED, OK, SHOW, pack, unpack
 from shard.entries import Opened
-from shard.events import Answered, Event, WorkerCame, WorkerLives
+from shard.events import Answered, Event, ListApplied, WorkerCame, WorkerLives, WorkerWent
 from shard.guard import LOSS_GAP, OldCopy
 from shard.loop import FULL, SERVING, STARTING, TRY_AGAIN_NS
 from shard.sagas import MS
@@ -57,6 +57,21 @@ def test_a_shard_that_starts_writes_nothing_answers_reads_and_refuses_the_rest()
     assert rig.loop.mode == STARTING
     assert sorted(map(str, said(rig))) == ["11", "11", "11", "saga"]
     assert rig.journal.rows == rows
+
+
+def test_what_workers_say_before_a_shard_is_open_is_not_written() -> None:
+    """An outcome, and a list of forgotten sagas that was applied: both are said again."""
+    rig = serving()
+    rows, held = list(rig.journal.rows), list(rig.links.held[b"inventory"])
+    rig.begin()
+    said_early: list[Event] = [
+        Answered(PEERS[0], [answer(held[0], OK)]),
+        ListApplied(PEERS[0], 0, 1),
+    ]
+    rig.turn(hellos(rig)[0], *said_early, *rig.beats())
+    rig.turn(WorkerWent(PEERS[0]))
+    assert (rig.loop.mode, rig.journal.rows) == (STARTING, rows)
+    assert rig.tally.counts["absorbed", "answer_while_waiting"] == 2
 
 
 def test_a_shard_that_starts_gives_no_command_before_it_is_open() -> None:
