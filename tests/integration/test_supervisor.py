@@ -16,11 +16,12 @@ import pytest
 import zmq
 
 from cluster.directory import RunDirectory
+from cluster.fleet import Patience
 from cluster.supervisor import Supervisor
 from sagacity import wire
 from sagacity.errors import Malformed
 from sagacity.sockets import Context, context, dealer
-from tests.integration.twin_supervisor import TWIN, make
+from tests.integration.twin_supervisor import PATIENCE, TWIN, make
 
 TOP = Path(__file__).parents[2]
 ALL_UP = {"router-0": "up", "shard-0": "up", "shard-1": "up", "payment-0": "up", "payment-1": "up"}
@@ -43,8 +44,10 @@ class World:
         self._supervisor: Supervisor | None = None
         self._lock = RunDirectory(base / "run").lock()
 
-    def supervise(self, places: dict[str, str], *, drain_ms: int = 5_000) -> Supervisor:
-        self._supervisor = make(self.base, places, self.ctx, drain_ms=drain_ms)
+    def supervise(
+        self, places: dict[str, str], *, drain_ms: int = 5_000, patience: Patience = PATIENCE
+    ) -> Supervisor:
+        self._supervisor = make(self.base, places, self.ctx, drain_ms=drain_ms, patience=patience)
         return self._supervisor
 
     def until(self, holds: Callable[[], object], seconds: float = 10.0) -> None:
@@ -100,6 +103,23 @@ def test_a_killed_child_is_started_again_at_once(world: World) -> None:
     world.until(lambda: shard.pid != old and supervisor.fleet.ready())
     assert shard.restarts == 1
     assert others == {m.pid for m in supervisor.fleet.members.values() if m is not shard}
+
+
+def test_a_stopped_child_is_killed_and_started_again(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """E3: SIGSTOP leaves a process that neither works nor ends; that is said once."""
+    supervisor = world.supervise(ALL_UP, patience=Patience(worker_hung_ms=1_000))
+    world.until(supervisor.fleet.ready)
+    worker = supervisor.fleet.members["payment", 0]
+    others = {m.pid for m in supervisor.fleet.members.values() if m is not worker}
+    old = worker.pid
+    assert old is not None
+    os.kill(old, signal.SIGSTOP)
+    world.until(lambda: worker.pid != old and supervisor.fleet.ready())
+    assert is_gone(old)
+    assert others == {m.pid for m in supervisor.fleet.members.values() if m is not worker}
+    assert capfd.readouterr().err.count("process_hung") == 1
 
 
 def test_a_crash_loop_ends_in_quarantine_and_the_rest_serves(world: World) -> None:

@@ -150,6 +150,101 @@ def test_what_was_answered_survives_kill_and_what_was_not_is_done_once(here: Pla
     assert list(rows) == [(800, 800)]
 
 
+def begun_of(command: wire.Command) -> wire.Begun:
+    return wire.Begun(command.number, command.step, command.direction, command.attempt)
+
+
+def proceed(command: wire.Command, *, wanted: bool = True) -> bytes:
+    fields = (command.number, command.step, command.direction, command.attempt)
+    return wire.encode(wire.Proceed(*fields, wanted))
+
+
+def test_a_suspect_runs_only_after_its_shard_has_noted_that_it_begins(here: Place) -> None:
+    """SPEC 3: so a death between is known for certain, and about nothing that runs beside it."""
+    shard = here.shards[0]
+    here.start("payment")
+    peer = shard.worker()
+    shard.send(peer, charge(1), alone=True)
+    shard.until(lambda seen: seen.begun, "a beginning")
+    shard.send(peer, charge(2))
+    shard.send_frame(peer, proceed(charge(7)))  # of another: no word for this one
+    payments = apsw.Connection(str(here.directory.service("payment")))
+    assert list(payments.execute("SELECT count(*) FROM payment")) == [(0,)]
+    shard.send_frame(peer, proceed(charge(1)))
+    shard.until(lambda seen: len(seen.answers) == 2, "answers")
+    assert [answer.number >> 10 for answer in shard.answers] == [1, 2]
+    assert {answer.outcome for answer in shard.answers} == {wire.OK}
+
+
+def test_suspects_run_one_after_the_other_each_in_a_transaction_of_its_own(here: Place) -> None:
+    """B16: what comes meanwhile is done between them; what is not wanted is dropped."""
+    shard = here.shards[0]
+    here.start("payment")
+    peer = shard.worker()
+    suspects = [charge(1), charge(2, "u_flaky_3"), charge(3), charge(4)]
+    shard.send(peer, *suspects, alone=True)
+    for at, suspect in enumerate(suspects):
+        shard.until(lambda seen: seen.begun, "a beginning")
+        assert shard.begun.pop() == begun_of(suspect)
+        if at == 1:
+            shard.send(peer, charge(9))
+        shard.send_frame(peer, proceed(suspect, wanted=at != 2))
+    shard.until(lambda seen: len(seen.answers) == 4, "answers")
+    done = [(answer.number >> 10, answer.outcome) for answer in shard.answers]
+    assert sorted(done) == [(1, wire.OK), (2, wire.FAILED), (4, wire.OK), (9, wire.OK)]
+    rows = apsw.Connection(str(here.directory.service("payment"))).execute(
+        "SELECT number FROM payment"
+    )
+    assert sorted(number >> 10 for (number,) in rows) == [1, 4, 9]
+
+
+def test_a_shard_that_gives_no_word_gets_its_suspect_back_and_holds_up_nobody(
+    tmp_path: Path,
+) -> None:
+    """It hangs, or syncs for long: other shards' commands go on after half a second."""
+    with place(tmp_path / "data", shards=2) as here:
+        here.start("payment")
+        peers = [shard.worker() for shard in here.shards]
+        silent, other = here.shards
+        silent.send(peers[0], charge(1), alone=True)
+        silent.until(lambda seen: seen.begun, "a beginning")
+        other.send(peers[1], charge(2, shard=1))
+        other.until(lambda seen: seen.answers, "an answer")
+        assert other.answers[0].outcome == wire.OK
+        silent.until(lambda seen: seen.answers, "an answer")
+        assert silent.answers[0].outcome == wire.REFUSED_UNAVAILABLE
+        silent.send_frame(peers[0], proceed(charge(1)))  # too late: it is not run
+        assert other.ask(peers[1], charge(3, shard=1))[0].outcome == wire.OK
+        assert len(silent.answers) == 1
+
+
+def test_a_worker_that_is_told_to_stop_gives_its_suspect_back(here: Place) -> None:
+    """Or its end in order would be held against the command."""
+    shard = here.shards[0]
+    process = here.start("payment")
+    shard.send(shard.worker(), charge(1), alone=True)
+    shard.until(lambda seen: seen.begun, "a beginning")
+    process.send_signal(signal.SIGTERM)
+    shard.until(lambda seen: seen.answers, "an answer")
+    assert shard.answers[0].outcome == wire.REFUSED_UNAVAILABLE
+    assert ended(process) == 0
+
+
+def test_a_suspect_of_a_connection_that_is_gone_is_dropped(here: Place) -> None:
+    """Its shard delivers again; it has forgotten what had begun."""
+    shard = here.shards[0]
+    here.start("payment")
+    shard.send(shard.worker(), charge(1), charge(2), alone=True)
+    shard.until(lambda seen: seen.begun, "a beginning")
+    shard.close()
+    here.shards[0] = shard = here.shard(0)
+    peer = shard.worker()
+    assert shard.ask(peer, charge(3))[0].outcome == wire.OK
+    shard.send(peer, charge(1, attempt=2), alone=True)
+    shard.until(lambda seen: seen.begun, "a beginning")
+    assert shard.begun == [begun_of(charge(1, attempt=2))]
+
+
 def test_slow_and_silent_users_hold_up_nobody_else(here: Place) -> None:
     """SPEC 1: u_timeout is charged and never told so, u_slow_2s two seconds later."""
     shard = here.shards[0]

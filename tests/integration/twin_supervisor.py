@@ -24,7 +24,14 @@ PATIENCE = Patience(
 )
 
 
-def make(base: Path, places: Mapping[str, str], ctx: Context, *, drain_ms: int) -> Supervisor:
+def make(
+    base: Path,
+    places: Mapping[str, str],
+    ctx: Context,
+    *,
+    drain_ms: int,
+    patience: Patience = PATIENCE,
+) -> Supervisor:
     """Make a supervisor of twins: "shard-0" -> how it behaves."""
     commands = {}
     for place, behaviour in places.items():
@@ -38,7 +45,7 @@ def make(base: Path, places: Mapping[str, str], ctx: Context, *, drain_ms: int) 
         RunDirectory(base / "run"),
         SystemClock(),
         ctx,
-        patience=PATIENCE,
+        patience=patience,
         drain_ms=drain_ms,
         about={"cluster_id": "c" * 32},
         meters=Meters(),

@@ -57,6 +57,14 @@ def test_each_layer_wins_over_the_one_below_and_says_so(tmp_path: Path) -> None:
     assert config.sources["saga.backoff_ms"] == "flag"
 
 
+def test_who_reports_in_time_is_never_taken_for_hung() -> None:
+    """A limit below the heartbeat would kill every process again and again."""
+    env = {"SAGACITY_SUPERVISOR__WORKER_HUNG_MS": "900"}
+    said = "worker_hung_ms = 900 is not above supervisor.heartbeat_ms = 1000"
+    assert said in faults_of(env=env)
+    assert "shard_silent_ms" in faults_of(env={"SAGACITY_SUPERVISOR__SHARD_SILENT_MS": "1000"})
+
+
 def test_the_environment_is_read_as_toml_or_else_as_text() -> None:
     """Nobody wants to write quotes twice; but lists and tables must be writable, too."""
     env = {

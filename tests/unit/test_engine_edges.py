@@ -1,14 +1,19 @@
 """Edges of the engine that need more than a transcript: bounds, credit, timers under load."""
 
+from typing import Any
+
+import msgspec
 import pytest
 
 from sagacity import wire
 from sagacity.saga import Retry
-from sagacity.wire import BODY_BYTES_MAX, HEADERS_BYTES_MAX, Request
+from sagacity.wire import BODY_BYTES_MAX, HEADERS_BYTES_MAX, Begun, Request
 from services.checkout import checkout
 from shard.books import PAGE_MAX
+from shard.effects import Effects
 from shard.entries import AttemptEnded, Forgotten, TurnedBack
-from shard.events import Answered, Requests
+from shard.events import Answered, CommandBegun, Requests, WorkerWent
+from shard.phases import RUNNING
 from shard.requests import WAITERS_MAX
 from shard.sagas import MS
 from tests.unit.toy_sagas import booking, chain
@@ -207,3 +212,142 @@ def test_what_is_past_retention_is_forgotten_by_the_shard_and_every_service() ->
     assert {sent.worker for sent in effects.lists} == {b"inventory", b"payment", b"shipping"}
     assert bodies(world.step(world.start("a")))[0]["code"] == 22
     assert bodies(world.step(world.start("c")))[0]["status"] == "COMPLETED"
+
+
+def broken(**steps: Any) -> Rules:
+    """Give a saga of two steps of which the first one's builders are these."""
+    plan = chain("trip", 2)
+    first = msgspec.structs.replace(
+        plan.steps[0], **{name: steps.pop(name) for name in list(steps) if name in STEP_FIELDS}
+    )
+    retry = Retry(attempts=2, stuck_after=2)
+    return Rules(
+        plans=(msgspec.structs.replace(plan, steps=(first, plan.steps[1]), **steps), checkout),
+        retry=retry,
+    )
+
+
+STEP_FIELDS = ("command", "undo", "reason")
+POOLS = ("trip_1", "trip_2", *SERVICES)
+
+
+def raising(*_: Any) -> Any:
+    """Break, as a definition's author did not foresee."""
+    raise KeyError("no such \ud800 key")
+
+
+def trip(rules: Rules) -> World:
+    """Start a trip and a checkout beside it, which has to go on."""
+    world = World(rules)
+    world.step(*world.came(*POOLS))
+    world.step(world.ask(wire.START, "t", booking("trip", "t")), world.start("beside"))
+    return world
+
+
+def later(world: World) -> Effects:
+    """Let all backoffs pass."""
+    world.after(10_000)
+    return world.step(*world.beats())
+
+
+def goes_on(world: World) -> bool:
+    """Complete the checkout beside; show the trip; have a restart read it all."""
+    world.step(world.ask(wire.SHOW, "t"))
+    world.drive("beside", wire.OK, wire.OK, wire.OK)
+    world.restart()
+    return world.tally.counts["finished", "checkout", "completed"] == 1
+
+
+def test_a_command_that_cannot_be_built_is_a_failed_attempt_of_its_saga_alone() -> None:
+    """It ended the shard, and again after each restart; now its saga turns back and ends."""
+    world = trip(broken(command=raising))
+    saga = world.engine.state.by_id["t"]
+    assert (saga.attempt, saga.phase) == (2, RUNNING)
+    done = later(world)
+    failed, turned = (e for e in done.entries if getattr(e, "number", None) == saga.number)
+    assert isinstance(failed, AttemptEnded)
+    assert failed.text == "command raised KeyError: 'no such \\ud800 key'"
+    assert isinstance(turned, TurnedBack)
+    assert turned.reason == "Timed out: Trip1"
+    (undo,) = [each for each in commands(done) if each.number == saga.number]
+    assert undo.direction == 1
+    assert world.tally.counts["faulted", "definition_command"] == 2
+    assert goes_on(world)
+
+
+def test_a_compensation_that_cannot_be_built_makes_its_saga_stuck() -> None:
+    """Its client and its operator hear of it; nobody else does."""
+    world = trip(broken(undo=raising))
+    world.drive("t", wire.OK)
+    told = replies(world.drive("t", wire.DECLINED))
+    assert told == []
+    told = replies(later(world))
+    assert [(code, body["code"]) for _, code, body in told] == [(0, 0)]
+    assert world.engine.state.stuck == 1
+    assert world.tally.counts["faulted", "definition_undo"] == 2
+    assert goes_on(world)
+
+
+@pytest.mark.parametrize("wrong", [raising, lambda _: 7, lambda _: "\ud800"])
+def test_a_reason_that_cannot_be_worded_is_plain(wrong: Any) -> None:
+    """The business said no: that stands, whatever the wording does."""
+    world = trip(broken(reason=wrong))
+    (told,) = bodies(world.drive("t", wire.DECLINED))
+    assert told == {"type": "trip_refused", "saga_id": "t", "why": "Declined: Trip1"}
+    assert world.tally.counts["faulted", "definition_reason"] == 1
+    assert goes_on(world)
+
+
+@pytest.mark.parametrize("wrong", [raising, lambda *_: None])
+def test_a_final_answer_that_cannot_be_built_is_plain(wrong: Any) -> None:
+    """What happened has happened, and its client is told which of the two."""
+    world = trip(broken(completed=wrong, aborted=wrong))
+    (told,) = bodies(world.drive("t", wire.OK, wire.OK))
+    assert told == {"type": "trip_complete", "saga_id": "t", "status": "COMPLETED"}
+    world.step(world.ask(wire.START, "u", booking("trip", "u")))
+    (told,) = bodies(world.drive("u", wire.DECLINED))
+    assert told["type"] == "trip_failed"
+    assert (told["status"], told["reason"]) == ("ABORTED", "Trip1: why")
+    assert world.tally.counts["faulted", "definition_answer"] == 2
+    assert goes_on(world)
+
+
+def test_nobody_is_suspected_when_a_worker_says_hello_again() -> None:
+    """The same connection, the same process: it has not died."""
+    world = serving()
+    world.step(world.start("a"))
+    again = world.step(*world.came("inventory"))
+    assert [command.saga_id for command in commands(again)] == ["a"]
+    assert again.alone == {}
+
+
+def test_a_worker_gets_one_suspect_at_a_time_and_others_beside_it() -> None:
+    """Only so a death is about one command; and a pool goes on while it looks for the bad one."""
+    world = serving()
+    world.step(*(world.start(f"s{at}") for at in range(5)))
+    world.step(WorkerWent(b"inventory"))
+    came = world.step(*world.came("inventory"))
+    assert [command.saga_id for command in came.alone.values()] == ["s0"]
+    assert came.commands == {}
+    beside = world.step(world.start("x"))
+    assert (beside.alone, [command.saga_id for command in commands(beside)]) == ({}, ["x"])
+    for at in range(1, 5):
+        done = world.drive(f"s{at - 1}", wire.OK)
+        assert [command.saga_id for command in done.alone.values()] == [f"s{at}"]
+    assert world.engine.state.by_id["s4"].attempt == 1
+
+
+def test_a_death_after_the_answer_counts_against_nobody() -> None:
+    """Failed is an answer: the worker came out of the handler."""
+    world = serving()
+    world.step(world.start("a"))
+    for _ in range(5):
+        world.step(WorkerWent(b"inventory"))
+        world.step(*world.came("inventory"))
+        (command,) = world.held[b"inventory"][-1:]
+        said = Begun(command.number, command.step, command.direction, command.attempt)
+        assert world.step(CommandBegun(b"inventory", said)).proceeds[0][1].wanted
+        world.step(world.reply(b"inventory", command, wire.REFUSED_UNAVAILABLE, {}))
+    suspect = world.engine.state.by_id["a"].suspected()
+    assert suspect is not None
+    assert suspect.deaths == 0

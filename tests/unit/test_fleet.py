@@ -181,6 +181,72 @@ def test_silence_is_counted_without_the_time_in_which_the_supervisor_was_away(
     assert rows["shard", 0]["silent_ms"] == 900
 
 
+def hung(world: World) -> list[str]:
+    found = world.fleet.hung(world.clock.monotonic_ns())
+    return [f"{member.role}-{member.index}" for member in found]
+
+
+def test_a_silent_worker_hangs_after_ten_seconds_a_shard_and_the_router_after_fifteen(
+    world: World,
+) -> None:
+    """E3, for the one that works and for those that stand by; each is given once, to be killed."""
+    world.start_due()
+    world.report("payment", 0, "up")
+    world.report("payment", 1, "standby")
+    assert world.fleet.next_hung_ns() == world.clock.monotonic_ns() + 10_000 * MS
+    world.clock.advance(10_000)
+    assert hung(world) == []
+    world.clock.advance(1)
+    assert hung(world) == ["payment-0", "payment-1"]
+    assert hung(world) == []
+    world.clock.advance(5_000)
+    assert hung(world) == ["router-0", "shard-0", "shard-1"]
+    assert world.fleet.next_hung_ns() is None
+
+
+def test_a_process_that_reports_does_not_hang(world: World) -> None:
+    """D8: a sync of 5 s, a wait for a lock or a long replay is shorter, or says that it lives."""
+    world.start_due()
+    for _ in range(5):
+        world.clock.advance(9_000)
+        for role, index in PLACES:
+            world.report(role, index, "starting" if role == "shard" else "up")
+        assert hung(world) == []
+
+
+def test_a_pause_of_the_whole_machine_is_no_hang(world: World) -> None:
+    """The supervisor could not listen either; what it lost is taken out of everybody's silence."""
+    world.start_due()
+    world.clock.advance(9_000)
+    world.clock.advance(3_600_000)
+    world.fleet.lost_time(3_600_000 * MS)
+    assert hung(world) == []
+    world.clock.advance(1_001)
+    assert hung(world) == ["payment-0", "payment-1"]
+
+
+def test_the_next_process_in_a_hung_ones_place_is_judged_anew(world: World) -> None:
+    """It was killed and has ended: restarted at once, since its predecessor had served."""
+    world.start_due()
+    world.report("payment", 0, "up")
+    world.clock.advance(10_001)
+    assert "payment-0" in hung(world)
+    world.end("payment", 0)
+    assert world.start_due() == ["payment-0"]
+    assert hung(world) == []
+    world.clock.advance(10_001)
+    assert "payment-0" in hung(world)
+
+
+def test_nobody_hangs_while_the_cluster_stops(world: World) -> None:
+    """Who drains may be busy with it; after the drain it is killed anyway."""
+    world.start_due()
+    world.fleet.stop()
+    world.clock.advance(60_000)
+    assert hung(world) == []
+    assert world.fleet.next_hung_ns() is None
+
+
 def test_status_rows_say_who_runs_and_who_does_not(world: World) -> None:
     """SPEC 6: role, index, pid, state; a place without a process has pid 0 and no facts."""
     world.start_due()
