@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 .PHONY: help setup demo up test bench clean
 
 help:
-	@echo "make demo    start a cluster, run every way a checkout can end, audit the books"
+	@echo "make demo    start a cluster, a checkout that completes and each way a step refuses, audit"
 	@echo "make up      run a cluster in the foreground (options: ARGS='--shards 4'); Ctrl-C drains"
 	@echo "make test    format, lint, types, tests"
 	@echo "make bench   measure checkouts a second on this machine"
