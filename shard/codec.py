@@ -76,6 +76,8 @@ def unseal(sealed: bytes) -> bytes:
     Raises:
         Unreadable: it is not what was written.
     """
+    if type(sealed) is not bytes:  # a damaged page gives anything
+        raise Unreadable("there are no bytes")
     content = sealed[:-SEAL_BYTES]
     if len(sealed) < SEAL_BYTES or crc32(content).to_bytes(SEAL_BYTES, "big") != sealed[-4:]:
         raise Unreadable("a checksum does not fit")

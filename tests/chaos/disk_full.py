@@ -127,7 +127,8 @@ def hold(trial: Trial, disk: SmallDisk, which: str, args: argparse.Namespace) ->
             disk.fill()
         load.turn_for(min(1.0, max(0.0, args.seconds - now)))
     probes.meanwhile = len(load.answered) - answered
-    if probes.meanwhile > args.rate * args.seconds / 2:
+    # A shard goes on for a while in room that it frees itself; hardly anybody else does.
+    if probes.meanwhile > args.rate * args.seconds * 0.9:
         load.fault(f"void: {probes.meanwhile} were answered, so nobody missed the room")
     return probes
 

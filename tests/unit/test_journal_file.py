@@ -473,3 +473,19 @@ def test_the_chain_at_a_row_is_told_as_long_as_the_row_is_there(tmp_path: Path) 
         assert len({*chains[1:4]}) == 3
         assert chains[4] is None
         journal.close()
+
+
+def test_a_row_without_bytes_is_damage_and_no_bug(tmp_path: Path) -> None:
+    """A damaged page can give NULL where the table allows none: the shard refuses, exit code 2."""
+    path = tmp_path / "journal.db"
+    journal = open_at(path)
+    filled(journal, 3)
+    db = journal.store.db
+    db.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 0)
+    db.execute("PRAGMA writable_schema=ON")
+    db.execute("UPDATE sqlite_schema SET sql = replace(sql, 'NOT NULL', '') WHERE name='journal'")
+    db.execute("PRAGMA writable_schema=RESET")
+    db.execute("UPDATE journal SET chain = NULL WHERE seq = 2")
+    with pytest.raises(JournalRefused, match="row 2 is not what was written"):
+        list(journal.replay())
+    abandon(journal)
