@@ -16,9 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from sagacity import sockets, wire
 from sagacity.ids import count_of
 from sagacity.slots import slot_of
-from sagacity.wire import BOOKS, CANCEL, DECLINED, OK, SHOW, SUBMIT, Command, Report
+from sagacity.wire import BOOKS, CANCEL, DECLINED, OK, SHOW, SUBMIT, Command, Report, answer_to
 from tests.integration.shard_world import ShardWorld, TwinWorker, opened
-from tests.unit.world import answer_to
 
 QUICK = {"SAGACITY_SUPERVISOR__HEARTBEAT_MS": "50", "SAGACITY_SUPERVISOR__DRAIN_MS": "300"}
 

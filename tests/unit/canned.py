@@ -3,8 +3,7 @@
 from typing import Any
 
 from sagacity.ids import count_of
-from sagacity.wire import DECLINED, FAILED, OK, Answer, Command, pack, unpack
-from tests.unit.world import answer_to
+from sagacity.wire import DECLINED, FAILED, OK, Answer, Command, answer_to, pack, unpack
 
 SERVICES = ("inventory", "payment", "shipping")  # of steps 1, 2, 3
 

@@ -17,12 +17,12 @@ from msgspec import Struct
 
 from sagacity import wire
 from sagacity.ids import ACTION, barrier_key
-from sagacity.wire import Answer, Begun, Command
+from sagacity.wire import Answer, Begun, Command, answer_to
 from shard.effects import Effects
 from shard.events import Answered, CommandBegun, Event, Peer, Requests, WorkerCame, WorkerWent
 from shard.loop import WAIT_MAX_NS
 from shard.sagas import MS
-from tests.unit.world import Rules, World, answer_to, given, order
+from tests.unit.world import Rules, World, given, order
 
 TOMBSTONE = -1
 SETTLE_TURNS_MAX = 3_000

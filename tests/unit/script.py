@@ -32,6 +32,7 @@ import msgspec
 from sagacity import wire
 from sagacity.ids import ACTION, COMPENSATION, DIRECTIONS
 from sagacity.saga import Retry
+from sagacity.wire import answer_to
 from shard import phases
 from shard.effects import Effects
 from shard.entries import (
@@ -57,7 +58,7 @@ from shard.events import (
     WorkerWent,
 )
 from shard.sagas import MS
-from tests.unit.world import Rules, World, answer_to, loosely, order
+from tests.unit.world import Rules, World, loosely, order
 
 LINE = "----"
 UNITS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000}

@@ -7,7 +7,7 @@ import pytest
 
 from sagacity import wire
 from sagacity.saga import Retry
-from sagacity.wire import BODY_BYTES_MAX, HEADERS_BYTES_MAX, Begun, Request
+from sagacity.wire import BODY_BYTES_MAX, HEADERS_BYTES_MAX, Begun, Request, answer_to
 from services.checkout import checkout
 from shard.books import PAGE_MAX
 from shard.effects import Effects
@@ -17,7 +17,7 @@ from shard.phases import RUNNING
 from shard.requests import WAITERS_MAX
 from shard.sagas import MS
 from tests.unit.toy_sagas import booking, chain
-from tests.unit.world import CLIENT, Rules, World, answer_to, bodies, commands, order, replies
+from tests.unit.world import CLIENT, Rules, World, bodies, commands, order, replies
 
 SERVICES = ("inventory", "payment", "shipping")
 

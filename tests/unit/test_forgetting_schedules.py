@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from sagacity import wire
 from sagacity.ids import count_of
 from sagacity.ranges import Range, ranges_of
-from sagacity.wire import Answer, Command
+from sagacity.wire import Answer, Command, answer_to
 from shard.effects import Effects, ListSent
 from shard.events import ListApplied, Peer
 from tests.unit.schedule import Schedule, Twin
-from tests.unit.world import World, answer_to, order
+from tests.unit.world import World, order
 
 SERVICES = ("inventory", "payment", "shipping")
 TURNS_MAX = 100

@@ -5,12 +5,13 @@ from msgspec.structs import replace
 
 from sagacity import wire
 from sagacity.saga import Retry
+from sagacity.wire import answer_to
 from services.checkout import checkout
 from shard.events import Answered, Instant
 from shard.history import tell
 from shard.loop import WAIT_MAX_NS
 from shard.sagas import LATE_ROWS_TOLD, ROWS_TOLD, Card, Definition
-from tests.unit.world import Rules, World, answer_to, bodies
+from tests.unit.world import Rules, World, bodies
 
 MESSAGES = ("command", "answer", "finished")
 SERVICES = ("inventory", "payment", "shipping")

@@ -14,6 +14,7 @@ from sagacity.wire import (
     START,
     SUBMIT,
     Answer,
+    answer_to,
     encode,
     pack,
     unpack,
@@ -25,7 +26,7 @@ from shard.loop import Fenced
 from shard.sagas import MS
 from tests.unit.canned import answer
 from tests.unit.loop_rig import PEERS, Rig, serving
-from tests.unit.world import CLUSTER_ID, answer_to
+from tests.unit.world import CLUSTER_ID
 
 
 @pytest.fixture

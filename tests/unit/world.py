@@ -18,7 +18,7 @@ from sagacity.ranges import Range
 from sagacity.saga import Retry, Saga
 from sagacity.slots import SLOTS
 from sagacity.testing import fill
-from sagacity.wire import Answer, Command, Reply, Request
+from sagacity.wire import Answer, Command, Reply, Request, answer_to
 from services.checkout import checkout
 from shard.admission import Admission
 from shard.effects import Effects
@@ -269,20 +269,6 @@ def order(saga_id: str, **fields: Any) -> dict[str, Any]:
         "shipping_address": "123 Main St",
     }
     return {**body, **fields}
-
-
-def answer_to(command: Command, outcome: int, body: bytes) -> Answer:
-    """Give an answer with the command's own fields."""
-    return Answer(
-        command.saga_id,
-        command.step,
-        command.direction,
-        command.epoch,
-        command.number,
-        command.attempt,
-        outcome,
-        body,
-    )
 
 
 def _examples(asked: Mapping[str, Any], command: Command) -> dict[str, Any]:
