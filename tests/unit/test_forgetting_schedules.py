@@ -1,6 +1,8 @@
 """Lists under schedules that nobody wrote: lost, late, twice, in any order, and crashes."""
 
+import tempfile
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from sagacity.ranges import Range, ranges_of
 from sagacity.wire import Answer, Command, answer_to
 from shard.effects import Effects, ListSent
 from shard.events import ListApplied, Peer
+from tests.unit.disk_world import DiskWorld, assert_alike
 from tests.unit.schedule import Schedule, Twin
 from tests.unit.world import World, order
 
@@ -44,11 +47,11 @@ class ForgetfulTwin(Twin):
 class Forgetful(Schedule):
     """A schedule in which retention ends, too."""
 
-    def __init__(self, thrown: bytes) -> None:
+    def __init__(self, thrown: bytes, world: World | None = None) -> None:
         self.lists: list[ListSent] = []  # on their way
         self.said: list[tuple[Peer, int]] = []  # answers to lists, on their way
         self.seen: list[Command] = []  # every command that ever left
-        super().__init__(thrown, starts=STARTS)
+        super().__init__(thrown, starts=STARTS, world=world)
         self.twin = self.services = ForgetfulTwin(self.world)
         self._moves += [self._retain, self._retain, self._apply, self._hear_of_it]
 
@@ -127,3 +130,40 @@ def test_a_late_command_of_a_forgotten_saga_never_takes_effect_and_a_current_one
     assert Counter(schedule.services.done) == done
     counts = schedule.world.tally.counts
     assert counts["faulted", "refused_forgotten"] == 0, "a running saga was forgotten"
+
+
+class OnDisk(Forgetful):
+    """Likewise on a file: retention takes whole blocks, as `expired` gives them."""
+
+    def __init__(self, thrown: bytes, world: DiskWorld) -> None:
+        self._disk = world
+        super().__init__(thrown, world)
+
+    def _retain(self, *, every: bool = False) -> None:
+        while (found := self._disk.generations.expired(self._disk.now.wall_ms + 1)) is not None:
+            end, numbers = found
+            named = ranges_of(count_of(number) for number in numbers)
+            self._take(self._disk.step(forget=(named, end)))
+            if not every:
+                return
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.binary(min_size=150, max_size=400))
+def test_a_file_whose_sagas_are_forgotten_says_what_a_twin_says(thrown: bytes) -> None:
+    """Compactions, merges, lists, restarts and retention, in any order."""
+    with tempfile.TemporaryDirectory() as directory:
+        world = DiskWorld(Path(directory) / "journal.db")
+        schedule = OnDisk(thrown, world)
+        schedule.play()
+        assert_alike(world)
+        world.settle()
+        schedule.finish()
+        world.settle()
+        world.restart()
+        assert_alike(world)
+        world.settle()
+        assert not world.generations.has_expired_blocks()
+        for saga_id in schedule.told.final:
+            assert world.generations.find(saga_id) is not None
+        world.close()
