@@ -209,7 +209,9 @@ class Generations:
             if ended_ms >= before_ms:
                 break
             records = self._sound(unpack_block, sealed)
-            cards = (card_of_record(self._sound(unpack_record, each)) for each in records)
+            cards = [card_of_record(self._sound(unpack_record, each)) for each in records]
+            if max(card.ended_ms for card in cards) >= before_ms:
+                break  # the column is no more than a hint: a flipped bit there forgets nothing
             numbers += [card.number for card in cards]
             end = first + len(records)
         return (end, numbers) if numbers else None

@@ -213,6 +213,15 @@ def test_sagas_past_retention_leave_a_tombstone_of_sixteen_bytes(world: DiskWorl
     assert world.generations.page(0, 60, 100)[0].saga_id != "s0"
 
 
+def test_a_flipped_bit_in_when_a_block_ended_forgets_nothing_early(world: DiskWorld) -> None:
+    """SPEC 2: never under 24 h. The column is not sealed; the records that it is about are."""
+    finish(world, *(f"s{at}" for at in range(20)))
+    world.settle()
+    world.disk.store.db.execute("UPDATE block SET ended_ms = 0")
+    assert world.generations.expired(world.now.wall_ms) is None
+    assert world.generations.expired(world.now.wall_ms + 1) is not None
+
+
 @pytest.mark.parametrize("table", ["block", "part", "segment", "kept"])
 def test_a_flipped_bit_in_what_was_taken_out_of_the_rows_is_noticed(
     world: DiskWorld, table: str
