@@ -33,7 +33,7 @@ from sagacity.errors import (
 )
 from sagacity.ids import is_saga_id
 from sagacity.slots import SlotMap, slot_of
-from sagacity.sockets import DISCONNECTED, Departures, Monitor, Outbox, PeerGone, Socket
+from sagacity.sockets import DISCONNECTED, Departures, Monitor, Outbox, PeerGone, Poller, Socket
 from sagacity.versions import refuse_known_bad
 from sagacity.wire import Reply, Request
 
@@ -365,6 +365,7 @@ class Loop:
     Args:
         router: decides.
         front: ROUTER where clients connect.
+        poller: waits for its sockets.
         peers: connections in the order of their indices, the supervisor's last.
         child: life of this process.
         meters: to count in.
@@ -376,6 +377,7 @@ class Loop:
         self,
         router: Router,
         front: Socket,
+        poller: Poller,
         peers: Sequence[_Peer],
         child: Child,
         meters: RouterMeters,
@@ -394,7 +396,7 @@ class Loop:
         self._log = log
         self._up_at = clock.monotonic_ns() + UP_WITHOUT_SHARDS_NS
         self._expire_at = 0
-        self._poller = zmq.Poller()
+        self._poller = poller
         self._poller.register(child.wakeup_fd, zmq.POLLIN)
         self._poller.register(self._departures.socket, zmq.POLLIN)
         for peer in peers:
@@ -582,7 +584,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     peers = [_Peer(ctx, shard, run.shard(shard)) for shard in range(slots.shards)]
     peers.append(_Peer(ctx, router.supervisor, run.supervisor))
     child.metrics_port = MetricsServer(meters).start()
-    loop = Loop(router, front, peers, child, meters, clock, log)
+    loop = Loop(router, front, ctx.poller(), peers, child, meters, clock, log)
     log.info("router_started", address=address)
     loop.run(config.supervisor.drain_ms * MILLISECOND)
     sockets.close_politely(front)

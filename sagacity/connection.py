@@ -5,7 +5,6 @@ stands on it, as do front-ends with a loop of their own.
 """
 
 import select
-import time
 from types import TracebackType
 from typing import Final, Self
 
@@ -14,6 +13,7 @@ import zmq
 from sagacity import sockets, wire
 from sagacity.asks import MILLISECOND, SECOND, WAIT_S, Asks
 from sagacity.errors import Malformed, SagacityError
+from sagacity.machine import Machine, SystemMachine
 from sagacity.wire import Headers, Reply
 
 _FRAMES_PER_TURN: Final = 64
@@ -30,28 +30,31 @@ class Connection:
     Args:
         url: the router's address.
         timeout_s: after this a request is given up.
+        machine: None for this one.
 
     Raises:
         Malformed: the url is none.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = WAIT_S) -> None:
+    def __init__(
+        self, url: str, *, timeout_s: float = WAIT_S, machine: Machine | None = None
+    ) -> None:
         self.url = url
         self._wait_ns = int(timeout_s * SECOND)
         self._asks = Asks(url)
-        self._ctx = sockets.context()
+        machine = machine or SystemMachine()
+        self._now_ns = machine.monotonic_ns
+        self._ctx = machine.context()
         try:
             self._socket = sockets.dealer(self._ctx, url)
         except SagacityError:
             self._ctx.term()
             raise
         self._monitor = sockets.Monitor(self._socket)
-        self._poller = zmq.Poller()
+        self._poller = self._ctx.poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor.socket, zmq.POLLIN)
-        self._epoll = select.epoll()
-        for watched in (self._socket, self._monitor.socket):
-            self._epoll.register(watched.fileno(), select.EPOLLIN)
+        self._epoll: select.epoll | None = None  # made for who asks for `fd`
         self._full = False
         self.malformed = 0  # frames that were no replies, since the start
         self._on_events()
@@ -72,11 +75,15 @@ class Connection:
     @property
     def fd(self) -> int:
         """A descriptor that becomes readable when `poll` has something to do."""
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            for watched in (self._socket, self._monitor.socket):
+                self._epoll.register(watched.fileno(), select.EPOLLIN)
         return self._epoll.fileno()
 
     def fileno(self) -> int:
         """Give `fd`, so that pollers and selectors take the connection itself."""
-        return self._epoll.fileno()
+        return self.fd
 
     def ask(
         self,
@@ -103,7 +110,7 @@ class Connection:
             Malformed: it cannot travel.
         """
         wait_ns = self._wait_ns if timeout_s is None else int(timeout_s * SECOND)
-        now = time.monotonic_ns()
+        now = self._now_ns()
         if headers is None:
             return self._asks.ask(kind, saga_id, body, now=now, wait_ns=wait_ns)
         return self._asks.ask(kind, saga_id, body, now=now, wait_ns=wait_ns, headers=headers)
@@ -121,7 +128,7 @@ class Connection:
         Returns:
             Tokens with their replies, each token once. `Reply.code` is None for an answer.
         """
-        now = time.monotonic_ns()
+        now = self._now_ns()
         end = now + int(timeout_s * SECOND)
         while True:
             self._asks.due(now)
@@ -133,7 +140,7 @@ class Connection:
                     self._receive(settled)
                 else:
                     self._on_events()
-            now = time.monotonic_ns()
+            now = self._now_ns()
             if settled or now >= end:
                 self._send()  # who waits for `fd` does not come back before something happens
                 return settled
@@ -143,13 +150,13 @@ class Connection:
         if self._socket.poll(0) or self._monitor.socket.poll(0):
             return 0.0
         due = self._next_ns(0)
-        return max(0, due - time.monotonic_ns()) / SECOND if due else None
+        return max(0, due - self._now_ns()) / SECOND if due else None
 
     def close(self) -> None:
         """Close; open requests are forgotten here and go on at their shards."""
-        if not self._epoll.closed:
+        if self._epoll is not None:
             self._epoll.close()
-            self._ctx.destroy(linger=0)
+        self._ctx.destroy(linger=0)
 
     def __enter__(self) -> Self:
         return self
@@ -164,7 +171,7 @@ class Connection:
 
     def _next_ns(self, never: int) -> int:
         if self._full:
-            return time.monotonic_ns() + _FULL_AGAIN_NS
+            return self._now_ns() + _FULL_AGAIN_NS
         return self._asks.next_due() or never
 
     def _send(self) -> None:
@@ -181,7 +188,7 @@ class Connection:
 
     def _receive(self, settled: list[tuple[int, Reply]]) -> None:
         frames, _ = sockets.receive_all(self._socket, _FRAMES_PER_TURN)
-        now = time.monotonic_ns()
+        now = self._now_ns()
         on_reply = self._asks.on_reply
         for frame in frames:
             try:
@@ -197,4 +204,4 @@ class Connection:
     def _on_events(self) -> None:
         for event in self._monitor.events():
             if event == sockets.CONNECTED:
-                self._asks.on_connected(time.monotonic_ns())
+                self._asks.on_connected(self._now_ns())

@@ -26,8 +26,8 @@ import zmq
 from sagacity.errors import Malformed
 from sagacity.wire import FRAME_BYTES_MAX
 
-Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 Socket: TypeAlias = "zmq.Socket[bytes]"
+Poller: TypeAlias = zmq.Poller
 
 LIBZMQ_VERSION: Final = zmq.zmq_version()
 IPC_PATH_BYTES_MAX: Final = 107  # sun_path, less its closing zero
@@ -63,9 +63,17 @@ class PeerGone(Exception):
     """A ROUTER's peer is not connected any more; nothing was sent."""
 
 
+class Context(zmq.Context["zmq.Socket[bytes]"]):
+    """What makes a process's sockets, and what waits for them."""
+
+    def poller(self) -> Poller:
+        """Make what waits for sockets and descriptors."""
+        return zmq.Poller()
+
+
 def context() -> Context:
     """Make the context of a process: one thread that does the input and output."""
-    return zmq.Context(io_threads=1)
+    return Context(io_threads=1)
 
 
 def dealer(ctx: Context, address: str) -> Socket:

@@ -14,21 +14,22 @@ answers to each shard. What is not answered is asked again by the shard, so noth
 import heapq
 import math
 import os
-import secrets
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Final
 
 import zmq
+from apsw import Connection
 from msgspec import Struct, structs
 
 from sagacity.barrier import UNAVAILABLE, Log
 from sagacity.errors import Malformed
 from sagacity.executor import BatchExecutor, make_tables, open_file
+from sagacity.machine import Machine, SystemMachine
 from sagacity.service import Call, Database, Declined, Failed, Handler, Ok, Result, Service
 from sagacity.sockets import (
     CONNECTED,
@@ -36,7 +37,6 @@ from sagacity.sockets import (
     Monitor,
     Socket,
     close_politely,
-    context,
     dealer,
     receive_all,
     send,
@@ -156,6 +156,8 @@ class Worker:
         catalog: for the service's `seed`, when the database is made.
         log: None for structlog's.
         watch: None when nobody watches.
+        machine: None for this one.
+        open_database: opens the file; for tests.
 
     Raises:
         Malformed: the database cannot be used, or is another service's or cluster's.
@@ -173,6 +175,8 @@ class Worker:
         catalog: object = None,
         log: Log | None = None,
         watch: Watch | None = None,
+        machine: Machine | None = None,
+        open_database: Callable[[Path], Connection] = open_file,
     ) -> None:
         self.busy = 0  # commands received and not answered
         self._service = service
@@ -182,7 +186,9 @@ class Worker:
         self._heartbeat_ns = heartbeat_ms * _NS
         self._log = log or _default_log()
         self._watch = watch or Watch()
-        self._incarnation = secrets.randbits(62)
+        self._machine = machine or SystemMachine()
+        self._now_ns = self._machine.monotonic_ns
+        self._incarnation = self._machine.random_bits(62)
         self._links: list[_Link] = []
         self._held: list[_Held] = []
         self._lists: dict[tuple[int, int], tuple[_Link, Forget]] = {}  # shard, number: what is left
@@ -200,7 +206,7 @@ class Worker:
         self._waits_for_lock = False
         self._exit: int | None = None
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        connection = open_file(database)
+        connection = open_database(database)
         if make_tables(connection, service, cluster_id, catalog):
             self._log.info("database_made", service=service.name)
         self._executor = BatchExecutor(
@@ -232,8 +238,8 @@ class Worker:
         Raises:
             apsw.Error: a commit or sync failed, not for room; the process has to end.
         """
-        ctx = context()
-        poller = zmq.Poller()
+        ctx = self._machine.context()
+        poller = ctx.poller()
         try:
             for fd in self._wakeup_fds():
                 poller.register(fd, zmq.POLLIN)
@@ -244,7 +250,7 @@ class Worker:
                 poller.register(link.monitor.socket, zmq.POLLIN)
                 self._see_connection(link)
             while self._exit is None:
-                timeout_ns = max(0, self._next_due() - time.monotonic_ns())
+                timeout_ns = max(0, self._next_due() - self._now_ns())
                 self._turn(dict(poller.poll(-(-timeout_ns // _NS))))
         finally:
             self._close(ctx)
@@ -253,7 +259,7 @@ class Worker:
     # -- a turn ---------------------------------------------------------------------------------
 
     def _turn(self, ready: dict[object, int]) -> None:
-        began = time.monotonic_ns()
+        began = self._now_ns()
         if any(fd in ready for fd in self._wakeup_fds()):
             self._see_wakeups()
             if self._exit is not None:
@@ -279,7 +285,7 @@ class Worker:
             self._release_held()
         if self._lists and self._executor.available:
             self._forget_some()
-        now = time.monotonic_ns()
+        now = self._now_ns()
         if not self._executor.available and now >= self._next_trial:
             self._next_trial = now + TRIAL_MS * _NS
             if self._executor.try_write():
@@ -321,7 +327,7 @@ class Worker:
         """Perform what came in one transaction, then answer each shard in one frame."""
         self.busy = len(self._held) + sum(len(batch.items) for _, batch in batches)
         available, repeated = self._executor.available, self._executor.repeated
-        waited = time.monotonic_ns() - received
+        waited = self._now_ns() - received
         answered = self._executor.execute([batch for _, batch in batches])
         for link in self._links:
             leaving: list[Answer] = []
@@ -338,7 +344,7 @@ class Worker:
                 [answer for answers in answered for answer in answers],
                 self._executor.repeated - repeated,
                 waited,
-                time.monotonic_ns() - received,
+                self._now_ns() - received,
             )
         )
 
@@ -364,7 +370,7 @@ class Worker:
         if left:
             self._lists[key] = link, structs.replace(asked, ranges=left)
             if not self._executor.available:
-                self._take_back_credit(time.monotonic_ns())
+                self._take_back_credit(self._now_ns())
             return
         del self._lists[key]
         if left is not None:
@@ -383,12 +389,12 @@ class Worker:
             if delay <= 0:
                 leaving.append(answer)
             elif not math.isinf(delay):
-                due = time.monotonic_ns() + int(delay * 1000) * _NS
+                due = self._now_ns() + int(delay * 1000) * _NS
                 heapq.heappush(self._held, (due, next(self._order), link, answer))
         return leaving
 
     def _release_held(self) -> None:
-        now = time.monotonic_ns()
+        now = self._now_ns()
         while self._held and self._held[0][0] <= now:
             _, _, link, answer = heapq.heappop(self._held)
             self._send_answers(link, [answer])
@@ -490,7 +496,7 @@ class Worker:
         return due
 
     def _say_alive(self) -> None:
-        now = time.monotonic_ns()
+        now = self._now_ns()
         if now >= self._next_beat:
             self._live(now)
 
@@ -498,7 +504,7 @@ class Worker:
         """Wait a moment for another connection's lock, alive; False when that took too long."""
         if not self._executor.available:
             return False  # a trial: the next one comes soon enough
-        now = time.monotonic_ns()
+        now = self._now_ns()
         if calls == 0:
             self._lock_asked = now
         self._waits_for_lock = True  # and so its connection must not be used

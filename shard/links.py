@@ -98,14 +98,14 @@ class Links:
         self._outbox = Outbox(self._routers)
         self._cluster_id = cluster_id
         self._services = services
-        self._known: set[Peer] = set()
+        self._known: dict[Peer, None] = {}  # a set would not keep their order
         self._probes = 0
         self._went: list[Peer] = []
         self._books: dict[int, tuple[Peer, int]] = {}
         self._pages: dict[Peer, list[Reply]] = {}
         self._token = 0
         self.counts = Counts()
-        self._poller = zmq.Poller()
+        self._poller = ctx.poller()
         for socket in (self._routers, self._workers, self._departures.socket):
             self._poller.register(socket, zmq.POLLIN)
         self._poller.register(wakeup_fd, zmq.POLLIN)
@@ -149,7 +149,7 @@ class Links:
         if isinstance(said, Hello):
             why = self._objection(said)
             if why is None:
-                self._known.add(peer)
+                self._known[peer] = None
                 events.append(
                     WorkerCame(
                         peer,
@@ -181,7 +181,7 @@ class Links:
 
     def reject(self, worker: Peer, text: str) -> None:
         """Tell a worker that it may not work here, and know it no more."""
-        self._known.discard(worker)
+        self._known.pop(worker, None)
         self._to_worker(worker, encode(Rejected(text)))
 
     def _objection(self, hello: Hello) -> str | None:
@@ -234,7 +234,7 @@ class Links:
             self.counts.commands_unsent += 1
         except PeerGone:
             if peer in self._known:
-                self._known.discard(peer)
+                self._known.pop(peer, None)
                 self._went.append(peer)
         return False
 

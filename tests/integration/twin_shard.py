@@ -15,13 +15,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import zmq
 from msgspec import Struct
 
 from cluster.directory import DataDirectory, RunDirectory
 from sagacity import wire
 from sagacity.ids import ACTION, COMPENSATION, number_of
-from sagacity.sockets import PeerGone, context, pull, receive_all, receive_all_from, router, send_to
+from sagacity.sockets import (
+    Context,
+    PeerGone,
+    context,
+    pull,
+    receive_all,
+    receive_all_from,
+    router,
+    send_to,
+)
 from sagacity.wire import (
     Answer,
     Answers,
@@ -51,9 +59,7 @@ class TwinShard:
         index: of the shard.
     """
 
-    def __init__(
-        self, ctx: "zmq.Context[zmq.Socket[bytes]]", address: str, cluster_id: str, index: int = 0
-    ) -> None:
+    def __init__(self, ctx: Context, address: str, cluster_id: str, index: int = 0) -> None:
         self._socket = router(ctx, address)
         self._cluster_id = cluster_id
         self._index = index
