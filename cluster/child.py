@@ -14,11 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-import zmq
-
 from cluster.clock import Clock
 from cluster.directory import RunDirectory
-from sagacity import wire
+from sagacity import sockets, wire
 
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 EXIT_ORPHAN: Final = 71
@@ -107,7 +105,7 @@ class Child:
         clock: Clock,
         *,
         heartbeat_ms: int = 1_000,
-        ctx: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+        ctx: sockets.Context | None = None,
     ) -> None:
         if parent_pid is not None:
             die_with(parent_pid, signal.SIGKILL)
@@ -120,7 +118,7 @@ class Child:
         self._next_beat_ns = 0
         self._run = run
         self._ctx = ctx
-        self._socket: zmq.Socket[bytes] | None = None
+        self._socket: sockets.Socket | None = None
         # A terminal sends SIGINT to the whole group; what it means is the supervisor's to decide.
         self._signals = StopSignals(ignore_interrupt=parent_pid is not None)
 
@@ -177,19 +175,15 @@ class Child:
         report = wire.Report(
             self.role, self.index, os.getpid(), self.state, self.metrics_port, told
         )
-        with suppress(zmq.Again):  # nobody reads; the next heartbeat says it again
-            socket.send(wire.encode(report), zmq.DONTWAIT)
+        sockets.send(socket, wire.encode(report))  # full: the next heartbeat says it again
 
-    def _connect(self) -> "zmq.Socket[bytes] | None":
-        if not Path(self._run.reports.removeprefix("ipc://")).exists():
+    def _connect(self) -> "sockets.Socket | None":
+        reports = self._run.reports
+        if not Path(reports.removeprefix("ipc://")).exists():
             return None
-        # Not IMMEDIATE: the first report waits for the connection instead of being lost.
-        socket = (self._ctx or zmq.Context.instance()).socket(zmq.PUSH)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SNDHWM, _REPORTS_KEPT)
-        socket.connect(self._run.reports)
-        self._socket = socket
-        return socket
+        ctx = self._ctx or sockets.Context.instance()
+        self._socket = sockets.push(ctx, reports, frames_queued_max=_REPORTS_KEPT)
+        return self._socket
 
 
 def die_with(parent_pid: int, number: signal.Signals) -> None:

@@ -115,6 +115,19 @@ def pull(ctx: Context, address: str) -> Socket:
     return _bind(ctx, zmq.PULL, address, FRAMES_QUEUED_MAX)
 
 
+def push(ctx: Context, address: str, *, frames_queued_max: int) -> Socket:
+    """Connect a PUSH. It queues for who is not there yet: what is sent first is not lost.
+
+    Args:
+        ctx: of the process.
+        address: of a PULL of ours.
+        frames_queued_max: waiting in ZeroMQ; one more is not sent.
+    """
+    socket = _socket(ctx, zmq.PUSH, frames_queued_max)
+    socket.connect(address)
+    return socket
+
+
 def close_politely(socket: Socket, *, pause_ms: int = 100, linger_ms: int = 250) -> None:
     """Close a socket, but let what is on its way arrive.
 
@@ -264,7 +277,7 @@ def _more_dropped(socket: Socket) -> bool:
 
 
 def send(socket: Socket, frame: bytes) -> bool:
-    """Send by a DEALER; False if its peer is away or its queue is full."""
+    """Send by a DEALER or a PUSH; False if its peer is away or its queue is full."""
     try:
         socket.send(frame, zmq.DONTWAIT)
     except zmq.Again:

@@ -347,11 +347,20 @@ def test_push_and_pull_carry_single_frames(ctx: Context, run: Path) -> None:
     """Children report to their supervisor this way."""
     bound = sockets.pull(ctx, f"ipc://{run}/a.sock")
     assert stat.S_IMODE(os.stat(run).st_mode) == 0o700
-    peer = ctx.socket(zmq.PUSH)
-    peer.connect(f"ipc://{run}/a.sock")
-    assert peer.poll(5000, zmq.POLLOUT)
-    peer.send(b"report")
+    peer = sockets.push(ctx, f"ipc://{run}/a.sock", frames_queued_max=16)
+    assert sockets.send(peer, b"report")
     assert await_frame(bound) == b"report"
+
+
+def test_what_a_push_sends_before_anybody_listens_arrives_within_its_bound(
+    ctx: Context, run: Path
+) -> None:
+    """A child's first report must not be lost; reports that nobody reads must not pile up."""
+    address = f"ipc://{run}/a.sock"
+    child = sockets.push(ctx, address, frames_queued_max=2)
+    assert [sockets.send(child, b"%d" % each) for each in range(3)] == [True, True, False]
+    ear = sockets.pull(ctx, address)
+    assert [await_frame(ear), await_frame(ear)] == [b"0", b"1"]
 
 
 def test_a_polite_close_lets_the_last_frames_arrive(ctx: Context, run: Path) -> None:
