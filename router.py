@@ -31,7 +31,7 @@ from sagacity.errors import (
     NotTaken,
     SagacityError,
 )
-from sagacity.ids import is_saga_id
+from sagacity.ids import check_saga_id
 from sagacity.slots import SlotMap, slot_of
 from sagacity.sockets import DISCONNECTED, Departures, Monitor, Outbox, PeerGone, Poller, Socket
 from sagacity.versions import refuse_known_bad
@@ -258,8 +258,7 @@ class Router:
         if len(item.body) > wire.BODY_BYTES_MAX:
             raise Malformed(f"a body has at most {wire.BODY_BYTES_MAX} bytes")
         if kind < wire.STATUS:
-            if not is_saga_id(saga_id):
-                raise Malformed("a saga_id is 1 to 128 of A-Z a-z 0-9 . _ : -")
+            check_saga_id(saga_id)
             return self._owners[slot_of(saga_id)]
         if kind == wire.STATUS:
             return self.supervisor

@@ -31,7 +31,7 @@ from sagacity.errors import (
     SagacityError,
     Stuck,
 )
-from sagacity.ids import is_saga_id, new_saga_id
+from sagacity.ids import check_saga_id, new_saga_id
 
 READ_WAIT_S = 10.0  # who only reads need not wait as long as a saga may take
 _ITEM = re.compile(r"([^=]*)=(-?[0-9]{1,18})")
@@ -239,7 +239,7 @@ def messages(saga: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def show(options: argparse.Namespace) -> int:
     """Tell a saga's history."""
     with _errors_as_json(options.json):
-        _check_id(options.id)
+        check_saga_id(options.id)
         with Client(_url(options), timeout_s=READ_WAIT_S) as client:
             body = client.show(options.id)
         if options.json:
@@ -351,11 +351,6 @@ def _item(text: str) -> dict[str, Any]:
     if found is None:
         raise Malformed(f"--item is SKU=QTY, like abc123=2, not {text!r}")
     return {"sku": found[1], "quantity": int(found[2])}
-
-
-def _check_id(saga_id: str) -> None:
-    if not is_saga_id(saga_id):
-        raise Malformed("a saga_id is 1 to 128 of A-Z a-z 0-9 . _ : -")
 
 
 @contextmanager

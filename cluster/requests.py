@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sagacity import wire
 from sagacity.errors import Malformed
-from sagacity.ids import is_saga_id
+from sagacity.ids import check_saga_id
 from sagacity.messages import Cancel, Checkout, RetryNow, check_text, from_json, merge
 
 _AGO = re.compile(r"([0-9]{1,9})([smhd])")
@@ -60,8 +60,7 @@ def retry(body: dict[str, Any]) -> Asked:
     """
     read = from_json(_unnumbered(body), RetryNow)
     check_text("reason", read.reason)
-    if not is_saga_id(read.saga_id):
-        raise Malformed("a saga_id is 1 to 128 of A-Z a-z 0-9 . _ : -")
+    check_saga_id(read.saga_id)
     return Asked(wire.RETRY, read.saga_id, wire.pack(read))
 
 

@@ -7,6 +7,9 @@ that rows kept under it lie side by side (a random key costs four times as much,
 import re
 import secrets
 
+from sagacity.errors import Malformed
+from sagacity.slots import SLOTS
+
 SHARD_BITS = 10
 SHARDS_MAX = 1 << SHARD_BITS
 STEP_BITS = 4
@@ -20,9 +23,14 @@ SAGA_ID_PATTERN = r"\A[A-Za-z0-9._:-]{1,128}\Z"
 _saga_id = re.compile(SAGA_ID_PATTERN)
 
 
-def is_saga_id(text: str) -> bool:
-    """Say whether a text is 1 to 128 of the characters that SPEC 2 allows."""
-    return _saga_id.match(text) is not None
+def check_saga_id(text: str) -> None:
+    """Refuse a text that is not 1 to 128 of the characters that SPEC 2 allows.
+
+    Raises:
+        Malformed: saying so.
+    """
+    if _saga_id.match(text) is None:
+        raise Malformed("saga_id: 1 to 128 characters of A-Z a-z 0-9 . _ : -")
 
 
 def new_saga_id() -> str:
@@ -55,4 +63,4 @@ def barrier_key(number: int, step: int, direction: int) -> int:
 
 def order_id(count: int, slot: int) -> str:
     """Give the order id of the count-th saga of a slot (SPEC 1): never reused."""
-    return f"o{count * 1024 + slot}"
+    return f"o{count * SLOTS + slot}"

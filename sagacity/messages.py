@@ -10,8 +10,8 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from sagacity.errors import Malformed
-from sagacity.ids import SAGA_ID_PATTERN, is_saga_id
-from sagacity.wire import DEPTH_MAX
+from sagacity.ids import SAGA_ID_PATTERN, check_saga_id
+from sagacity.wire import refuse_foreign
 
 LINES_MAX = 100  # lines of a cart
 QUANTITY_MAX = 1000  # pieces in a line, before lines of one SKU are merged
@@ -259,8 +259,7 @@ def merge(request: Checkout) -> Order | Checkout:
         Malformed: an id has other characters than SPEC 2 allows, a text holds control characters
             or the user is blank.
     """
-    if not is_saga_id(request.saga_id):
-        raise Malformed("saga_id: 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+    check_saga_id(request.saga_id)
     check_text("user_id", request.user_id)
     check_text("shipping_address", request.shipping_address, blank=True)
     quantities: dict[str, int] = {}
@@ -285,27 +284,9 @@ def from_json(value: dict[str, Any], kind: type[T]) -> T:
         Malformed: it does not have the shape, or is over a limit.
     """
     try:
-        refuse_floats(value, DEPTH_MAX)
+        refuse_foreign(value)
         if "type" not in value:  # which msgspec does not ask of a single kind
             raise Malformed("Object missing required field `type`")
         return msgspec.convert(value, kind)
-    except (msgspec.ValidationError, UnicodeEncodeError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise Malformed(str(error)) from None
-
-
-def refuse_floats(value: Any, depth: int) -> None:
-    """Refuse a float anywhere in a value, and more than `depth` levels.
-
-    Raises:
-        Malformed: saying which.
-    """
-    if isinstance(value, float):
-        raise Malformed("a number is an integer here; money counts minor units")
-    if depth == 0 and isinstance(value, dict | list):
-        raise Malformed(f"more than {DEPTH_MAX} levels")
-    if isinstance(value, dict):
-        for member in value.values():
-            refuse_floats(member, depth - 1)
-    elif isinstance(value, list):
-        for member in value:
-            refuse_floats(member, depth - 1)

@@ -414,24 +414,29 @@ def pack(body: Any) -> bytes:
     try:
         if isinstance(body, Struct):
             return encode(body)
-        _refuse_foreign(body, DEPTH_MAX)
+        refuse_foreign(body)
         packed: bytes = msgpack.packb(body)
     except (TypeError, ValueError, OverflowError, UnicodeEncodeError) as error:
         raise Malformed(f"not a message body: {error}") from None
     return packed
 
 
-def _refuse_foreign(value: Any, depth: int) -> None:
+def refuse_foreign(value: Any, depth: int = DEPTH_MAX) -> None:
+    """Refuse a float anywhere in a value, and more than `depth` levels.
+
+    Raises:
+        TypeError, ValueError: saying which.
+    """
     if isinstance(value, float):
         raise TypeError("a number is an integer; money counts minor units")
     if depth == 0 and isinstance(value, dict | list | tuple):
         raise ValueError(f"more than {DEPTH_MAX} levels")
     if isinstance(value, dict):
         for member in value.values():
-            _refuse_foreign(member, depth - 1)
+            refuse_foreign(member, depth - 1)
     elif isinstance(value, list | tuple):
         for member in value:
-            _refuse_foreign(member, depth - 1)
+            refuse_foreign(member, depth - 1)
 
 
 def unpack(body: bytes) -> dict[str, Any]:
@@ -461,7 +466,7 @@ def unpack(body: bytes) -> dict[str, Any]:
         value = unpacker.unpack()
         if unpacker.tell() != len(body):
             raise ValueError("bytes left over")
-        _refuse_foreign(value, DEPTH_MAX)
+        refuse_foreign(value)
     except Malformed:
         raise
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:

@@ -13,7 +13,7 @@ from sagacity.errors import (
     SagacityError,
     UnknownSaga,
 )
-from sagacity.ids import is_saga_id, number_of
+from sagacity.ids import check_saga_id, number_of
 from sagacity.messages import Cancel, RetryNow, check_text
 from sagacity.saga import Unstartable
 from sagacity.slots import slot_of
@@ -241,8 +241,7 @@ class Desk:
     # -- cancel, retry, show, books ------------------------------------------------------------
 
     def _find(self, saga_id: str) -> Live | Card:
-        if not is_saga_id(saga_id):
-            raise Malformed("saga_id: 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+        check_saga_id(saga_id)
         found = self._state.by_id.get(saga_id) or self._state.finished.find(saga_id)
         if found is None:
             raise UnknownSaga(f"no saga has the id {saga_id}")
