@@ -1,5 +1,5 @@
-"""Reads the configuration and the catalog, and reports every fault at once. Knows files and the
-environment; what may stand in them is said by `schema`.
+"""Reads the configuration and the catalog, all faults at once, and imports what they name. Knows
+files and the environment; what may stand in them is said by `schema`.
 
 built-in `default.toml` < file < environment SAGACITY_SECTION__KEY < flags
 """
@@ -148,12 +148,7 @@ def load_sagas(config: Config) -> list[Saga]:
     """
     found: list[Saga] = []
     for place in config.cluster.sagas:
-        module, _, name = place.partition(":")
-        try:
-            plan = getattr(importlib.import_module(module), name, None)
-        except Exception as error:  # whatever a user's module raises
-            hint = "is it installed, or its folder on PYTHONPATH?"
-            raise Malformed(f"cluster.sagas: {place}: {error!r}; {hint}") from None
+        plan = imported(place, f"cluster.sagas: {place}")
         if not isinstance(plan, Saga):
             raise Malformed(f"cluster.sagas: {place} is no Saga")
         taken = ((each.name, each.request_type) for each in found)
@@ -161,6 +156,29 @@ def load_sagas(config: Config) -> list[Saga]:
             raise Malformed(f"cluster.sagas: two sagas are called or started like {plan.name}")
         found.append(plan)
     return found
+
+
+def imported(place: str, said: str) -> object:
+    """Import what a key of the configuration names.
+
+    Args:
+        place: `module:name`.
+        said: what a fault begins with: the key, and the place.
+
+    Returns:
+        What stands there; None where the module has no such name.
+
+    Raises:
+        Malformed: the module cannot be imported, whatever it raises.
+    """
+    module, _, name = place.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        raise Malformed(
+            f"{said}: {type(error).__name__}: {error}; "
+            "is it installed, or its folder on PYTHONPATH?"
+        ) from error
 
 
 def _settings(

@@ -13,7 +13,6 @@ import select
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +22,7 @@ from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
 from cluster.directory import MEND, ClusterFile, DataDirectory, RunDirectory
 from cluster.telemetry import Log, MetricsServer, WorkerMeters, configure_logging
-from config.load import Catalog, load, load_catalog
+from config.load import Catalog, imported, load, load_catalog
 from config.schema import Config
 from sagacity.errors import Malformed, SagacityError
 from sagacity.ids import ACTION, COMPENSATION, DIRECTIONS
@@ -202,16 +201,10 @@ def load_service(config: Config, name: str) -> Service:
     place = config.services.pools.get(name)
     if place is None:
         raise Malformed(f"no pool {name!r}; there are {', '.join(config.services.pools)}")
-    module, _, attribute = place.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise Malformed(
-            f"services.pools.{name} = {place!r}: {type(error).__name__}: {error}; "
-            "is it importable? install it, or put its folder on PYTHONPATH"
-        ) from error
+    said = f"services.pools.{name} = {place!r}"
+    found = imported(place, said)
     if not isinstance(found, Service) or found.name != name:
-        raise Malformed(f"services.pools.{name} = {place!r} is no Service of that name")
+        raise Malformed(f"{said} is no Service of that name")
     return found
 
 

@@ -1,13 +1,15 @@
 """Configuration and catalog: layers, limits, and faults that help."""
 
+import sys
 import tomllib
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from config.load import PACKAGED_DEFAULTS, Catalog, ConfigError, load, load_catalog
+from config.load import PACKAGED_DEFAULTS, Catalog, ConfigError, load, load_catalog, load_sagas
 from config.schema import SECTIONS, ClusterConfig, Config
+from sagacity.errors import Malformed
 from sagacity.money import PRICE_MAX
 
 
@@ -228,3 +230,22 @@ def test_every_fault_of_a_catalog_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_catalog(written(tmp_path, text))
     assert [fault.split(":")[0] for fault in caught.value.faults] == ["sku.a", "sku.b"]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+    ],
+)
+def test_whatever_the_module_of_a_users_saga_raises_is_said_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, says: str
+) -> None:
+    """One that exits must not end the cluster without a word, and with exit code 0."""
+    (tmp_path / "saga_of_a_user.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "saga_of_a_user", raising=False)
+    config = Config(cluster=ClusterConfig(sagas=("saga_of_a_user:saga",)))
+    with pytest.raises(Malformed, match=f"cluster.sagas: saga_of_a_user:saga: {says}; "):
+        load_sagas(config)
