@@ -4,7 +4,9 @@ Rows of the journal are chained. What is taken out of them is sealed: four bytes
 it, since a flipped bit in a file gives other content without a word.
 """
 
+from collections.abc import Callable
 from hashlib import sha256
+from typing import TypeVar
 from zlib import crc32
 
 import msgspec
@@ -19,7 +21,9 @@ from shard.state import Checkpoint
 CHAIN_BYTES = 16
 GENESIS = bytes(CHAIN_BYTES)
 SEAL_BYTES = 4
-BLOCK_BYTES_MAX = 64 << 20  # unpacked; a damaged length must not take all memory
+BLOCK_BYTES_MAX = 64 << 20  # unpacked; a length that nobody wrote must not take all memory
+
+T = TypeVar("T")
 
 _decode = msgspec.msgpack.Decoder(Batch).decode
 _decode_record = msgspec.msgpack.Decoder(list[Row]).decode
@@ -46,10 +50,7 @@ def unpack_batch(packed: bytes) -> Batch:
     Raises:
         Unreadable: it does not decode, or has another format version.
     """
-    try:
-        batch = _decode(packed)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Unreadable(str(error)) from None
+    batch = _read(_decode, packed)
     if batch.version != FORMAT:
         raise Unreadable(f"format version {batch.version}; this version reads {FORMAT}")
     return batch
@@ -65,21 +66,31 @@ def link(chain: bytes, seq: int, packed: bytes) -> bytes:
     return digest.digest()[:CHAIN_BYTES]
 
 
+def as_bytes(value: object) -> bytes:
+    """Refuse what only a damaged page gives in place of bytes.
+
+    Raises:
+        Unreadable: it is something else.
+    """
+    if type(value) is not bytes:
+        raise Unreadable(f"it holds {type(value).__name__} where bytes were written")
+    return value
+
+
 def seal(content: bytes) -> bytes:
     """Put a checksum behind what is written."""
     return content + crc32(content).to_bytes(SEAL_BYTES, "big")
 
 
-def unseal(sealed: bytes) -> bytes:
+def unseal(sealed: object) -> bytes:
     """Give what was sealed.
 
     Raises:
         Unreadable: it is not what was written.
     """
-    if type(sealed) is not bytes:  # a damaged page gives anything
-        raise Unreadable("there are no bytes")
-    content = sealed[:-SEAL_BYTES]
-    if len(sealed) < SEAL_BYTES or crc32(content).to_bytes(SEAL_BYTES, "big") != sealed[-4:]:
+    sealed = as_bytes(sealed)
+    content, checksum = sealed[:-SEAL_BYTES], sealed[-SEAL_BYTES:]
+    if len(sealed) < SEAL_BYTES or crc32(content).to_bytes(SEAL_BYTES, "big") != checksum:
         raise Unreadable("a checksum does not fit")
     return content
 
@@ -95,10 +106,7 @@ def unpack_record(packed: bytes) -> Record:
     Raises:
         Unreadable: it does not decode.
     """
-    try:
-        return _decode_record(packed)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Unreadable(str(error)) from None
+    return _read(_decode_record, packed)
 
 
 def pack_block(records: list[bytes]) -> bytes:
@@ -106,16 +114,20 @@ def pack_block(records: list[bytes]) -> bytes:
     return seal(_squeeze(encode(records)))
 
 
-def unpack_block(sealed: bytes) -> list[bytes]:
+def unpack_block(sealed: object) -> list[bytes]:
     """Give the records of a block.
 
     Raises:
         Unreadable: it is not what was written.
     """
+    squeezed = unseal(sealed)
     try:
-        return _decode_block(_stretch(unseal(sealed), max_output_size=BLOCK_BYTES_MAX))
-    except (zstandard.ZstdError, msgspec.DecodeError) as error:
+        if zstandard.frame_content_size(squeezed) > BLOCK_BYTES_MAX:
+            raise Unreadable("a block is longer than any that is written")
+        stretched = _stretch(squeezed, max_output_size=BLOCK_BYTES_MAX)
+    except zstandard.ZstdError as error:
         raise Unreadable(str(error)) from None
+    return _read(_decode_block, stretched)
 
 
 def pack_checkpoint(checkpoint: Checkpoint) -> bytes:
@@ -123,16 +135,13 @@ def pack_checkpoint(checkpoint: Checkpoint) -> bytes:
     return seal(encode(checkpoint))
 
 
-def unpack_checkpoint(sealed: bytes) -> Checkpoint:
+def unpack_checkpoint(sealed: object) -> Checkpoint:
     """Read a checkpoint back.
 
     Raises:
         Unreadable: it is not what was written.
     """
-    try:
-        return _decode_checkpoint(unseal(sealed))
-    except msgspec.DecodeError as error:
-        raise Unreadable(str(error)) from None
+    return _read(_decode_checkpoint, unseal(sealed))
 
 
 def pack_segment(segment: Segment) -> bytes:
@@ -140,13 +149,17 @@ def pack_segment(segment: Segment) -> bytes:
     return seal(encode(segment))
 
 
-def unpack_segment(sealed: bytes) -> Segment:
+def unpack_segment(sealed: object) -> Segment:
     """Read a segment's description back.
 
     Raises:
         Unreadable: it is not what was written.
     """
+    return _read(_decode_segment, unseal(sealed))
+
+
+def _read(decode: Callable[[bytes], T], packed: bytes) -> T:
     try:
-        return _decode_segment(unseal(sealed))
-    except msgspec.DecodeError as error:
+        return decode(packed)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unreadable(str(error)) from None

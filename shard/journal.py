@@ -24,7 +24,7 @@ from shard.codec import (
     unseal,
 )
 from shard.entries import Batch, Entry
-from shard.records import Record, Row, thinned
+from shard.records import Record, Row, is_of, thinned
 from shard.state import Checkpoint
 from shard.store import JournalFailed, JournalFull, JournalRefused, Store
 
@@ -276,7 +276,7 @@ class SqliteJournal:
     @staticmethod
     def _read(number: int, sealed: bytes) -> Record:
         record = unpack_record(unseal(sealed))
-        if any(getattr(entry, "number", None) != number for row in record for entry in row.entries):
+        if not is_of(record, number):
             raise Unreadable(f"the record of {number} is of another saga")
         return record
 

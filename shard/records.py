@@ -49,6 +49,11 @@ def thinned(rows: Record) -> Record:
     return sorted((*told, *late), key=lambda row: row.seq) if late else told
 
 
+def is_of(record: Record, number: int) -> bool:
+    """Say whether every entry of a record is of this saga."""
+    return all(getattr(entry, "number", None) == number for row in record for entry in row.entries)
+
+
 def card_of_record(record: Record) -> Card:
     """Make the card of a finished saga; nothing but its record is needed."""
     started, finished = record[0].entries[0], record[-1].entries[-1]

@@ -29,6 +29,7 @@ from sagacity.ids import shard_of
 from shard.codec import (
     GENESIS,
     Unreadable,
+    as_bytes,
     link,
     unpack_batch,
     unpack_block,
@@ -38,7 +39,7 @@ from shard.codec import (
     unseal,
 )
 from shard.entries import FORMAT, Finished, Opened, Started
-from shard.records import Record
+from shard.records import Record, is_of
 from shard.segments import ENTRY_BYTES, HASH_BYTES, Prints, entries_in, entry_of
 from shard.state import Checkpoint
 from shard.store import APPLICATION_ID
@@ -165,7 +166,7 @@ def _checkpoint(db: apsw.Connection) -> Checkpoint | None:
     if not rows:
         return None
     [(seq, sealed)] = rows
-    checkpoint = unpack_checkpoint(_bytes(sealed))
+    checkpoint = unpack_checkpoint(sealed)
     if checkpoint.seq != seq:
         raise Unreadable(f"it is of row {checkpoint.seq}, not of row {seq}")
     return checkpoint
@@ -183,11 +184,11 @@ def _rows(
             yield f"rows are missing: row {seq} follows row {found.last_seq}"
         found.rows, found.last_seq = found.rows + 1, seq
         try:
-            if follows and _bytes(stored) != link(chain, seq, _bytes(packed)):
+            if follows and as_bytes(stored) != link(chain, seq, as_bytes(packed)):
                 yield f"row {seq} is not what was written: its chain does not fit"
             # From here on the chain is taken as it stands: one flipped bit is one fault.
-            chain, found.chain = _bytes(stored), _bytes(stored).hex()
-            batch = unpack_batch(_bytes(packed))
+            chain, found.chain = as_bytes(stored), as_bytes(stored).hex()
+            batch = unpack_batch(as_bytes(packed))
         except Unreadable as error:
             yield f"row {seq} cannot be read: {error}"
             continue
@@ -210,13 +211,13 @@ def _kept(db: apsw.Connection) -> Iterator[str]:
     """Check the records of sagas that had not ended by the checkpoint."""
     for number, sealed in db.execute("SELECT number, record FROM kept ORDER BY number"):
         try:
-            record = unpack_record(unseal(_bytes(sealed)))
+            record = unpack_record(unseal(sealed))
         except Unreadable as error:
             yield f"what is kept of saga {number} is not what was written: {error}"
             continue
         if not record or not isinstance(record[0].entries[0], Started):
             yield f"what is kept of saga {number} does not begin with its start"
-        if any(getattr(e, "number", None) != number for row in record for e in row.entries):
+        if not is_of(record, number):
             yield f"what is kept of saga {number} is of another saga"
 
 
@@ -233,7 +234,7 @@ def _generations(db: apsw.Connection, finished: int) -> Iterator[str]:
         if at not in (None, first):
             yield f"finished sagas are missing: {first} follows {at}"
         try:
-            saga_ids = [_ended(unpack_record(each)) for each in unpack_block(_bytes(sealed))]
+            saga_ids = [_ended(unpack_record(each)) for each in unpack_block(sealed)]
         except Unreadable as error:
             yield f"finished sagas from {first} on are not what was written: {error}"
             at, blocks.is_whole = None, False
@@ -255,18 +256,20 @@ def _segments(db: apsw.Connection, oldest: int, known: "_Sum") -> Iterator[str]:
     """Check the segments; add up their entries of sagas that stand in blocks."""
     for segment_id, head, prints in db.execute("SELECT id, head, prints FROM segment"):
         try:
-            segment = unpack_segment(_bytes(head))
+            segment = unpack_segment(head)
             if not segment.live:
                 continue  # half made, or in another: swept at the next start
             size = 0
             for key in segment.part_keys():
                 row = db.execute("SELECT entries FROM part WHERE key = ?", (key,)).fetchone()
-                entries = entries_in(unseal(_bytes(row[0] if row else None)), segment.width)
+                if row is None:
+                    raise Unreadable(f"part {key} is missing")
+                entries = entries_in(unseal(row[0]), segment.width)
                 size += len(entries)
                 for entry in entries if segment.width == ENTRY_BYTES else ():
                     if int.from_bytes(entry[HASH_BYTES:], "big") >= oldest:
                         known.add(entry)
-            in_memory = Prints.unpack(unseal(_bytes(prints))).size
+            in_memory = Prints.unpack(unseal(prints)).size
         except Unreadable as error:
             yield f"segment {segment_id} is not what was written: {error}"
             known.is_whole = False
@@ -294,13 +297,6 @@ class _Sum(Struct):
         """Add an entry, as a number that no other sum of few entries gives by chance."""
         self.count += 1
         self.total += int.from_bytes(blake2b(entry, digest_size=16).digest(), "big")
-
-
-def _bytes(value: object) -> bytes:
-    """Refuse what only a damaged file holds where bytes were written."""
-    if type(value) is not bytes:
-        raise Unreadable(f"it holds {type(value).__name__} where bytes were written")
-    return value
 
 
 def _pragma(db: apsw.Connection, name: str) -> int:

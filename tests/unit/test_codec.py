@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from sagacity import wire
 from sagacity.wire import Answer
-from shard.codec import CHAIN_BYTES, GENESIS, Unreadable, link, pack_batch, unpack_batch
+from shard.codec import (
+    BLOCK_BYTES_MAX,
+    CHAIN_BYTES,
+    GENESIS,
+    Unreadable,
+    link,
+    pack_batch,
+    pack_block,
+    seal,
+    unpack_batch,
+    unpack_block,
+)
 from shard.entries import (
     FORMAT,
     AttemptEnded,
@@ -86,3 +97,19 @@ def test_the_chain_depends_on_all_before() -> None:
 def test_the_chain_is_what_disks_hold() -> None:
     """Golden: the first 16 bytes of SHA-256 over chain, sequence (8 bytes, big end first), row."""
     assert link(GENESIS, 1, b"row").hex() == "29a8d497a16e4593f56c6c5ff9068db8"
+
+
+def test_a_block_comes_back_as_it_was() -> None:
+    """64 records side by side."""
+    records = [b"%d" % each * each for each in range(64)]
+    assert unpack_block(pack_block(records)) == records
+
+
+def test_a_block_that_says_it_is_too_long_takes_no_memory() -> None:
+    """Zstandard makes room for what a frame says of itself, whatever it is told to allow."""
+    magic, content_size_in_8_bytes = b"\x28\xb5\x2f\xfd", b"\xe0"
+    last_and_empty = b"\x01\x00\x00"
+    for size in (BLOCK_BYTES_MAX + 1, 1 << 40):
+        frame = magic + content_size_in_8_bytes + size.to_bytes(8, "little") + last_and_empty
+        with pytest.raises(Unreadable, match="longer"):
+            unpack_block(seal(frame))

@@ -292,7 +292,7 @@ GENERATION_DAMAGES = {
     ),
     "part gone": (
         "DELETE FROM part WHERE key = (SELECT min(key) FROM part)",
-        "is not what was written: it holds NoneType",
+        " is missing",
     ),
     "part changed": ("UPDATE part SET entries = zeroblob(24)", "a checksum does not fit"),
     "prints changed": ("UPDATE segment SET prints = zeroblob(24)", "is not what was written"),
