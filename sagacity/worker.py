@@ -8,7 +8,8 @@ a command means is the service's. A user's own service runs like this:
     sys.exit(worker.run())
 
 One turn: wait, take all that is there from all shards, one transaction, one commit, one frame of
-answers to each shard. What is not answered is asked again by the shard, so nothing is kept here.
+answers to each shard. What is not answered is asked again by the shard, so nothing that is kept
+here has to outlive the process.
 """
 
 import heapq
@@ -86,7 +87,7 @@ LISTS_MAX: Final = 256  # kept to be forgotten; a shard repeats what does not fi
 EXIT_STOPPED: Final = 0
 EXIT_REJECTED: Final = 1
 
-_NS: Final = 1_000_000  # in a millisecond
+_MS: Final = 1_000_000  # nanoseconds
 
 
 class Served(Struct, frozen=True, gc=False):
@@ -183,7 +184,7 @@ class Worker:
         self._addresses = list(addresses)
         self._cluster_id = cluster_id
         self._capacity = capacity
-        self._heartbeat_ns = heartbeat_ms * _NS
+        self._heartbeat_ns = heartbeat_ms * _MS
         self._log = log or _default_log()
         self._watch = watch or Watch()
         self._machine = machine or SystemMachine()
@@ -251,7 +252,7 @@ class Worker:
                 self._see_connection(link)
             while self._exit is None:
                 timeout_ns = max(0, self._next_due() - self._now_ns())
-                self._turn(dict(poller.poll(-(-timeout_ns // _NS))))
+                self._turn(dict(poller.poll(-(-timeout_ns // _MS))))
         finally:
             self._close(ctx)
         return self._exit
@@ -270,7 +271,7 @@ class Worker:
                 self._see_connection(link)
             if link.socket in ready:
                 self._receive(link, batches)
-        if self._begun is not None and began - self._begun_at > PROCEED_PATIENCE_MS * _NS:
+        if self._begun is not None and began - self._begun_at > PROCEED_PATIENCE_MS * _MS:
             self._withdraw()
         if self._granted is not None:
             alone, self._granted = self._granted, None
@@ -287,7 +288,7 @@ class Worker:
             self._forget_some()
         now = self._now_ns()
         if not self._executor.available and now >= self._next_trial:
-            self._next_trial = now + TRIAL_MS * _NS
+            self._next_trial = now + TRIAL_MS * _MS
             if self._executor.try_write():
                 self._next_beat = now
         self._live(now)
@@ -351,7 +352,7 @@ class Worker:
     def _take_back_credit(self, now: int) -> None:
         """The database does not work: say so at once, and try it in a while."""
         self._next_beat = 0
-        self._next_trial = now + TRIAL_MS * _NS
+        self._next_trial = now + TRIAL_MS * _MS
 
     def _keep_list(self, link: _Link, asked: Forget) -> None:
         """Keep a list for the turns that follow. One that is here already came again."""
@@ -389,7 +390,7 @@ class Worker:
             if delay <= 0:
                 leaving.append(answer)
             elif not math.isinf(delay):
-                due = self._now_ns() + int(delay * 1000) * _NS
+                due = self._now_ns() + int(delay * 1000) * _MS
                 heapq.heappush(self._held, (due, next(self._order), link, answer))
         return leaving
 
@@ -486,7 +487,7 @@ class Worker:
             return 0
         due = self._next_beat
         if self._begun is not None:
-            due = min(due, self._begun_at + (PROCEED_PATIENCE_MS + 1) * _NS)
+            due = min(due, self._begun_at + (PROCEED_PATIENCE_MS + 1) * _MS)
         elif self._deferred:
             return 0  # its shard has gone before it answered
         if self._held:
@@ -511,7 +512,7 @@ class Worker:
         self._live(now)
         self._waits_for_lock = False
         self._see_wakeups()
-        if self._exit is not None or now - self._lock_asked > LOCK_PATIENCE_MS * _NS:
+        if self._exit is not None or now - self._lock_asked > LOCK_PATIENCE_MS * _MS:
             return False
         time.sleep(LOCK_RETRY_S)
         return True

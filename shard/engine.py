@@ -80,7 +80,7 @@ class Engine:
         state: what its journal says.
         prices: SKU -> minor units.
         admission: whether a new start is taken.
-        budget: makes the retry budget of a service.
+        budget: a full retry budget; each service gets its own.
         tally: is told what happens.
         deadline_ms: of a saga.
         worker_live_ns: a worker whose heartbeat is older is not live.

@@ -55,9 +55,9 @@ from shard.events import (
 )
 from shard.journal import Receipt
 from shard.loop import Received
+from shard.sagas import MS
 
 FRAMES_MAX = 256  # of one socket in one turn
-MS = 1_000_000
 REPROBE_TURNS = 3  # a peer's end is told a moment before its connection is gone
 OPEN_BOOKS_MAX = 256  # pages asked of workers and not answered
 

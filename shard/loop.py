@@ -11,6 +11,7 @@ from typing import Final, Protocol, TypeVar
 
 from msgspec import Struct
 
+from cluster.clock import Clock
 from sagacity.errors import NotTaken, check
 from sagacity.wire import Reply, Witness, pack
 from shard.effects import Effects, HistoryAsked
@@ -55,16 +56,6 @@ def _alive_during(read: Iterable[T], alive: Callable[[], None]) -> Iterator[T]:
         if at % READ_PER_SIGN == 0:
             alive()
         yield each
-
-
-class Clock(Protocol):
-    """What tells the time."""
-
-    def monotonic_ns(self) -> int:
-        """Give nanoseconds that never go back."""
-
-    def wall_ms(self) -> int:
-        """Give milliseconds since 1970."""
 
 
 class Received(Struct):
@@ -158,7 +149,8 @@ class Loop:
         cluster_id: travels in the witness.
         observer: told how long things took, and who was turned away.
         upkeep: gets a slice of each turn.
-        fresh: makes both anew, knowing nothing; None ends the process where there is no room.
+        fresh: makes engine and upkeep anew, knowing nothing; without it the process ends where
+            there is no room.
         reserve: room for the sagas in flight.
         accepts_loss: go on although the journal, or a service's database, is an old copy.
     """

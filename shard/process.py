@@ -180,7 +180,7 @@ class Shard:
         self._journal = SqliteJournal(data.journal(index), cluster.cluster_id, index)
         self._config, self._definitions = config, definitions
         self._slots = cluster.slots.slots_of(index)
-        self._prices = load_catalog(config.cluster.catalog or None).prices
+        self._prices = load_catalog(config.cluster.catalog).prices
         self._admission = Admission(config.shard.inflight_max, config.shard.queue_age_max_ms)
         engine, upkeep = self._fresh()
         self._ctx = context()
