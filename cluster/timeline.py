@@ -64,7 +64,7 @@ class Lane(Struct):
     notes: list[Note] = field(default_factory=list)
 
 
-class Course(Struct):
+class Lanes(Struct):
     """A history, sorted into lanes by direction."""
 
     first_ms: int
@@ -83,53 +83,53 @@ class Course(Struct):
 def timeline(body: Mapping[str, Any]) -> str:
     """Write a saga's history (the answer to SHOW) for people, as lanes."""
     history: Sequence[Event] = body.get("history", [])
-    course = course_of(history)
+    lanes = lanes_of(history)
     lines = [headline(body)]
     if history:
-        word = "took" if course.is_final else "last change after"
+        word = "took" if lanes.is_final else "last change after"
         lines.append(
-            f"started {moment(course.first_ms)}, {word} {seconds(course.last_ms - course.first_ms)}"
+            f"started {moment(lanes.first_ms)}, {word} {seconds(lanes.last_ms - lanes.first_ms)}"
         )
     lines.append("")
-    lanes = [*course.actions.values(), *course.compensations.values()]
-    if lanes:
-        width = min(NAME_MAX, max(len(lane.name) for lane in lanes))
-        lines += [*_drawn(course, width), ""]
+    names = [lane.name for lane in (*lanes.actions.values(), *lanes.compensations.values())]
+    if names:
+        width = min(NAME_MAX, max(map(len, names)))
+        lines += [*_drawn(lanes, width), ""]
     lines.append(plain(why(body, history)))
     return "\n".join(lines)
 
 
-def course_of(history: Sequence[Event]) -> Course:
+def lanes_of(history: Sequence[Event]) -> Lanes:
     """Sort a history into lanes; events of kinds that are not known are left out."""
     times = [event["at_ms"] for event in history] or [0]
-    course = Course(times[0], max(times))
+    lanes = Lanes(times[0], max(times))
     lane: Lane | None = None
     for event in history:
         at_ms, kind = event["at_ms"], event["event"]
         if kind == "turned_back":
-            course.turned_back = event
+            lanes.turned_back = event
         elif kind == "finished":
-            course.is_final = True
-            course.last_ms = at_ms
+            lanes.is_final = True
+            lanes.last_ms = at_ms
         elif kind == "left_out" and lane is not None:
             lane.notes.append(Note(at_ms, f"{event['attempts']} attempts are not kept"))
         elif kind == "asked":
-            asked = course.compensations.get(event["step"], lane)
+            asked = lanes.compensations.get(event["step"], lane)
             if asked is not None:
                 asked.notes.append(Note(at_ms, f"asked to try again: {event['reason']}"))
         elif kind in ("command", "answer", "attempt_ended"):
-            lane = _lane_of(course, event)
+            lane = _lane_of(lanes, event)
             _take(lane, event)
-    return course
+    return lanes
 
 
-def _lane_of(course: Course, event: Event) -> Lane:
+def _lane_of(lanes: Lanes, event: Event) -> Lane:
     is_action = event["direction"] == "action"
-    lanes = course.actions if is_action else course.compensations
-    found = lanes.get(event["step"])
+    alike = lanes.actions if is_action else lanes.compensations
+    found = alike.get(event["step"])
     if found is None:
         name = plain(str((event.get("body") or {}).get("type", "a command")))
-        found = lanes[event["step"]] = Lane(event["step"], name[:NAME_MAX], event["at_ms"])
+        found = alike[event["step"]] = Lane(event["step"], name[:NAME_MAX], event["at_ms"])
     return found
 
 
@@ -146,40 +146,40 @@ def _take(lane: Lane, event: Event) -> None:
         lane.notes.append(Note(at_ms, f"attempt {attempt} {outcome}{text}"))
 
 
-def _drawn(course: Course, width: int) -> list[str]:
-    total = seconds(course.last_ms - course.first_ms)
+def _drawn(lanes: Lanes, width: int) -> list[str]:
+    total = seconds(lanes.last_ms - lanes.first_ms)
     indent = " " * (width + 5)
     lines = [f"{indent} 0{total.rjust(BAR - 1)}", "actions"]
-    for lane in course.actions.values():
-        lines += _lane(course, lane, width, action=True)
-    if course.turned_back is not None:
-        at_ms = course.turned_back["at_ms"]
-        bar = " " * course.column(at_ms) + TURN
-        after = f"+{seconds(at_ms - course.first_ms)}"
-        cause = plain(str(course.turned_back["cause"]))
+    for lane in lanes.actions.values():
+        lines += _lane(lanes, lane, width, action=True)
+    if lanes.turned_back is not None:
+        at_ms = lanes.turned_back["at_ms"]
+        bar = " " * lanes.column(at_ms) + TURN
+        after = f"+{seconds(at_ms - lanes.first_ms)}"
+        cause = plain(str(lanes.turned_back["cause"]))
         label = "turned back".ljust(width + 5)
         lines.append(f"{label}|{bar.ljust(BAR)}| {after:>11}  {cause}")
-    if course.compensations:
+    if lanes.compensations:
         lines.append("compensations")
         # As they were done: the last step is undone first.
-        for lane in course.compensations.values():
-            lines += _lane(course, lane, width, action=False)
+        for lane in lanes.compensations.values():
+            lines += _lane(lanes, lane, width, action=False)
     return [line.rstrip() for line in lines]
 
 
-def _lane(course: Course, lane: Lane, width: int, *, action: bool) -> list[str]:
-    turned_ms = course.turned_back["at_ms"] if course.turned_back is not None else None
+def _lane(lanes: Lanes, lane: Lane, width: int, *, action: bool) -> list[str]:
+    turned_ms = lanes.turned_back["at_ms"] if lanes.turned_back is not None else None
     end_ms, outcome, is_open = lane.ended_ms, lane.outcome, False
     if end_ms is None and action and turned_ms is not None:
         end_ms, outcome = turned_ms, "unknown"
     elif end_ms is None:
-        end_ms, outcome, is_open = course.last_ms, "no answer yet", True
+        end_ms, outcome, is_open = lanes.last_ms, "no answer yet", True
     elif action and turned_ms is not None and end_ms > turned_ms:
         outcome += ", late"
     if lane.attempt > 1:
         outcome += f", attempt {lane.attempt}"
     took = seconds(end_ms - lane.begun_ms)
-    line = f"{lane.step:>3} {lane.name:<{width}} |{_bar(course, lane, end_ms, is_open)}| {took:>11}"
+    line = f"{lane.step:>3} {lane.name:<{width}} |{_bar(lanes, lane, end_ms, is_open)}| {took:>11}"
     line += f"  {plain(outcome)}"
     cause = plain(lane.cause)
     lines = [line]
@@ -187,26 +187,26 @@ def _lane(course: Course, lane: Lane, width: int, *, action: bool) -> list[str]:
         lines = [f"{line}: {cause}"]
     elif cause:
         lines.append(_cut(f"{' ' * 10}{cause}"))
-    return lines + _notes(course, lane)
+    return lines + _notes(lanes, lane)
 
 
-def _bar(course: Course, lane: Lane, end_ms: int, is_open: bool) -> str:
-    begin, end = sorted((course.column(lane.begun_ms), course.column(end_ms)))
+def _bar(lanes: Lanes, lane: Lane, end_ms: int, is_open: bool) -> str:
+    begin, end = sorted((lanes.column(lane.begun_ms), lanes.column(end_ms)))
     cells = [" "] * BAR
     cells[begin : end + 1] = UNDER_WAY * (end + 1 - begin)
     for at_ms in lane.ended_attempts:
-        cells[course.column(at_ms)] = ENDED
+        cells[lanes.column(at_ms)] = ENDED
     if is_open:
         cells[end] = OPEN
     return "".join(cells)
 
 
-def _notes(course: Course, lane: Lane) -> list[str]:
+def _notes(lanes: Lanes, lane: Lane) -> list[str]:
     first, last = NOTES_TOLD
     notes = lane.notes
     left_out = len(notes) - first - last
     told = [
-        _cut(f"{' ' * 10}+{seconds(note.at_ms - course.first_ms)}  {plain(note.text)}")
+        _cut(f"{' ' * 10}+{seconds(note.at_ms - lanes.first_ms)}  {plain(note.text)}")
         for note in (notes if left_out <= 1 else [*notes[:first], *notes[-last:]])
     ]
     if left_out > 1:

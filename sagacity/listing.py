@@ -19,7 +19,7 @@ FIELDS: Final = (
     *("started_ms", "ended_ms", "reason"),
 )
 
-Saga = dict[str, Any]
+Told = dict[str, Any]
 Ask = tuple[int, dict[str, Any]]  # a shard, and the body of what is asked of it
 
 
@@ -43,7 +43,7 @@ def checked(statuses: Iterable[str], since_ms: int, limit: int) -> list[str]:
 
 def pages(
     shards: Sequence[int], statuses: Sequence[str], since_ms: int, limit: int
-) -> Generator[Ask, dict[str, Any], list[Saga]]:
+) -> Generator[Ask, dict[str, Any], list[Told]]:
     """Give what is to be asked, take each answer, return the sagas, newest first.
 
     Args:
@@ -52,7 +52,7 @@ def pages(
         since_ms: wall time; a saga counts by its end, or by its start before that.
         limit: how many sagas at most.
     """
-    found: dict[str, Saga] = {}
+    found: dict[str, Told] = {}
     for part, of_part in (("live", LIVE), ("finished", FINISHED)):
         if statuses and not set(statuses) & set(of_part):
             continue
@@ -72,7 +72,7 @@ def pages(
     return newest[:limit]
 
 
-def changed_ms(saga: Saga) -> int:
+def changed_ms(saga: Told) -> int:
     """Give the instant by which a saga is listed: its end, its start before that."""
     ended_ms: int | None = saga["ended_ms"]
     started_ms: int = saga["started_ms"]
