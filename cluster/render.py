@@ -12,7 +12,7 @@ import msgspec
 
 from sagacity import money
 
-# What an outcome of a command is called for people; other names stand for themselves.
+# What an event of a history is called for people; other names stand for themselves.
 _EVENTS = {
     "started": "started",
     "command": "sent",
@@ -160,7 +160,7 @@ def reasons(body: Mapping[str, Any]) -> str:
 
 def _event_row(event: Mapping[str, Any], after_ms: int) -> tuple[Any, ...]:
     return (
-        f"{'-' if after_ms < 0 else '+'}{abs(after_ms) // 1000}.{abs(after_ms) % 1000:03d} s",
+        f"{'' if after_ms < 0 else '+'}{seconds(after_ms)}",
         _EVENTS.get(event["event"], event["event"]),
         event.get("step", ""),
         event.get("direction", ""),
@@ -175,6 +175,8 @@ def _what(event: Mapping[str, Any]) -> str:
     found = [str(body["type"])] if "type" in body else []
     if "attempts" in event:
         found.append(f"{event['attempts']} attempts")
+    if "deaths" in event:
+        found.append(f"{event['deaths']} workers died of it")
     found += [str(holder["cause"]) for holder in (event, body) if holder.get("cause")]
     for key in ("error", "decline_code", "sku", "reason", "text"):
         if key in body:

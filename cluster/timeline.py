@@ -49,7 +49,7 @@ class Lane(Struct):
         attempt: the highest.
         outcome: a word; empty while there is none.
         cause: why, where the answer says so.
-        ended_attempts: when attempts failed or timed out.
+        ended_attempts: when attempts failed or timed out, or were their workers' end.
         notes: attempts and requests to try again.
     """
 
@@ -117,7 +117,7 @@ def lanes_of(history: Sequence[Event]) -> Lanes:
             asked = lanes.compensations.get(event["step"], lane)
             if asked is not None:
                 asked.notes.append(Note(at_ms, f"asked to try again: {event['reason']}"))
-        elif kind in ("command", "answer", "attempt_ended"):
+        elif kind in ("command", "answer", "attempt_ended", "quarantined"):
             lane = _lane_of(lanes, event)
             _take(lane, event)
     return lanes
@@ -144,6 +144,9 @@ def _take(lane: Lane, event: Event) -> None:
         text = f": {event['text']}" if event.get("text") else ""
         lane.ended_attempts.append(at_ms)
         lane.notes.append(Note(at_ms, f"attempt {attempt} {outcome}{text}"))
+    elif event["event"] == "quarantined":
+        lane.ended_attempts.append(at_ms)
+        lane.notes.append(Note(at_ms, f"quarantined: {event['deaths']} workers died of it"))
 
 
 def _drawn(lanes: Lanes, width: int) -> list[str]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from cluster import render
 from cluster.timeline import BAR, COLUMNS, timeline
 from sagacity import wire
 from sagacity.saga import Retry
@@ -129,6 +130,19 @@ def test_an_unknown_outcome_is_said_and_compensated() -> None:
     world.after(90)
     world.step(world.reply(b"payment", late, wire.OK))
     assert lane(lines(shown(world)), "ChargePayment")[1] == "31.090 s ok, late"
+
+
+def test_a_quarantine_stands_below_its_lane() -> None:
+    """Else a compensation that nobody gets any more looks like one that is tried."""
+    body = shown(drive(begun(), (1, wire.OK), (1, wire.DECLINED)))
+    at = {"at_ms": body["history"][-1]["at_ms"] + 40, "step": 1, "direction": "compensation"}
+    body["history"].append({**at, "event": "quarantined", "attempt": 1, "deaths": 3})
+    told = lines(body)
+    assert lane(told, "ReleaseReservation")[1] == "0.040 s no answer yet"
+    below = told[told.index("compensations") + 2].split()
+    assert " ".join(below) == "+0.042 s quarantined: 3 workers died of it"
+    assert "quarantined" in render.saga(body)
+    assert "3 workers died of it" in render.saga(body)
 
 
 def test_a_cancelled_saga_says_so() -> None:
