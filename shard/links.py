@@ -62,8 +62,15 @@ REPROBE_TURNS = 3  # a peer's end is told a moment before its connection is gone
 OPEN_BOOKS_MAX = 256  # pages asked of workers and not answered
 
 
-class Counts(Struct):
-    """What was dropped, since the start."""
+class Dropped(Struct):
+    """What was dropped since the start.
+
+    Args:
+        garbage: frames that nobody can read.
+        strangers: frames of who said no HELLO, or was known to be gone.
+        commands_unsent: frames for a worker that does not read.
+        replies_unsent: replies to a router that is gone; those that waited for it count as one.
+    """
 
     garbage: int = 0
     strangers: int = 0
@@ -104,7 +111,7 @@ class Links:
         self._books: dict[int, tuple[Peer, int]] = {}
         self._pages: dict[Peer, list[Reply]] = {}
         self._token = 0
-        self.counts = Counts()
+        self.dropped = Dropped()
         self._poller = ctx.poller()
         for socket in (self._routers, self._workers, self._departures.socket):
             self._poller.register(socket, zmq.POLLIN)
@@ -131,7 +138,7 @@ class Links:
                 try:
                     events.append(Requests(peer, read_requests(frame)))
                 except Malformed:
-                    self.counts.garbage += 1
+                    self.dropped.garbage += 1
         if self._departures.socket in ready and self._departures.any():
             self._probes = REPROBE_TURNS
         if self._probes:
@@ -144,7 +151,7 @@ class Links:
         try:
             said = read_to_shard(frame)
         except Malformed:
-            self.counts.garbage += 1
+            self.dropped.garbage += 1
             return
         if isinstance(said, Hello):
             why = self._objection(said)
@@ -162,7 +169,7 @@ class Links:
             else:
                 self.reject(peer, why)
         elif peer not in self._known:
-            self.counts.strangers += 1  # who does not say HELLO, or is known to be gone, is nobody
+            self.dropped.strangers += 1  # who does not say HELLO, or is known to be gone, is nobody
         elif isinstance(said, Answers):
             events.append(Answered(peer, said.items))
         elif isinstance(said, Beat):
@@ -223,7 +230,7 @@ class Links:
         for origin, replies in effects.replies.items():
             self._to_router(origin, replies)
         for _ in self._outbox.flush() if self._outbox.frames else ():
-            self.counts.replies_unsent += 1
+            self.dropped.replies_unsent += 1
 
     def _to_worker(self, peer: Peer, frame: bytes) -> bool:
         try:
@@ -231,7 +238,7 @@ class Links:
                 return True
             # Credit bounds what is on its way, so its reader hangs: it will be judged by its
             # heartbeat, and its commands are given out again when it ends or their time does.
-            self.counts.commands_unsent += 1
+            self.dropped.commands_unsent += 1
         except PeerGone:
             if peer in self._known:
                 self._known.pop(peer, None)
@@ -243,7 +250,7 @@ class Links:
             for frame in frames(replies):
                 self._outbox.send(origin, frame)
         except PeerGone:
-            self.counts.replies_unsent += len(replies)
+            self.dropped.replies_unsent += len(replies)
 
     def _ask_books(self, asked: BooksForwarded, effects: Effects) -> None:
         if len(self._books) >= OPEN_BOOKS_MAX:

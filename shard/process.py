@@ -286,8 +286,8 @@ class Shard:
     def _facts(self) -> dict[str, int]:
         """Give what `status` shows of this shard; also the moment to refresh the gauges."""
         self._gauges.read(self._loop.engine, self._journal)
-        garbage = self._links.counts.garbage
-        while self._garbage < garbage:
+        dropped = self._links.dropped
+        while self._garbage < dropped.garbage:
             self._garbage += 1
             self._tally.faulted("frame")
         state, counts = self._loop.engine.state, self._counts()
@@ -299,6 +299,9 @@ class Shard:
             **counts,
             **self._rates.read(self._clock.monotonic_ns(), counts),
             "seq": self._journal.last.seq,
+            "strangers": dropped.strangers,
+            "commands_unsent": dropped.commands_unsent,
+            "replies_unsent": dropped.replies_unsent,
         }
 
     def _counts(self) -> dict[str, int]:

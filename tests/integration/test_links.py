@@ -207,7 +207,7 @@ def test_a_worker_that_does_not_belong_here_is_told_why(
     socket = shard.connect("workers")
     sockets.send(socket, said)
     sockets.send(socket, encode(Answers([an_answer(1)])))
-    shard.until(lambda: shard.links.counts.strangers == 1)
+    shard.until(lambda: shard.links.dropped.strangers == 1)
     rejected = read_to_worker(frame_from(socket))
     assert isinstance(rejected, Rejected)
     assert why in rejected.text
@@ -219,7 +219,7 @@ def test_who_does_not_say_hello_is_nobody(shard: Shard) -> None:
     stranger = shard.connect("workers")
     for said in (Answers([an_answer(1)]), Beat(1, 9), BooksPage(1, b"\x80")):
         sockets.send(stranger, encode(said))
-    shard.until(lambda: shard.links.counts.strangers == 3)
+    shard.until(lambda: shard.links.dropped.strangers == 3)
     assert shard.came == []
 
 
@@ -291,9 +291,9 @@ def test_a_worker_that_does_not_read_blocks_nobody(shard: Shard) -> None:
     body = pack({"pad": "x" * 200_000})
     for number in range(5_000):
         shard.send(commands_to(peer, command(number, body)))
-        if shard.links.counts.commands_unsent:
+        if shard.links.dropped.commands_unsent:
             break
-    assert shard.links.counts.commands_unsent == 1
+    assert shard.links.dropped.commands_unsent == 1
     shard.send(commands_to(other, command(1)))
     assert read_to_worker(frame_from(healthy)) == Commands(WITNESS, [command(1)])
     assert [event for event in shard.came if isinstance(event, WorkerWent)] == []
@@ -340,11 +340,11 @@ def test_replies_to_a_router_that_has_gone_are_dropped_and_counted(shard: Shard)
     effects = Effects()
     effects.reply(origin, Reply(1, None, b"late"))
     deadline = time.monotonic() + PATIENCE_S
-    while not shard.links.counts.replies_unsent:
+    while not shard.links.dropped.replies_unsent:
         shard.send(effects)
         shard.links._routers.poll(5)  # as above
         assert time.monotonic() < deadline
-    assert shard.links.counts.replies_unsent == 1
+    assert shard.links.dropped.replies_unsent == 1
 
 
 def test_replies_to_a_router_that_reads_late_wait_for_it(shard: Shard) -> None:
@@ -365,7 +365,7 @@ def test_replies_to_a_router_that_reads_late_wait_for_it(shard: Shard) -> None:
             got += read_replies(frame)
         shard.receive()
     assert [reply.request for reply in got] == list(range(sent))
-    assert shard.links.counts.replies_unsent == 0
+    assert shard.links.dropped.replies_unsent == 0
 
 
 # -- books -----------------------------------------------------------------------------------------
@@ -476,7 +476,7 @@ def test_garbage_is_counted_and_what_follows_is_read(shard: Shard, where: str) -
     shard.until(lambda: shard.came)
     assert len(shard.came) == 1
     assert isinstance(shard.came[0], WorkerCame | Requests)
-    assert shard.links.counts.garbage == len(GARBAGE) + 1
+    assert shard.links.dropped.garbage == len(GARBAGE) + 1
 
 
 def test_one_turn_takes_a_bounded_number_of_frames_and_says_that_more_are_there(

@@ -99,6 +99,8 @@ def test_its_reports_tell_how_it_is(world: ShardWorld) -> None:
     assert (report.role, report.index) == ("shard", 0)
     facts = {name: report.facts[name] for name in ("epoch", "in_flight", "started", "aborted")}
     assert facts == {"epoch": 1, "in_flight": 0, "started": 5, "aborted": 0}
+    dropped = [report.facts[name] for name in ("strangers", "commands_unsent", "replies_unsent")]
+    assert dropped == [0, 0, 0]
 
 
 def test_its_metrics_can_be_scraped(world: ShardWorld) -> None:
