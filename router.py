@@ -20,7 +20,8 @@ import zmq
 from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
 from cluster.directory import DataDirectory, RunDirectory
-from cluster.telemetry import Log, MetricsServer, RouterMeters, configure_logging
+from cluster.meters import RouterMeters
+from cluster.telemetry import Log, MetricsServer, configure_logging
 from config.load import load
 from sagacity import sockets, wire
 from sagacity.errors import (

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from config.schema import RESERVED_NAMES
 from sagacity import money
 
 # What an event of a history is called for people; other names stand for themselves.
@@ -25,7 +26,6 @@ _EVENTS = {
 }
 
 RATED = ("started", "completed", "aborted")  # what a shard counts in its window
-_NO_SERVICES = frozenset({"router", "shard", "supervisor"})  # the other roles are services
 
 
 def json_line(body: Any) -> str:
@@ -251,7 +251,7 @@ def _shards(shards: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _pools(processes: Sequence[Mapping[str, Any]]) -> str:
-    services = [each["role"] for each in processes if each["role"] not in _NO_SERVICES]
+    services = [each["role"] for each in processes if each["role"] not in RESERVED_NAMES]
     rows = []
     for service in dict.fromkeys(services):
         members = [each for each in processes if each["role"] == service]

@@ -16,38 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from cluster.meters import (
-    Counts,
-    Durations,
-    Gauge,
-    Meters,
-    RouterMeters,
-    ShardMeters,
-    WorkerMeters,
-)
-from cluster.metrics import METRICS, Metric
+from cluster.meters import Counts, Gauge, Meters
 from sagacity.errors import Malformed
 
 if TYPE_CHECKING:
     from http.server import ThreadingHTTPServer
-
-__all__ = [
-    "METRICS",
-    "Counts",
-    "Durations",
-    "Gauge",
-    "Log",
-    "Meters",
-    "Metric",
-    "MetricsServer",
-    "PortTaken",
-    "RouterMeters",
-    "ShardMeters",
-    "WorkerMeters",
-    "configure_logging",
-    "get_logger",
-    "render",
-]
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 

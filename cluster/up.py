@@ -1,7 +1,7 @@
 """`sagacity up`: a whole cluster on this machine. The composition root of the supervisor.
 
 Knows every command line, flag and directory; decides nothing about processes. Who wants a cluster
-of their own runs it as a child: see `cluster.private`, whose names stand here, too.
+of their own runs it as a child: see `cluster.private`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from cluster.clock import SystemClock
 from cluster.directory import DataDirectory, RunDirectory, Running
 from cluster.fleet import ROUTER, SHARD, SUPERVISOR, Fleet, Patience
 from cluster.meters import Meters
-from cluster.private import ClusterProcess, start_private
+from cluster.metrics import WORKER
 from cluster.supervisor import Supervisor
 from cluster.telemetry import MetricsServer, PortTaken, configure_logging
 from config.load import load, load_catalog, load_sagas
@@ -30,8 +30,6 @@ from sagacity.errors import Malformed
 from sagacity.sockets import LIBZMQ_VERSION, context
 from sagacity.versions import refuse_known_bad
 from sagacity.wire import MSGPACK_VERSION
-
-__all__ = ["ClusterProcess", "add_arguments", "run_up", "start_private"]
 
 _BUILT_IN: Final = "built-in"  # source of a setting that nobody chose
 
@@ -153,7 +151,7 @@ class _Routes:
                 found.append(_target(member.metrics_port, role=SHARD, shard=index))
             else:
                 found.append(
-                    _target(member.metrics_port, role="worker", service=member.role, index=index)
+                    _target(member.metrics_port, role=WORKER, service=member.role, index=index)
                 )
         return 200, "application/json", json.dumps(found).encode()
 

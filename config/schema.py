@@ -30,7 +30,7 @@ Service = Annotated[str, Meta(pattern=_SERVICE)]
 Text = Annotated[str, Meta(pattern=_TEXT)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 
-# Roles of processes, in metrics and `status`: no service may have such a name.
+# Roles of processes that are no workers; a worker's role is its service, which has none of these.
 RESERVED_NAMES: Final = frozenset({"router", "shard", "supervisor"})
 
 

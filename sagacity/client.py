@@ -275,14 +275,12 @@ class AsyncClient:
         """Give sagas of all shards, as Client.list."""
         known = listing.checked(statuses, since_ms, limit)
         asking = listing.pages(_shards(await self.status()), known, since_ms, limit)
-        ask = next(asking, None)
-        while ask is not None:
-            page = await self._answer(_page(ask))
-            try:
-                ask = asking.send(page)
-            except StopIteration as end:
-                return {"type": "list", "sagas": end.value}
-        return {"type": "list", "sagas": []}
+        try:
+            ask = next(asking)
+            while True:
+                ask = asking.send(await self._answer(_page(ask)))
+        except StopIteration as end:
+            return {"type": "list", "sagas": end.value}
 
     async def close(self) -> None:
         """Close the connection; what is still awaited is cancelled."""

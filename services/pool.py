@@ -21,7 +21,8 @@ import apsw
 from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
 from cluster.directory import MEND, ClusterFile, DataDirectory, RunDirectory
-from cluster.telemetry import Log, MetricsServer, WorkerMeters, configure_logging
+from cluster.meters import WorkerMeters
+from cluster.telemetry import Log, MetricsServer, configure_logging
 from config.load import Catalog, imported, load, load_catalog
 from config.schema import Config
 from sagacity.errors import Malformed, SagacityError

@@ -16,7 +16,8 @@ import apsw
 from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
 from cluster.directory import MEND, DataDirectory, RunDirectory
-from cluster.telemetry import Log, MetricsServer, ShardMeters, configure_logging
+from cluster.meters import ShardMeters
+from cluster.telemetry import Log, MetricsServer, configure_logging
 from config.load import load, load_catalog, load_sagas
 from config.schema import Config
 from sagacity.errors import InternalError, InvariantBroken, Malformed, SagacityError

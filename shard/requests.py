@@ -247,14 +247,18 @@ class Desk:
             raise UnknownSaga(f"no saga has the id {saga_id}")
         return found if isinstance(found, Live) else kept(found)
 
+    def _meant(self, asked: Cancel | RetryNow, request: Request) -> Live | Card:
+        """Give the saga that a request with a reason is about."""
+        check_text("reason", asked.reason)
+        if asked.saga_id != request.saga_id:
+            raise Malformed("the body's saga_id is not the envelope's")
+        return self._find(asked.saga_id)
+
     def _cancel(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
         asked, _ = _cancel.read(request.body)
         waiter = Waiter(origin, request.request, None if asked.msg_id is UNSET else asked.msg_id)
         try:
-            check_text("reason", asked.reason)
-            if asked.saga_id != request.saga_id:
-                raise Malformed("the body's saga_id is not the envelope's")
-            saga = self._find(asked.saga_id)
+            saga = self._meant(asked, request)
             if not saga.cancelled:
                 if not isinstance(saga, Live) or saga.phase != phases.RUNNING:
                     raise Conflict(f"the saga is {phases.PHASES[saga.phase]}: too late to cancel")
@@ -268,10 +272,7 @@ class Desk:
         asked, _ = _retry.read(request.body)
         waiter = Waiter(origin, request.request, None if asked.msg_id is UNSET else asked.msg_id)
         try:
-            check_text("reason", asked.reason)
-            if asked.saga_id != request.saga_id:
-                raise Malformed("the body's saga_id is not the envelope's")
-            saga = self._find(asked.saga_id)
+            saga = self._meant(asked, request)
             if not isinstance(saga, Live) or not saga.stuck:
                 raise Conflict("only a stuck saga's compensation can be retried")
             entry = RetryAsked(saga.number, saga.step, asked.reason)

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from cluster.telemetry import RouterMeters
+from cluster.meters import RouterMeters
 from router import FORWARD_AGAIN_NS, OPEN_NS_MAX, REPLY_BODY_BYTES_MAX, SECOND, Router
 from sagacity import wire
 from sagacity.slots import SlotMap

@@ -314,7 +314,8 @@ def test_the_heavy_libraries_are_loaded_only_when_needed() -> None:
     """Ten processes start at once on two cores: 300 ms each would be seen by every user."""
     code = (
         "import sys\n"
-        "from cluster.telemetry import configure_logging, MetricsServer, ShardMeters\n"
+        "from cluster.meters import ShardMeters\n"
+        "from cluster.telemetry import configure_logging, MetricsServer\n"
         "log = configure_logging('shard', 0)\n"
         "log.debug('unseen')\n"
         "ShardMeters().started.add()\n"
