@@ -20,9 +20,10 @@ from msgspec import Meta, Struct
 
 from sagacity import forgotten
 from sagacity.barrier import TABLES, UNAVAILABLE, Barrier, Log, MustUndo
-from sagacity.errors import InternalError, Malformed, NoOutcome, SagacityError, check
+from sagacity.errors import InternalError, Malformed, NoOutcome, SagacityError
 from sagacity.ranges import Range
 from sagacity.service import Database, Rows, Service
+from sagacity.sqlite import set_pragma
 from sagacity.wire import (
     BODY_BYTES_MAX,
     REFUSED_UNAVAILABLE,
@@ -70,12 +71,8 @@ def open_file(path: Path) -> Connection:
         connection = Connection(str(path))
         connection.set_busy_timeout(OPEN_PATIENCE_MS)
         _require_ours(connection, path)  # before the mode is set: that is a write
-        # Where the pragma's answer is not read, a file system without WAL goes unnoticed.
-        mode = connection.pragma("journal_mode", "wal")
-        connection.pragma("synchronous", "FULL")
-        check(mode == "wal", "the database is in WAL mode", mode=mode)
-        level = connection.pragma("synchronous")
-        check(level == 2, "every commit is synced", synchronous=level)
+        set_pragma(connection, "journal_mode", "wal")
+        set_pragma(connection, "synchronous", "FULL", expect=2)
     except OSError as error:
         raise Malformed(f"cannot open {path}: {error.strerror}") from None
     except apsw.Error as error:

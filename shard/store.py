@@ -14,6 +14,7 @@ from typing import Any
 import apsw
 
 from sagacity.errors import Malformed
+from sagacity.sqlite import set_pragma
 from shard.entries import FORMAT
 
 APPLICATION_ID = 0x53414741  # "SAGA", in the file's header
@@ -71,7 +72,7 @@ class Store:
             raise JournalRefused(f"{path} cannot be opened as a journal: {error}") from None
         try:
             self._open(cluster_id, shard)
-        except (apsw.Error, JournalRefused) as error:
+        except (apsw.Error, Malformed) as error:
             with suppress(apsw.Error):
                 self.db.close()
             if isinstance(error, JournalRefused):
@@ -82,11 +83,12 @@ class Store:
         db = self.db
         # Only `close` may copy the WAL: what is refused or has failed stays as it was found.
         db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        _set(db, "locking_mode", "exclusive")  # no shared memory; the shard's lock guards the file
+        # No shared memory; the shard's lock guards the file.
+        set_pragma(db, "locking_mode", "exclusive")
         new = self._is_new(cluster_id, shard)
-        _set(db, "journal_mode", "wal")
-        _set(db, "synchronous", "FULL", expect=2)
-        _set(db, "wal_autocheckpoint", 0)  # SQLite swallows errors of its own checkpoints
+        set_pragma(db, "journal_mode", "wal")
+        set_pragma(db, "synchronous", "FULL", expect=2)
+        set_pragma(db, "wal_autocheckpoint", 0)  # SQLite swallows errors of its own checkpoints
         db.set_wal_hook(self._on_commit)
         if new:
             with db:
@@ -206,15 +208,6 @@ def _make(path: Path) -> None:
         # SQLite would delete the WAL: acknowledged facts gone without a word.
         raise JournalRefused(f"{path} is damaged: its WAL is there, the file itself is gone")
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-
-
-def _set(db: apsw.Connection, name: str, value: str | int, expect: str | int | None = None) -> None:
-    """Set a pragma and read it back: SQLite answers a refusal with silence."""
-    db.execute(f"PRAGMA {name}={value}").fetchall()
-    got = db.execute(f"PRAGMA {name}").fetchone()
-    wanted = value if expect is None else expect
-    if got is None or got[0] != wanted:
-        raise JournalRefused(f"SQLite does not take {name}={value}: it says {got}")
 
 
 def _number(db: apsw.Connection, query: str) -> int:

@@ -1,0 +1,28 @@
+"""SQLite: how a setting of it is made certain. For journals and services alike.
+
+Knows no table and no file: `shard/store` and `executor` say which settings their databases have.
+"""
+
+import apsw
+
+from sagacity.errors import Malformed
+
+
+def set_pragma(
+    db: apsw.Connection, name: str, value: str | int, expect: str | int | None = None
+) -> None:
+    """Set a pragma and read it back: SQLite answers a refusal with silence.
+
+    Args:
+        db: without a transaction.
+        name: of the pragma.
+        value: to set.
+        expect: what it says afterwards, where that is not `value`.
+
+    Raises:
+        Malformed: SQLite does not take it; a file system without WAL, for example.
+    """
+    db.execute(f"PRAGMA {name}={value}").fetchall()
+    got = db.execute(f"PRAGMA {name}").get
+    if got != (value if expect is None else expect):
+        raise Malformed(f"SQLite does not take {name}={value}: it says {got}")
