@@ -17,6 +17,7 @@ REFUSALS = [name.removeprefix("refused_") for name in OUTCOMES[REFUSED:]]
 REASONS = (
     *("Directory in use", "Another number of shards", "No data directory", "Damaged"),
     *("Another version", "Another cluster", "An old backup", "Another definition"),
+    "A configuration with faults",
     *("Versions known to be bad", "An address that is not ours"),
 )
 
