@@ -29,6 +29,7 @@ from sagacity.ids import ACTION, COMPENSATION, SHARDS_MAX, STEP_BITS, STEPS_MAX,
 from sagacity.ranges import Range, are_normal
 from sagacity.service import Call, Database, Declined, Failed, Ok, Service
 from sagacity.slots import slot_of
+from sagacity.sqlite import INTEGER_MAX
 from sagacity.wire import (
     BODY_BYTES_MAX,
     DECLINED,
@@ -92,8 +93,7 @@ _SEE: Final = (
     " VALUES (?, ?, ?, ?, ?, ?)"
 )
 
-_INTEGER_MAX: Final = 2**63 - 1  # of SQLite
-_NUMBER_MAX: Final = _INTEGER_MAX >> (STEP_BITS + 1)  # of a saga, so that its keys fit
+_NUMBER_MAX: Final = INTEGER_MAX >> (STEP_BITS + 1)  # of a saga, so that its keys fit
 _PLACES_MAX: Final = 10  # lines of a handler's traceback that are logged
 _ERROR_LENGTH_MAX: Final = 256  # characters of a failure's text that travel
 
@@ -153,7 +153,7 @@ class Barrier:
 
     def see(self, witness: Witness) -> None:
         """Keep a shard's witness if none higher is known, in the transaction."""
-        if max(witness.shard, witness.epoch, witness.seq, witness.number) > _INTEGER_MAX:
+        if max(witness.shard, witness.epoch, witness.seq, witness.number) > INTEGER_MAX:
             self._log.error("witness_faulty", witness=repr(witness))
             return
         known = self.witnesses.get(witness.shard)
@@ -210,7 +210,7 @@ class Barrier:
             0 < command.number <= _NUMBER_MAX
             and 1 <= step <= STEPS_MAX
             and ACTION <= direction <= COMPENSATION
-            and 0 <= epoch <= _INTEGER_MAX
+            and 0 <= epoch <= INTEGER_MAX
         ):
             return self._fault(command, "no such number, step, direction or epoch")
         slot = slot_of(command.saga_id)

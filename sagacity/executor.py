@@ -1,7 +1,7 @@
 """A batch of commands as one transaction on a service's database; what `worker` does per turn.
 
-Opens and makes the database, commits, rolls back, checkpoints, reads books. Knows nothing of
-sockets, shards' addresses or time: a simulation drives it as well as a worker does.
+Opens and makes the database, commits, rolls back, checkpoints. Knows nothing of sockets, shards'
+addresses or time: a simulation drives it as well as a worker does.
 
     run all -> COMMIT                              the usual case: one sync for hundreds of commands
     something to undo -> ROLLBACK, run each alone  in a savepoint, so that its neighbours stay
@@ -12,36 +12,29 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Final
 
 import apsw
 from apsw import Connection
-from msgspec import Meta, Struct
 
-from sagacity import forgotten
+from sagacity import books, forgotten
 from sagacity.barrier import TABLES, UNAVAILABLE, Barrier, Log, MustUndo
-from sagacity.errors import InternalError, Malformed, NoOutcome, SagacityError
+from sagacity.errors import Malformed
 from sagacity.ranges import Range
-from sagacity.service import Database, Rows, Service
+from sagacity.service import Service
 from sagacity.sqlite import set_pragma
 from sagacity.wire import (
-    BODY_BYTES_MAX,
     REFUSED_UNAVAILABLE,
     Answer,
-    BodyReader,
     BooksAsked,
     BooksPage,
     Commands,
     Forget,
     Witness,
     answer_to,
-    pack,
 )
 
 FORMAT: Final = 2  # of the tables that every service's database has
-BOOKS_ROWS_MAX: Final = 5_000  # rows of one page
-INTEGER_MIN: Final = -(2**63)  # of those that a database can hold
-INTEGER_MAX: Final = 2**63 - 1
 OPEN_PATIENCE_MS: Final = 5_000  # for another's lock, before there is an executor that waits
 ALIVE_COMMANDS: Final = 16  # between two signs of life; 10 ns a command
 CHECKPOINT_PAGES: Final = 1_000  # a WAL of 4 MiB is written back
@@ -167,7 +160,6 @@ class BatchExecutor:
         self._alive = alive or _nothing
         self._wal_pages = 0
         self._checkpoint_pages = self._checkpoint_at = checkpoint_pages
-        self._books_asked: BodyReader[BooksRequest] = BodyReader(BooksRequest)
         connection.set_busy_handler(wait)
         connection.set_wal_hook(self._on_commit)  # in place of SQLite's own checkpoints
 
@@ -276,27 +268,8 @@ class BatchExecutor:
         self._wal_pages = 0
 
     def read_books(self, asked: BooksAsked) -> BooksPage:
-        """Give a page of the service's books, or an error: whatever is asked, the worker lives.
-
-        Args:
-            asked: its body is {"book", "table", "after", "limit"}.
-
-        Returns:
-            A page; or, with its code, an error: 12 for what is wrong with the request, 0 where the
-            table cannot be read, 13 where the service's code breaks.
-        """
-        try:
-            return BooksPage(asked.token, self._page(asked.body))
-        except SagacityError as error:
-            refusal = error
-        except (apsw.Error, UnicodeDecodeError) as error:
-            refusal = NoOutcome(f"unreadable now: {error!a:.200}")
-        except (OverflowError, ValueError, TypeError) as error:
-            refusal = Malformed(f"no such page: {error!a:.200}")
-        except Exception as error:
-            self._log.error("books_failed", service=self._service.name, error=repr(error))
-            refusal = InternalError("the books cannot be read")
-        return BooksPage(asked.token, pack(refusal.body()), refusal.code)
+        """Give a page of the service's books, or an error: whatever is asked, the worker lives."""
+        return books.page_of(self._service, self._connection, asked, self._log)
 
     def close(self) -> None:
         """Close the database."""
@@ -345,57 +318,6 @@ class BatchExecutor:
     def _on_commit(self, _: Connection, __: str, pages: int) -> int:
         self._wal_pages = pages
         return apsw.SQLITE_OK
-
-    def _page(self, asked: bytes) -> bytes:
-        request, _ = self._books_asked.read(asked)
-        rows_of = self._service.books.get(request.table)
-        if request.book != self._service.name or rows_of is None:
-            tables = ", ".join(self._service.books)
-            raise Malformed(f"{self._service.name} has the tables {tables}")
-        limit = request.limit
-        db = self._connection.cursor()
-        rows = rows_of(db, request.after, limit)
-        if _of_other_kind(rows_of, db, request.after, rows):
-            raise Malformed(f"{request.after!r:.80} is no key of {request.table}")
-        more = len(rows) == limit
-        while True:
-            page = {
-                "type": "books",
-                "book": request.book,
-                "table": request.table,
-                "rows": [list(row) for row in rows],
-                "next": rows[-1][0] if more and rows else None,
-            }
-            try:
-                body = pack(page)
-            except Malformed as error:  # what another wrote into the table: not the asker's fault
-                raise NoOutcome(f"unreadable now: {error.text}") from None
-            if len(body) <= BODY_BYTES_MAX or len(rows) <= 1:
-                return body
-            rows, more = rows[: len(rows) // 2], True
-
-
-class BooksRequest(Struct, frozen=True):
-    """Asks for a page of a table."""
-
-    book: str
-    table: str
-    after: Annotated[int, Meta(ge=INTEGER_MIN, le=INTEGER_MAX)] | str
-    limit: Annotated[int, Meta(ge=1, le=BOOKS_ROWS_MAX)]
-
-
-def _of_other_kind(
-    rows_of: Callable[[Database, Any, int], Rows], db: Database, after: int | str, rows: Rows
-) -> bool:
-    """Say whether a table's keys are texts and `after` is an integer, or the other way round.
-
-    SQLite compares the two without a word. Where it gave nothing, the table is asked once more
-    for a key of the other kind.
-    """
-    if not rows:
-        with suppress(TypeError, ValueError):  # the service's own code takes one kind only
-            rows = rows_of(db, INTEGER_MIN if isinstance(after, str) else "", 1)
-    return bool(rows) and not isinstance(rows[0][0], type(after))
 
 
 def _nothing() -> None:

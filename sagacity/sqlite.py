@@ -1,11 +1,16 @@
-"""SQLite: how a setting of it is made certain. For journals and services alike.
+"""SQLite: which integers it holds, how a setting of it is made certain. For journals and services.
 
 Knows no table and no file: `shard/store` and `executor` say which settings their databases have.
 """
 
+from typing import Final
+
 import apsw
 
 from sagacity.errors import Malformed
+
+INTEGER_MIN: Final = -(2**63)
+INTEGER_MAX: Final = 2**63 - 1
 
 
 def set_pragma(

@@ -8,8 +8,9 @@ import apsw
 import pytest
 
 from sagacity import wire
+from sagacity.books import ROWS_MAX
 from sagacity.errors import Malformed
-from sagacity.executor import BOOKS_ROWS_MAX, BatchExecutor, make_tables, open_file
+from sagacity.executor import BatchExecutor, make_tables, open_file
 from sagacity.service import Call, Database, Ok, Result, Rows, Service
 from sagacity.wire import BooksAsked, Commands, Witness
 from services.inventory import service as inventory
@@ -369,7 +370,7 @@ def test_a_page_keeps_to_a_bodys_limit() -> None:
             " INSERT INTO payment (number, step, user_id, amount) SELECT i, 2, ?, 5 FROM n",
             ("\N{BEAR FACE}" * 128,),
         )
-        got = page(world, book="payment", table="payments", after=0, limit=BOOKS_ROWS_MAX)
+        got = page(world, book="payment", table="payments", after=0, limit=ROWS_MAX)
         rows = got["rows"]
         assert isinstance(rows, list)
         assert 100 < len(rows) < 1000
@@ -384,7 +385,7 @@ def test_a_page_keeps_to_a_bodys_limit() -> None:
         {"book": "inventory", "table": "payments", "after": 0, "limit": 5},
         {"book": "payment", "table": "payments", "after": None, "limit": 5},
         {"book": "payment", "table": "payments", "after": 0, "limit": 0},
-        {"book": "payment", "table": "payments", "after": 0, "limit": BOOKS_ROWS_MAX + 1},
+        {"book": "payment", "table": "payments", "after": 0, "limit": ROWS_MAX + 1},
         {"book": "payment", "table": "payments", "after": 2**63, "limit": 5},
         {"book": "payment", "table": "payments", "after": 0, "limit": 2**64 - 1},
         {"book": "payment", "table": "payments", "after": "", "limit": 5},
