@@ -21,11 +21,9 @@ class Reader(Protocol):
 
     def status(self) -> dict[str, Any]:
         """Ask for the cluster's status."""
-        ...
 
     def books(self, shard: int, body: dict[str, Any]) -> dict[str, Any]:
         """Ask a shard for a page of its books, or of a service's."""
-        ...
 
 
 def audit(reader: Reader) -> dict[str, Any]:

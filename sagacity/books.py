@@ -14,8 +14,8 @@ from msgspec import Meta, Struct
 from sagacity.barrier import Log
 from sagacity.errors import InternalError, Malformed, NoOutcome, SagacityError
 from sagacity.service import Database, Rows, Service
-from sagacity.sqlite import INTEGER_MAX, INTEGER_MIN
-from sagacity.wire import BODY_BYTES_MAX, BodyReader, BooksAsked, BooksPage, pack
+from sagacity.sqlite import INTEGER_MIN
+from sagacity.wire import BODY_BYTES_MAX, BodyReader, BooksAsked, BooksPage, Int64, pack
 
 ROWS_MAX: Final = 5_000  # of one page
 
@@ -25,7 +25,7 @@ class BooksRequest(Struct, frozen=True):
 
     book: str
     table: str
-    after: Annotated[int, Meta(ge=INTEGER_MIN, le=INTEGER_MAX)] | str
+    after: Int64 | str
     limit: Annotated[int, Meta(ge=1, le=ROWS_MAX)]
 
 

@@ -1,4 +1,4 @@
-"""Listing: which pages `list` asks of which shard, and what it makes of them. Knows no socket.
+"""Listing: what `list` asks of which shard, in which words, and what it makes of the pages. Pure.
 
 A shard is asked for its live sagas first and for its finished ones after: one that ends meanwhile
 is told twice then, and here once, with its end; the other way round it would be told by nobody.
@@ -12,8 +12,14 @@ from sagacity.errors import Malformed
 LIMIT: Final = 50
 LIMIT_MAX: Final = 10_000  # sagas of one answer, all of which are held in memory
 PAGE_ROWS: Final = 500
-LIVE: Final = ("RUNNING", "COMPENSATING", "STUCK")
-FINISHED: Final = ("COMPLETED", "ABORTED")
+LIVE: Final = "live"  # the parts of a shard's sagas
+FINISHED: Final = "finished"
+STUCK: Final = "STUCK"  # a mark, not a phase: who asks for COMPENSATING gets the stuck ones too
+STATUSES_OF: Final = {
+    LIVE: ("RUNNING", "COMPENSATING", STUCK),
+    FINISHED: ("COMPLETED", "ABORTED"),
+}
+STATUSES: Final = (*STATUSES_OF[LIVE], *STATUSES_OF[FINISHED])
 FIELDS: Final = (
     *("saga_id", "status", "stuck", "saga", "amount", "order_id"),
     *("started_ms", "ended_ms", "reason"),
@@ -31,8 +37,8 @@ def checked(statuses: Iterable[str], since_ms: int, limit: int) -> list[str]:
     """
     found = list(dict.fromkeys(status.strip().upper() for status in statuses))
     for status in found:
-        if status not in (*LIVE, *FINISHED):
-            known = ", ".join((*LIVE, *FINISHED)).lower()
+        if status not in STATUSES:
+            known = ", ".join(STATUSES).lower()
             raise Malformed(f"there is no status {status.lower()!r}; there are {known}")
     if not 1 <= limit <= LIMIT_MAX:
         raise Malformed(f"limit is 1..{LIMIT_MAX}, not {limit}")
@@ -53,7 +59,7 @@ def pages(
         limit: how many sagas at most.
     """
     found: dict[str, Told] = {}
-    for part, of_part in (("live", LIVE), ("finished", FINISHED)):
+    for part, of_part in STATUSES_OF.items():
         if statuses and not set(statuses) & set(of_part):
             continue
         for shard in shards:

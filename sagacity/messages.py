@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from sagacity.errors import Malformed
 from sagacity.ids import SAGA_ID_PATTERN, check_saga_id
-from sagacity.wire import refuse_foreign
+from sagacity.wire import Int64, refuse_foreign
 
 LINES_MAX = 100  # lines of a cart
 QUANTITY_MAX = 1000  # pieces in a line, before lines of one SKU are merged
@@ -23,7 +23,6 @@ Sku = Annotated[str, Meta(pattern=SKU_PATTERN)]
 UserId = Annotated[str, Meta(min_length=1, max_length=128)]
 Address = Annotated[str, Meta(min_length=1, max_length=512)]
 Reason = Annotated[str, Meta(min_length=1, max_length=256)]
-MsgId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 _skus = re.compile(r"\A[A-Za-z0-9._:-]{1,64}(?:,[A-Za-z0-9._:-]{1,64})*\Z")
 # Control characters and surrogates: what no text of ours may hold.
@@ -54,7 +53,7 @@ class Checkout(Struct, frozen=True, tag_field="type", tag="checkout", forbid_unk
     user_id: UserId
     items: Annotated[list[Item], Meta(min_length=1, max_length=LINES_MAX)]
     shipping_address: Address
-    msg_id: MsgId | UnsetType = UNSET
+    msg_id: Int64 | UnsetType = UNSET
 
 
 class Order(Struct, frozen=True, tag_field="type", tag="checkout"):
@@ -75,7 +74,7 @@ class Cancel(Struct, frozen=True, tag_field="type", tag="cancel", forbid_unknown
 
     saga_id: SagaId
     reason: Reason
-    msg_id: MsgId | UnsetType = UNSET
+    msg_id: Int64 | UnsetType = UNSET
 
 
 class RetryNow(Struct, frozen=True, tag_field="type", tag="retry", forbid_unknown_fields=True):
@@ -83,7 +82,7 @@ class RetryNow(Struct, frozen=True, tag_field="type", tag="retry", forbid_unknow
 
     saga_id: SagaId
     reason: Reason
-    msg_id: MsgId | UnsetType = UNSET
+    msg_id: Int64 | UnsetType = UNSET
 
 
 class Reservation(Struct, frozen=True, gc=False):

@@ -77,6 +77,7 @@ OUTCOMES: Final = (
 )
 
 Headers = dict[str, str]
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]  # what a database can hold, too
 
 
 class Request(Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):

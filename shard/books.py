@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from sagacity.errors import Conflict, Malformed, NotTaken
-from sagacity.wire import BodyReader, Reply, Request, pack
+from sagacity.wire import BodyReader, Int64, Reply, Request, pack
 from shard.course import Course
 from shard.effects import BooksForwarded, Effects
 from shard.events import Peer
@@ -25,19 +25,18 @@ SNAPSHOTS_MAX = 4  # audits that may read one shard at once
 NAME_MAX = 128  # characters of a book's or a table's name
 
 _Name = Annotated[str, Meta(max_length=NAME_MAX)]
-_Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]  # what a database's integer can be
 
 
 class BooksRequest(Struct, forbid_unknown_fields=True):
     """Which page of which book: of the sagas, or of a service's table."""
 
     book: _Name
-    snapshot: _Integer = 0
-    start: _Integer = msgspec.field(default=0, name="from")
-    upto: _Integer = 0
+    snapshot: Int64 = 0
+    start: Int64 = msgspec.field(default=0, name="from")
+    upto: Int64 = 0
     table: _Name | None = None
-    after: _Integer | str | None = None
-    limit: _Integer | None = None
+    after: Int64 | str | None = None
+    limit: Int64 | None = None
 
 
 _read: BodyReader[BooksRequest] = BodyReader(BooksRequest)

@@ -13,21 +13,18 @@ import msgspec
 from msgspec import Meta, Struct
 
 from sagacity.errors import Malformed
-from sagacity.wire import BODY_BYTES_MAX, BodyReader, decoder, encode
+from sagacity.listing import FINISHED, LIVE, PAGE_ROWS, STATUSES, STUCK
+from sagacity.wire import BODY_BYTES_MAX, BodyReader, Int64, decoder, encode
 from shard import phases
 from shard.sagas import Card, Live
 from shard.state import State
 
-LIVE, FINISHED = "live", "finished"
-STUCK = "STUCK"  # a mark, not a phase; who asks for COMPENSATING gets the stuck ones too
-STATUSES = (*phases.PHASES[phases.RUNNING :], STUCK)
-LOOKED_AT_MAX = 500  # sagas of one page, told or not: 0.5 ms of a shard, cards in memory
+LOOKED_AT_MAX = PAGE_ROWS  # sagas of one page, told or not: 0.5 ms of a shard, cards in memory
 ROWS_BYTES_MAX = BODY_BYTES_MAX - (8 << 10)  # of one page
 REASON_MAX = 512  # characters; `show` tells a longer one whole
 _ROW_BYTES = 160  # of a row beside its id and reason
 
 _Name = Annotated[str, Meta(max_length=16)]
-_Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 Row = list[Any]
 
@@ -45,9 +42,9 @@ class ListRequest(Struct, forbid_unknown_fields=True):
     """
 
     part: _Name
-    before: _Integer | None = None
+    before: Int64 | None = None
     statuses: Annotated[list[_Name], Meta(max_length=16)] = msgspec.field(default_factory=list)
-    since_ms: _Integer = 0
+    since_ms: Int64 = 0
     limit: Annotated[int, Meta(ge=1, le=LOOKED_AT_MAX)] = LOOKED_AT_MAX
 
 

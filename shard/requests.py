@@ -213,9 +213,8 @@ class Desk:
         if len(state.live) <= DECODED_MAX:
             saga.run.keep(order)
         course.tally.started(definition.name)
-        self._await(
-            saga, waiter, wait or unpriced is not None, fx
-        )  # one that ends at once tells how
+        # One that ends at once tells how.
+        self._await(saga, waiter, wait or unpriced is not None, fx)
         if unpriced is not None:
             course.turn_back(saga, UNPRICED, unpriced, now, fx)
         else:

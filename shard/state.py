@@ -211,9 +211,8 @@ class State:
             for row in record:
                 self.wall_ms = row.wall_ms
                 for entry in row.entries:
-                    if isinstance(
-                        entry, AttemptEnded | Quarantined
-                    ):  # a record leaves some of them out
+                    # A record leaves some of them out.
+                    if isinstance(entry, AttemptEnded | Quarantined):
                         self.live[entry.number].attempt = entry.attempt
                     self.apply(entry, row.seq)
         self.epoch = counts.epoch

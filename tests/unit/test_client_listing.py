@@ -7,8 +7,8 @@ import pytest
 
 from sagacity import listing
 from sagacity.errors import Malformed
-from sagacity.listing import FINISHED, LIMIT_MAX, LIVE
-from shard import listing as shard_listing
+from sagacity.listing import LIMIT_MAX
+from shard.phases import PHASES, RUNNING
 
 Rows = list[list[Any]]
 Place = int | None
@@ -111,9 +111,9 @@ def test_only_the_part_that_can_hold_a_status_is_asked(
 
 
 def test_statuses_are_those_of_the_shards() -> None:
-    """Two buildings that meet on the wire alone."""
-    assert set(shard_listing.STATUSES) == {*LIVE, *FINISHED}
-    assert listing.PAGE_ROWS == shard_listing.LOOKED_AT_MAX
+    """A phase that is not among them could not be asked for."""
+    assert set(listing.STATUSES) == {*PHASES[RUNNING:], listing.STUCK}
+    assert len(set(listing.STATUSES)) == len(listing.STATUSES)
 
 
 def test_case_and_repetition_of_a_status_do_not_matter() -> None:
