@@ -24,7 +24,7 @@ from cluster.meters import Meters
 from cluster.metrics import WORKER
 from cluster.supervisor import Supervisor
 from cluster.telemetry import MetricsServer, PortTaken, configure_logging
-from config.load import load, load_catalog, load_sagas
+from config.load import load, load_catalog, load_sagas, require_pools
 from config.schema import Config
 from sagacity.errors import Malformed
 from sagacity.sockets import LIBZMQ_VERSION, context
@@ -71,6 +71,7 @@ def run_up(args: argparse.Namespace) -> int:
     log = configure_logging(SUPERVISOR, 0)
     config = _configured(args)
     sagas = load_sagas(config)
+    require_pools(config, sagas)
     if args.port is not None:
         _require_free(args.port)
     with ExitStack() as stack:

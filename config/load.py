@@ -7,7 +7,7 @@ built-in `default.toml` < file < environment SAGACITY_SECTION__KEY < flags
 import importlib
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -156,6 +156,27 @@ def load_sagas(config: Config) -> list[Saga]:
             raise Malformed(f"cluster.sagas: two sagas are called or started like {plan.name}")
         found.append(plan)
     return found
+
+
+def require_pools(config: Config, sagas: Iterable[Saga]) -> None:
+    """Refuse a pool that no saga needs, as no shard takes its workers, and one that is missing.
+
+    Raises:
+        ConfigError: naming each.
+    """
+    needed = {step.service: saga.name for saga in sagas for step in saga.steps}
+    faults = [
+        f"cluster.sagas: {saga} needs a service {service!r}, of which services.pools says nothing"
+        for service, saga in needed.items()
+        if service not in config.services.pools
+    ]
+    faults += [
+        f"services.pools: no saga of cluster.sagas needs a service {service!r}"
+        for service in config.services.pools
+        if service not in needed
+    ]
+    if faults:
+        raise ConfigError("configuration", faults)
 
 
 def imported(place: str, said: str) -> object:

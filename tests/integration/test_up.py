@@ -200,6 +200,12 @@ def test_what_cannot_be_is_refused_in_one_sentence(
     assert not (base / "never").exists()
 
 
+POOLS = (
+    '{{inventory = "services.inventory:service", payment = "{payment}:service",'
+    ' shipping = "services.shipping:service"}}'
+)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "says", "made"),
     [
@@ -207,7 +213,8 @@ def test_what_cannot_be_is_refused_in_one_sentence(
         ("LOG", "bogus", "SAGACITY_LOG is one of", False),
         ("CLUSTER__SAGAS", '["nowhere:saga"]', "nowhere", False),
         ("CLUSTER__SAGAS", '["services.payment:service"]', "is no Saga", False),
-        ("SERVICES__POOLS", '{payment = "nowhere:service"}', "services.pools.payment", True),
+        ("SERVICES__POOLS", '{payment = "nowhere:service"}', "needs a service 'inventory'", False),
+        ("SERVICES__POOLS", POOLS.format(payment="nowhere"), "services.pools.payment", True),
     ],
 )
 def test_a_wrong_place_in_the_configuration_ends_up_instead_of_a_loop(

@@ -7,7 +7,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config.load import PACKAGED_DEFAULTS, Catalog, ConfigError, load, load_catalog, load_sagas
+from config.load import (
+    PACKAGED_DEFAULTS,
+    Catalog,
+    ConfigError,
+    load,
+    load_catalog,
+    load_sagas,
+    require_pools,
+)
 from config.schema import SECTIONS, ClusterConfig, Config
 from sagacity.errors import Malformed
 from sagacity.money import PRICE_MAX
@@ -249,3 +257,17 @@ def test_whatever_the_module_of_a_users_saga_raises_is_said_with_its_place(
     config = Config(cluster=ClusterConfig(sagas=("saga_of_a_user:saga",)))
     with pytest.raises(Malformed, match=f"cluster.sagas: saga_of_a_user:saga: {says}; "):
         load_sagas(config)
+
+
+def test_pools_and_sagas_that_do_not_fit_are_all_named() -> None:
+    """A shard takes no worker of a service that it does not need: it would start again for ever."""
+    config = load(env={"SAGACITY_SERVICES__POOLS": '{payment = "a:b", spare = "c:d"}'})
+    with pytest.raises(ConfigError) as caught:
+        require_pools(config, load_sagas(config))
+    needs = "cluster.sagas: checkout needs a service {!r}, of which services.pools says nothing"
+    assert caught.value.faults == (
+        needs.format("inventory"),
+        needs.format("shipping"),
+        "services.pools: no saga of cluster.sagas needs a service 'spare'",
+    )
+    require_pools(load(env={}), load_sagas(load(env={})))
