@@ -6,7 +6,8 @@ are packed once, by who writes them, and pass through router and shards as bytes
     client -> router -> shard     [Request, ...]          shard -> router -> client   [Reply, ...]
     shard  -> worker              Commands | Proceed | BooksAsked | Rejected | Forget
     worker -> shard               Hello | Beat | Begun | Answers | BooksPage | Forgot
-    child  -> supervisor          Report                  supervisor -> router        [Reply, ...]
+    router -> supervisor          [Request, ...]          supervisor -> router        [Reply, ...]
+    child  -> supervisor          Report
 
 The only room, with shard/codec, that encodes and decodes: msgspec reads what is typed, msgpack
 what is not. Records are frozen Structs without garbage-collector tracking: 0.09 us to make one,
@@ -167,7 +168,7 @@ class Hello(Struct, frozen=True, array_like=True, tag=1):
 
     Args:
         protocol: PROTOCOL.
-        cluster_id: of the data it serves.
+        cluster_id: that its database belongs to.
         service: name of its service.
         incarnation: random, for each start of the process.
         capacity: commands it takes before it has answered one.
