@@ -27,6 +27,7 @@ from cluster.telemetry import MetricsServer, PortTaken, configure_logging
 from config.load import load, load_catalog, load_sagas, require_pools
 from config.schema import Config
 from sagacity.errors import Malformed
+from sagacity.saga import Saga
 from sagacity.sockets import LIBZMQ_VERSION, context
 from sagacity.versions import refuse_known_bad
 from sagacity.wire import MSGPACK_VERSION
@@ -69,9 +70,7 @@ def run_up(args: argparse.Namespace) -> int:
     # What can be wrong before anything is made, is found before anything is made.
     refuse_known_bad({"libzmq": LIBZMQ_VERSION, "msgpack": MSGPACK_VERSION})
     log = configure_logging(SUPERVISOR, 0)
-    config = _configured(args)
-    sagas = load_sagas(config)
-    require_pools(config, sagas)
+    config, sagas = _configured(args)
     if args.port is not None:
         _require_free(args.port)
     with ExitStack() as stack:
@@ -174,7 +173,8 @@ def _port(text: str) -> int:
     return port
 
 
-def _configured(args: argparse.Namespace) -> Config:
+def _configured(args: argparse.Namespace) -> tuple[Config, list[Saga]]:
+    """Give the configuration and its sagas; whatever the children would refuse is refused here."""
     flags = {
         "cluster.shards": args.shards,
         "services.workers": args.workers,
@@ -182,8 +182,10 @@ def _configured(args: argparse.Namespace) -> Config:
         "supervisor.metrics_port": args.metrics_port,
     }
     config = load(args.config, flags=flags)
-    load_catalog(config.cluster.catalog)  # shards and workers read it: they would all refuse
-    return config
+    load_catalog(config.cluster.catalog)
+    sagas = load_sagas(config)
+    require_pools(config, sagas)
+    return config, sagas
 
 
 def _patience(config: Config) -> Patience:
