@@ -45,7 +45,8 @@ def audit(reader: Reader) -> dict[str, Any]:
 
 def _audit(reader: Reader) -> dict[str, Any]:
     judge = Judge()
-    shards = [int(shard["shard"]) for shard in reader.status()["shards"]]
+    status = reader.status()
+    shards = [int(shard["shard"]) for shard in status["shards"]]
     counts = {}
     snapshots = {}
     for shard in shards:
@@ -61,7 +62,7 @@ def _audit(reader: Reader) -> dict[str, Any]:
         for ranges in _pages(reader, shard, {"book": "forgotten"}, None):
             judge.forgotten(shard, ranges)
         judge.finished_end(shard, upto)
-    services = _Services(reader, shards)
+    services = _Services(reader, shards, {each["role"] for each in status["processes"]})
     for rows in services.pages("inventory", "reservations", 0):
         judge.reservations(rows)
     for rows in services.pages("inventory", "stock", ""):
@@ -92,15 +93,22 @@ def _pages(
 
 
 class _Services:
-    """Pages of the services' books, through any shard that has a worker of the service."""
+    """Pages of the services' books, through any shard that has a worker of the service.
 
-    def __init__(self, reader: Reader, shards: list[int]) -> None:
+    Args:
+        reader: to ask.
+        shards: their indices.
+        roles: of the cluster's processes: a service that is not among them has no books here.
+    """
+
+    def __init__(self, reader: Reader, shards: list[int], roles: set[str]) -> None:
         self._reader = reader
         self._shards = shards
+        self._roles = roles
 
     def pages(self, service: str, table: str, after: int | str) -> Iterator[list[Row]]:
         """Give a table's rows, page by page, those after an id."""
-        key: int | str | None = after
+        key: int | str | None = after if service in self._roles else None
         while key is not None:
             body = {"book": service, "table": table, "after": key, "limit": PAGE_ROWS[table]}
             page = self._ask(body)

@@ -52,6 +52,7 @@ class Books:
         self.reservations: Rows = []
         self.payments: Rows = []
         self.shipments: Rows = []
+        self.services = ["inventory", "payment", "shipping"]  # that the cluster has pools of
         self.asked: list[tuple[str, str]] = []
         self.between: Callable[[str], None] = lambda _: None  # what happens while one reads
         self.down: set[int] = set()  # shards that have no worker
@@ -111,7 +112,10 @@ class Books:
         return next(row for row in self.stock if row[0] == sku)
 
     def status(self) -> dict[str, Any]:
-        return {"shards": [{"shard": shard} for shard in range(SHARDS)]}
+        return {
+            "shards": [{"shard": shard} for shard in range(SHARDS)],
+            "processes": [{"role": role} for role in ("shard", *self.services)],
+        }
 
     def books(self, shard: int, body: dict[str, Any]) -> dict[str, Any]:
         book = body["book"]

@@ -490,6 +490,19 @@ def test_a_users_own_saga_is_counted_and_not_judged_as_a_checkout() -> None:
     assert report["sagas"]["running"] == before["running"] + 1
 
 
+def test_a_cluster_without_the_demos_services_is_counted_too() -> None:
+    """Its shards know no such books. A checkout that stands in a journal all the same is seen."""
+    books = Books(1, finished=0)
+    books.services = ["travel"]
+    books.highest[0] = books.latest[0] = 1 << 10
+    books.finished[0].append([1 << 10, "trip1", "COMPLETED", 9900, "trip"])
+    report = audit(books)
+    assert (report["balanced"], report["sagas"]["completed"]) == (True, 1)
+    assert {book for book, _ in books.asked} == {"sagas", "finished", "forgotten"}
+    books.finished[0][0][-1] = "checkout"
+    assert not audit(books)["balanced"]
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_sagas_past_retention_are_still_in_the_books(seed: int) -> None:
     """Business rows stay; of their sagas a journal gives no more than the numbers."""
