@@ -31,7 +31,7 @@ from sagacity.barrier import UNAVAILABLE, Log
 from sagacity.errors import Malformed
 from sagacity.executor import BatchExecutor, make_tables, open_file
 from sagacity.machine import Machine, SystemMachine
-from sagacity.service import Call, Database, Declined, Failed, Handler, Ok, Result, Service
+from sagacity.service import Service
 from sagacity.sockets import (
     CONNECTED,
     Context,
@@ -61,20 +61,6 @@ from sagacity.wire import (
     encode,
     read_to_worker,
 )
-
-__all__ = [
-    "Call",
-    "Database",
-    "Declined",
-    "Failed",
-    "Handler",
-    "Ok",
-    "Result",
-    "Served",
-    "Service",
-    "Watch",
-    "Worker",
-]
 
 CAPACITY: Final = 256  # commands of each shard before one is answered
 FRAMES_MAX: Final = 64  # of one shard in one turn
