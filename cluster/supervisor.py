@@ -74,7 +74,7 @@ class Supervisor:
         self._signals = StopSignals()
         self._reports = pull(ctx, run.reports)
         self._questions = bind_router(ctx, run.supervisor)
-        self._poller = zmq.Poller()
+        self._poller = ctx.poller()
         self._poller.register(self._reports, zmq.POLLIN)
         self._poller.register(self._questions, zmq.POLLIN)
         self._poller.register(self._signals.wakeup_fd, zmq.POLLIN)

@@ -87,11 +87,19 @@ BLIND: Final[Mapping[str, frozenset[str]]] = {
     **dict.fromkeys(PURE, IMPURE),
     "shard.loop": frozenset({"apsw", "os", "pathlib", "socket", "sqlite3", "zmq"}),
     "sagacity.asks": frozenset({"apsw", "os", "random", "socket", "time", "zmq"}),
+    **dict.fromkeys(
+        _of("sagacity", "barrier books executor forgotten service sqlite"),
+        frozenset({"random", "secrets", "select", "socket", "time", "zmq"}),
+    ),
+    "cluster.child": frozenset({"zmq"}),
 }
 
 # Buildings that meet on the wire alone; who may import whose.
 BUILDINGS: Final = ("router", "shard", "services")
 PURE_SHARD_FOR: Final = frozenset({"sagacity.testing"})  # runs the engine in memory
+
+# The only room that makes ZeroMQ's sockets and sets their options; others may wait for them.
+SOCKETS: Final = "sagacity.sockets"
 
 # The rooms that speak MessagePack.
 SPEAKERS: Final = frozenset({"sagacity.wire", "shard.codec"})

@@ -1,8 +1,19 @@
 """Imports run one way; the walker that says so is shown to see what it must."""
 
+import re
+
 import pytest
 
-from tests.architecture.floors import FLOORS, PURE, SPEAKERS, _speaks, faults, floor_of, sources
+from tests.architecture.floors import (
+    FLOORS,
+    PURE,
+    SOCKETS,
+    SPEAKERS,
+    _speaks,
+    faults,
+    floor_of,
+    sources,
+)
 
 # Every module of the table, empty: the walker's own tests do not depend on today's files.
 NAMES = [name for floor in FLOORS for name in floor.modules if "*" not in name]
@@ -18,6 +29,12 @@ def test_every_exception_is_still_needed() -> None:
     """An exception that nobody uses is an open door."""
     texts = sources()
     assert {name for name in SPEAKERS if name in texts and not list(_speaks(texts[name]))} == set()
+
+
+def test_sockets_are_made_in_one_room() -> None:
+    """One that is made elsewhere lacks the options that DESIGN 7 asks for, and nobody sees it."""
+    makes = re.compile(r"setsockopt\(zmq|\.socket\(zmq|zmq\.Context")
+    assert {name for name, text in sources().items() if makes.search(text)} == {SOCKETS}
 
 
 def test_no_module_stands_on_two_floors() -> None:
@@ -39,6 +56,7 @@ def test_no_module_stands_on_two_floors() -> None:
         ("shard.engine", "from os.path import join", "which it must not know"),
         ("shard.engine", "if TYPE_CHECKING:\n    import zmq", "which it must not know"),
         ("shard.loop", "import zmq", "which it must not know"),
+        ("sagacity.executor", "import time", "which it must not know"),
         ("shard.journal", "import shard.process", "which stands above it"),
         ("shard.process", "import router", "which is met on the wire alone"),
         ("shard.process", "from services.pool import main", "which is met on the wire alone"),
