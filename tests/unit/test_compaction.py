@@ -222,6 +222,17 @@ def test_a_flipped_bit_in_when_a_block_ended_forgets_nothing_early(world: DiskWo
     assert world.generations.expired(world.now.wall_ms + 1) is not None
 
 
+def test_what_ends_after_the_clock_was_set_back_is_kept(world: DiskWorld) -> None:
+    """E2, SPEC 2: never under 24 h. Eight days back, what ends now is dated before retention."""
+    world.after(10, wall_ms=-8 * 86_400_000)
+    finish(world, *(f"s{at}" for at in range(20)))
+    world.settle()
+    world.after(1_001)
+    world.step(*world.beats())
+    assert world.engine.state.forgotten == 0
+    assert bodies(world.step(world.start("s0")))[0]["type"] == "checkout_complete"
+
+
 @pytest.mark.parametrize("table", ["block", "part", "segment", "kept"])
 def test_a_flipped_bit_in_what_was_taken_out_of_the_rows_is_noticed(
     world: DiskWorld, table: str
