@@ -87,6 +87,10 @@ class Compaction:
             return True
         return False
 
+    def let_go(self) -> None:
+        """Leave what is half done; a state that is replaced must not wait for the collector."""
+        self._rows = self._rest = None
+
     def _rows_due(self) -> Iterator[None] | None:
         if self._journal.tail_bytes >= self._tail_bytes:
             return self._compact()

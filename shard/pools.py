@@ -195,6 +195,12 @@ class Pool:
                 best, most = worker, free
         return best
 
+    def let_go(self) -> None:
+        """Know no worker and no saga any more: each of them knows this pool."""
+        self.workers.clear()
+        self.waiting.clear()
+        self.suspects.clear()
+
     def forget_before(self, sent_before: int, keeps: Callable[[int, Worker], bool]) -> None:
         """Give back the credit of commands whose attempt has ended without an answer.
 

@@ -1,7 +1,9 @@
 """Compaction and generations: a file that forgets its rows says what one says that keeps them."""
 
+import gc
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -184,6 +186,21 @@ def test_what_an_interrupted_merge_left_is_swept_at_the_next_start(world: DiskWo
     assert not world.generations.dead
     assert rows(world, "segment") == len(world.generations.segments)
     assert_alike(world)
+
+
+def test_nothing_stays_of_a_compaction_that_is_left_half_done(world: DiskWorld) -> None:
+    """Beside a full disk: its state holds every saga, and the collector comes rarely."""
+    world.slices = 0
+    finish(world, *(f"s{at}" for at in range(20)))
+    assert world.compaction.turn()
+    left = weakref.ref(world.compaction)
+    gc.disable()
+    try:
+        world.compaction.let_go()
+        world.restart()
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_sagas_past_retention_leave_a_tombstone_of_sixteen_bytes(world: DiskWorld) -> None:
