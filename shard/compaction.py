@@ -21,7 +21,7 @@ from sagacity.errors import check
 from shard.codec import pack_checkpoint, pack_record, seal
 from shard.entries import OF_NO_SAGA, Batch, Finished, Started
 from shard.generations import Generations, write_head, write_part
-from shard.journal import SqliteJournal
+from shard.journal import JournalFull, SqliteJournal
 from shard.records import Record, Row, thinned
 from shard.segments import (
     ENTRY_BYTES,
@@ -75,6 +75,7 @@ class Compaction:
         """Do one slice, if there is something to do; say whether there is more.
 
         Raises:
+            JournalFull: there was no room; what was begun begins again.
             JournalFailed: a commit or sync failed, or the file is damaged.
         """
         self._rows = self._rows or self._rows_due()
@@ -164,6 +165,14 @@ class Compaction:
         prints = Prints.empty(size)
         with self._store.transaction() as cursor:
             write_head(cursor, made, prints)
+        try:
+            yield from self._merge_into(made, prints, segments)
+        except JournalFull:
+            generations.dead.append(made)  # begun again it is another: the parts of this one can go
+            raise
+
+    def _merge_into(self, made: Segment, prints: Prints, segments: list[Segment]) -> Iterator[None]:
+        generations, size, bits, width = self._generations, made.size, made.bits, made.width
         units = unit_bits(size)
         parts, buckets = 1 << (bits - units), 1 << (prints.bits - bits)
         for unit in range(1 << units):
@@ -223,6 +232,7 @@ class Compaction:
         while self._generations.has_expired_blocks():
             with self._store.transaction() as cursor:
                 self._generations.delete_expired_blocks(cursor, SWEEP_BLOCKS)
+            self._generations.deleted_expired_blocks()
             yield
 
 

@@ -20,7 +20,7 @@ from services.checkout import checkout
 from shard import segments
 from shard.compaction import Compaction
 from shard.generations import Generations
-from shard.journal import JournalFailed, SqliteJournal
+from shard.journal import JournalFailed, JournalFull, SqliteJournal
 from shard.sagas import Card, Definition, Tombstone
 from shard.state import State
 from shard.store import JournalRefused
@@ -186,6 +186,34 @@ def test_what_an_interrupted_merge_left_is_swept_at_the_next_start(world: DiskWo
     assert not world.generations.dead
     assert rows(world, "segment") == len(world.generations.segments)
     assert_alike(world)
+
+
+def to_the_end(compaction: Compaction) -> None:
+    while compaction.turn():
+        pass
+
+
+def test_what_a_merge_without_room_left_is_swept_when_there_is_room(tmp_path: Path) -> None:
+    """D7: it begins again every 5 s; else each time would leave its parts on the full disk."""
+    due_for_everything(tmp_path / "journal.db")
+    with disk_that_fails() as disk:
+        shard = opened(tmp_path / "journal.db", disk.name)
+        generations, store = shard.generations, shard.journal.store
+        while len(generations.segments) < segments.SEGMENTS_PER_LEVEL or shard.compaction._rows:
+            shard.compaction.turn()
+        for _ in range(3):
+            while store.rows("SELECT count(*) FROM segment")[0][0] == len(generations.segments):
+                shard.compaction.turn()
+            disk.begin_again(apsw.FullError, ("xWrite", 0), once=True)
+            with pytest.raises(JournalFull):
+                to_the_end(shard.compaction)
+            disk.fails = None
+        to_the_end(shard.compaction)
+        assert len(generations.segments) == 1
+        assert store.rows("SELECT count(*) FROM segment") == [(1,)]
+        keys = [key for (key,) in store.rows("SELECT key FROM part ORDER BY key")]
+        assert keys == list(generations.segments[0][0].part_keys())
+        abandon(shard.journal)
 
 
 def test_nothing_stays_of_a_compaction_that_is_left_half_done(world: DiskWorld) -> None:
