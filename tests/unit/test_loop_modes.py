@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from sagacity.ids import count_of
-from sagacity.wire import CANCEL, FAILED, OK, SHOW, pack, unpack
+from sagacity.wire import BOOKS, CANCEL, FAILED, OK, SHOW, pack, unpack
 from shard.engine import Engine
 from shard.entries import Opened
 from shard.events import Answered, Event, ListApplied, WorkerCame, WorkerLives, WorkerWent
@@ -245,6 +245,24 @@ def test_a_worker_that_came_with_the_commit_without_room_is_known_afterwards() -
     rig.turn(took_ms=TRY_AGAIN_NS // MS)
     rig.turn(rig.start("s1"))
     settled(rig)
+
+
+def test_an_audit_never_reads_the_pages_of_one_that_began_on_a_full_disk() -> None:
+    """A fresh engine counts snapshots anew; its epoch is still the old one."""
+    rig = serving()
+    before = snapshot_of(rig)
+    rig.journal.full, rig.reserve.room, rig.reserve.held = 1, False, False
+    rig.turn(rig.start("s2"))
+    assert rig.loop.mode == FULL
+    snapshot_of(rig)
+    rig.turn(rig.ask(BOOKS, "", pack({"book": "running", "snapshot": before})))
+    assert said(rig)[-1] == 22
+
+
+def snapshot_of(rig: Rig) -> int:
+    rig.turn(rig.ask(BOOKS, "", pack({"book": "sagas"})))
+    snapshot: int = unpack(rig.links.replies[-1].body)["snapshot"]
+    return snapshot
 
 
 def test_nothing_stays_of_what_a_shard_without_room_has_forgotten() -> None:
