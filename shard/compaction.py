@@ -39,7 +39,7 @@ from shard.segments import (
 )
 from shard.state import Checkpoint, Counts
 
-SLICE_BYTES: Final = 128 << 10  # of rows taken apart in one turn, about 1.5 ms
+SLICE_BYTES: Final = 128 << 10  # about 1.5 ms
 SWEEP_BYTES: Final = 512 << 10  # of rows deleted in one transaction
 SWEEP_PARTS: Final = 64
 SWEEP_BLOCKS: Final = 64
@@ -53,6 +53,7 @@ class Compaction:
         generations: where finished sagas go.
         counts: gives what the state counts now.
         tail_bytes: of rows since the checkpoint after which a compaction begins.
+        slice_bytes: of rows taken apart in one turn.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class Compaction:
         generations: Generations,
         counts: Callable[[], Counts],
         tail_bytes: int,
+        slice_bytes: int = SLICE_BYTES,
     ) -> None:
         self._journal = journal
         self._store = journal.store
         self._generations = generations
         self._counts = counts
         self._tail_bytes = tail_bytes
+        self._slice_bytes = slice_bytes
         self._rows: Iterator[None] | None = None  # work on rows, which come all the time
         self._rest: Iterator[None] | None = None  # other work, which waits for that
         self._swept = 0  # rows up to this one are gone for certain
@@ -117,7 +120,7 @@ class Compaction:
         last = self._journal.last
         checkpoint = Checkpoint(last.seq, last.chain, self._counts())
         sorting = _Sorting(self._generations.base, self._journal.kept_record)
-        for rows in self._journal.slices(last.seq, SLICE_BYTES):
+        for rows in self._journal.slices(last.seq, self._slice_bytes):
             for seq, batch in rows:
                 sorting.take(seq, batch)
             yield
