@@ -305,7 +305,7 @@ def _assert_told_again(schedule: Whole) -> None:
     assert not world.engine.inflight
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 2**32))
 def test_whatever_happens_together_each_id_runs_once_and_ends_once(seed: int) -> None:
     """World checks the fold at every turn; Schedule every command and every answer."""

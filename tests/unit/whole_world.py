@@ -89,8 +89,7 @@ class _File(apsw.VFSFile):
         super().xWrite(data, offset)
 
     def xSync(self, flags: int) -> None:  # noqa: N802 - apsw's name
-        self._disk.use()
-        super().xSync(flags)
+        self._disk.use()  # and no more: a process that dies loses nothing that the system has
 
 
 class Reserve(Struct):
