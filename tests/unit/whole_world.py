@@ -19,7 +19,7 @@ from shard.admission import Admission
 from shard.compaction import Compaction
 from shard.effects import Effects
 from shard.engine import Engine
-from shard.entries import Entry, Finished, Started
+from shard.entries import Entry, Finished, Forgotten, Started
 from shard.events import Event, Peer, WorkerCame, WorkerWent
 from shard.finished import FinishedInMemory
 from shard.generations import Generations
@@ -129,6 +129,7 @@ class WholeWorld(Twinned):
         self.witnesses: dict[tuple[int, int, int], Witness] = {}  # key, attempt, epoch
         self.seen: dict[str, Witness] = {}  # the highest that each service holds
         self.ended: dict[str, Finished] = {}
+        self.ended_ns: list[int] = []  # by ordinal
         self.began: dict[str, int] = {}  # saga_id -> number
         self.sent: Callable[[Witness, Effects], None] = lambda _witness, _effects: None
         self.coming: list[tuple[Sequence[Event], bool]] = []
@@ -222,6 +223,10 @@ class WholeWorld(Twinned):
             saga_id = self.replica.live[entry.number].saga_id
             assert saga_id not in self.ended
             self.ended[saga_id] = entry
+            self.ended_ns.append(self.clock.monotonic_ns())
+        elif isinstance(entry, Forgotten):
+            youngest_ns = self.ended_ns[entry.ordinal - 1]
+            assert self.clock.monotonic_ns() - youngest_ns >= RETENTION_MS * MS, "forgotten early"
 
     def see(self, service: str, witness: Witness) -> None:
         """A service's database keeps a witness, if none higher is there."""
