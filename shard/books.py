@@ -103,7 +103,10 @@ class Books:
 
     def _snapshot(self) -> int:
         self._asked += 1
-        snapshot = self._state.epoch << 32 | self._asked  # none of an earlier process is ours
+        # None of an earlier process or engine is ours: one epoch has one engine that serves. Those
+        # that wait before the next epoch all see the same sagas.
+        waits = self._course.seq == 0
+        snapshot = self._state.epoch << 32 | waits << 31 | self._asked
         self._snapshots[snapshot] = [
             [s.number, s.saga_id, PHASES[s.phase], s.stuck, s.amount, s.definition.name]
             for s in self._state.live.values()

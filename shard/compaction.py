@@ -21,7 +21,7 @@ from sagacity.errors import check
 from shard.codec import pack_checkpoint, pack_record, seal
 from shard.entries import OF_NO_SAGA, Batch, Finished, Started
 from shard.generations import Generations, write_head, write_part
-from shard.journal import SqliteJournal
+from shard.journal import JournalFull, SqliteJournal
 from shard.records import Record, Row, thinned
 from shard.segments import (
     ENTRY_BYTES,
@@ -39,7 +39,7 @@ from shard.segments import (
 )
 from shard.state import Checkpoint, Counts
 
-SLICE_BYTES: Final = 128 << 10  # of rows taken apart in one turn, about 1.5 ms
+SLICE_BYTES: Final = 128 << 10  # about 1.5 ms
 SWEEP_BYTES: Final = 512 << 10  # of rows deleted in one transaction
 SWEEP_PARTS: Final = 64
 SWEEP_BLOCKS: Final = 64
@@ -53,6 +53,7 @@ class Compaction:
         generations: where finished sagas go.
         counts: gives what the state counts now.
         tail_bytes: of rows since the checkpoint after which a compaction begins.
+        slice_bytes: of rows taken apart in one turn.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class Compaction:
         generations: Generations,
         counts: Callable[[], Counts],
         tail_bytes: int,
+        slice_bytes: int = SLICE_BYTES,
     ) -> None:
         self._journal = journal
         self._store = journal.store
         self._generations = generations
         self._counts = counts
         self._tail_bytes = tail_bytes
+        self._slice_bytes = slice_bytes
         self._rows: Iterator[None] | None = None  # work on rows, which come all the time
         self._rest: Iterator[None] | None = None  # other work, which waits for that
         self._swept = 0  # rows up to this one are gone for certain
@@ -75,6 +78,7 @@ class Compaction:
         """Do one slice, if there is something to do; say whether there is more.
 
         Raises:
+            JournalFull: there was no room; what was begun begins again.
             JournalFailed: a commit or sync failed, or the file is damaged.
         """
         self._rows = self._rows or self._rows_due()
@@ -86,6 +90,10 @@ class Compaction:
             self._rest = _advanced(self._rest)
             return True
         return False
+
+    def let_go(self) -> None:
+        """Leave what is half done; a state that is replaced must not wait for the collector."""
+        self._rows = self._rest = None
 
     def _rows_due(self) -> Iterator[None] | None:
         if self._journal.tail_bytes >= self._tail_bytes:
@@ -112,7 +120,7 @@ class Compaction:
         last = self._journal.last
         checkpoint = Checkpoint(last.seq, last.chain, self._counts())
         sorting = _Sorting(self._generations.base, self._journal.kept_record)
-        for rows in self._journal.slices(last.seq, SLICE_BYTES):
+        for rows in self._journal.slices(last.seq, self._slice_bytes):
             for seq, batch in rows:
                 sorting.take(seq, batch)
             yield
@@ -160,6 +168,14 @@ class Compaction:
         prints = Prints.empty(size)
         with self._store.transaction() as cursor:
             write_head(cursor, made, prints)
+        try:
+            yield from self._merge_into(made, prints, segments)
+        except JournalFull:
+            generations.dead.append(made)  # begun again it is another: the parts of this one can go
+            raise
+
+    def _merge_into(self, made: Segment, prints: Prints, segments: list[Segment]) -> Iterator[None]:
+        generations, size, bits, width = self._generations, made.size, made.bits, made.width
         units = unit_bits(size)
         parts, buckets = 1 << (bits - units), 1 << (prints.bits - bits)
         for unit in range(1 << units):
@@ -219,6 +235,7 @@ class Compaction:
         while self._generations.has_expired_blocks():
             with self._store.transaction() as cursor:
                 self._generations.delete_expired_blocks(cursor, SWEEP_BLOCKS)
+            self._generations.deleted_expired_blocks()
             yield
 
 

@@ -296,6 +296,12 @@ class Engine:
             for each in self._workers.values()
         ]
 
+    def let_go(self) -> None:
+        """Drop what refers to each other: of an engine that is replaced nothing must wait, sagas
+        and all, for the collector, which comes rarely."""
+        for pool in self._course.pools.values():
+            pool.let_go()
+
     def services(self) -> frozenset[str]:
         """Give the services that the definitions need."""
         return frozenset(self._course.pools)

@@ -223,8 +223,10 @@ class Generations:
     def delete_expired_blocks(self, cursor: Cursor, limit: int) -> None:
         """Delete the oldest blocks that are past retention, at most `limit`."""
         cursor.execute(_DELETE_OLDEST, (self.forgotten, limit))
-        row = cursor.execute("SELECT min(first) FROM block").fetchone()
-        oldest: Any = row[0] if row is not None else None
+
+    def deleted_expired_blocks(self) -> None:
+        """Some are gone for certain: see which is the oldest now."""
+        oldest = self._store.rows("SELECT min(first) FROM block")[0][0]
         self._blocks_from = self._base if oldest is None else oldest
 
     # -- reading --------------------------------------------------------------------------------

@@ -84,6 +84,9 @@ class Upkeep(Protocol):
     def turn(self) -> bool:
         """Do a slice; say whether there is more to do."""
 
+    def let_go(self) -> None:
+        """Leave what is half done: another goes on with what the file says."""
+
 
 class NoUpkeep:
     """For a journal that needs none."""
@@ -91,6 +94,9 @@ class NoUpkeep:
     def turn(self) -> bool:
         """Do nothing."""
         return False
+
+    def let_go(self) -> None:
+        """Do nothing."""
 
 
 class Reserve(Protocol):
@@ -340,6 +346,8 @@ class Loop:
         if self._fresh is None:
             raise JournalFailed("there is no room")
         hellos = self.engine.hellos()
+        self.engine.let_go()
+        self._upkeep.let_go()
         self.engine, self._upkeep = self._fresh()
         self._unkempt = False
         self._histories.clear()  # who asked asks again

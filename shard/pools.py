@@ -55,6 +55,7 @@ class Pool:
         self._taken = 0  # commands, since the start
         self._seen = 0  # of them, when `measure` last looked
         self._moved_at = 0  # when it last saw more
+        self._calm_since: int | None = None  # nothing has waited from then on
         self._window: tuple[int, int] | None = None  # when it began, what was taken by then
 
         self.suspects: deque[Live] = deque()  # what may have killed a worker
@@ -111,6 +112,7 @@ class Pool:
         while self.waiting:
             first = self.waiting[0]
             if first.queued_in is self and first.where == QUEUED:
+                self._calm_since = None
                 self._measure_pace(now_ns)
                 moves = self.pace_ns and now_ns - self._moved_at <= WINDOW_NS
                 return 0 if moves else now_ns - first.queued_at
@@ -119,6 +121,8 @@ class Pool:
                 first.queued_in = None
         self._window = None
         self._forget_guess()
+        if self.pace_ns:
+            self._doubt_pace(now_ns)
         return 0
 
     def guess_pace(self, pace_ns: int, until_ns: int) -> None:
@@ -146,6 +150,27 @@ class Pool:
             self.pace_ns = min(self._last_pace_ns or pace_ns, pace_ns)
             self._last_pace_ns = pace_ns
 
+    def _doubt_pace(self, now_ns: int) -> None:
+        """Take the pool for twice as quick with each half second in which it had little to do.
+
+        Without a queue no pace is measured, and by an old one few sagas may start: too few for a
+        queue. So a slow minute would be believed for ever.
+        """
+        if self._calm_since is None or not self._has_little_to_do():
+            self._calm_since = now_ns
+        windows = (now_ns - self._calm_since) // WINDOW_NS
+        if windows:
+            self._calm_since = now_ns
+            self.pace_ns >>= windows
+            self._last_pace_ns = self.pace_ns
+
+    def _has_little_to_do(self) -> bool:
+        """Say whether half of the credit is free: else a queue may wait with the workers."""
+        out = capacity = 0
+        for worker in self.workers.values():
+            out, capacity = out + len(worker.out), capacity + worker.capacity
+        return 2 * out <= capacity
+
     def _forget_guess(self) -> None:
         if self._guessed_until:
             self._guessed_until = self.pace_ns = 0
@@ -169,6 +194,12 @@ class Pool:
             if free > most:
                 best, most = worker, free
         return best
+
+    def let_go(self) -> None:
+        """Know no worker and no saga any more: each of them knows this pool."""
+        self.workers.clear()
+        self.waiting.clear()
+        self.suspects.clear()
 
     def forget_before(self, sent_before: int, keeps: Callable[[int, Worker], bool]) -> None:
         """Give back the credit of commands whose attempt has ended without an answer.

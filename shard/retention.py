@@ -2,7 +2,8 @@
 
 What is forgotten cannot be asked for again, so a clock that jumps must not forget anything early:
 time counts while the shard runs, from the earlier of what the journal and the clock said at its
-start. An outage makes a saga be kept longer, never shorter.
+start. An outage makes a saga be kept longer, never shorter. A clock that was set back since then is
+believed: what ends now is dated by it.
 """
 
 from shard.events import Instant
@@ -40,7 +41,8 @@ class Retention:
         if self._began_ms is None or now.ns - self._looked_ns < LOOK_NS:
             return None
         self._looked_ns = now.ns
-        return self._began_ms + (now.ns - self._began_ns) // MS - self._keep_ms
+        passed_ms = (now.ns - self._began_ns) // MS
+        return min(self._began_ms + passed_ms, now.wall_ms) - self._keep_ms
 
     def look_again(self, now: Instant) -> None:
         """Look again soon: there were some, so there may be more."""

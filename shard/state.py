@@ -5,7 +5,7 @@ replay of the journal gives the state that the live shard had.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from msgspec import Struct, field
 
@@ -165,22 +165,10 @@ class State:
         self.lists_takers: dict[int, list[str]] = {}  # of these: who has
         self.forgotten_counts = Ranges()  # of all that are past retention
         self._services = frozenset(name for d in definitions.values() for name in d.services)
-        self._folds: dict[type, Callable[[Any, int], object]] = {
-            Opened: self.opened,
-            Started: self.started,
-            Answer: self.answered,
-            AttemptEnded: self.attempt_ended,
-            TurnedBack: self.turned_back,
-            RetryAsked: self.retry_asked,
-            Quarantined: self.quarantined,
-            Finished: self.finish,
-            Forgotten: self.forget,
-            ForgetTaken: self.forget_taken,
-        }
 
     def apply(self, entry: Entry, seq: int) -> None:
         """Take in an entry of journal row `seq`; one that cannot follow stops the process."""
-        self._folds[type(entry)](entry, seq)
+        _FOLDS[type(entry)](self, entry, seq)
 
     def counts(self) -> Counts:
         """Give what a checkpoint keeps of this instant, beside the sagas."""
@@ -432,6 +420,22 @@ class State:
     def _drop_if_taken(self, list_number: int) -> None:
         if self._services <= set(self.lists_takers[list_number]):
             del self.lists_open[list_number], self.lists_takers[list_number]
+
+
+# Not of an instance: with its own methods in it a state that is replaced would wait, sagas and all,
+# for the collector, which comes rarely.
+_FOLDS: Final[dict[type, Callable[[State, Any, int], object]]] = {
+    Opened: State.opened,
+    Started: State.started,
+    Answer: State.answered,
+    AttemptEnded: State.attempt_ended,
+    TurnedBack: State.turned_back,
+    RetryAsked: State.retry_asked,
+    Quarantined: State.quarantined,
+    Finished: State.finish,
+    Forgotten: State.forget,
+    ForgetTaken: State.forget_taken,
+}
 
 
 def _move(saga: Live, fact: int, seq: int) -> None:

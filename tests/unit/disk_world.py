@@ -17,9 +17,16 @@ from tests.unit.journal_world import CLUSTER, abandon
 from tests.unit.world import Rules, World
 
 TAIL_BYTES = 2_000  # a few sagas: compactions all the time
+SLICE_BYTES = 500  # and something happens while one is under way
 
 
-class DiskWorld(World):
+class Twinned(World):
+    """A World beside a journal that keeps all rows."""
+
+    twin_journal: MemoryJournal
+
+
+class DiskWorld(Twinned):
     """A World on a file; after each step the upkeep gets `slices` slices."""
 
     def __init__(self, path: Path, rules: Rules | None = None, *, slices: int = 1) -> None:
@@ -34,7 +41,9 @@ class DiskWorld(World):
 
     def _finished(self) -> FinishedSagas:
         self.generations = Generations(self.disk.store)
-        self.compaction = Compaction(self.disk, self.generations, self._counts, TAIL_BYTES)
+        self.compaction = Compaction(
+            self.disk, self.generations, self._counts, TAIL_BYTES, SLICE_BYTES
+        )
         return self.generations
 
     def _counts(self) -> Counts:
@@ -64,7 +73,7 @@ class DiskWorld(World):
             pass
 
 
-def assert_alike(world: DiskWorld) -> None:
+def assert_alike(world: Twinned) -> None:
     """Compare what the file says of every saga with what the twin says, histories included."""
     live: State = world.engine.state
     twin: State = world.replica
@@ -79,7 +88,7 @@ def assert_alike(world: DiskWorld) -> None:
         _assert_same_history(world, live.by_id[saga_id], saga)
 
 
-def _assert_same_history(world: DiskWorld, one: Live | Card, other: Live | Card) -> None:
+def _assert_same_history(world: Twinned, one: Live | Card, other: Live | Card) -> None:
     kept, whole = one.dossier(), other.dossier()
     expected = world.twin_journal.history(whole.number, whole.seqs)
     assert tell(kept, world.record(kept), world.definitions) == tell(

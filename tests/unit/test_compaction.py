@@ -1,7 +1,9 @@
 """Compaction and generations: a file that forgets its rows says what one says that keeps them."""
 
+import gc
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from services.checkout import checkout
 from shard import segments
 from shard.compaction import Compaction
 from shard.generations import Generations
-from shard.journal import JournalFailed, SqliteJournal
+from shard.journal import JournalFailed, JournalFull, SqliteJournal
 from shard.sagas import Card, Definition, Tombstone
 from shard.state import State
 from shard.store import JournalRefused
@@ -186,6 +188,49 @@ def test_what_an_interrupted_merge_left_is_swept_at_the_next_start(world: DiskWo
     assert_alike(world)
 
 
+def to_the_end(compaction: Compaction) -> None:
+    while compaction.turn():
+        pass
+
+
+def test_what_a_merge_without_room_left_is_swept_when_there_is_room(tmp_path: Path) -> None:
+    """D7: it begins again every 5 s; else each time would leave its parts on the full disk."""
+    due_for_everything(tmp_path / "journal.db")
+    with disk_that_fails() as disk:
+        shard = opened(tmp_path / "journal.db", disk.name)
+        generations, store = shard.generations, shard.journal.store
+        while len(generations.segments) < segments.SEGMENTS_PER_LEVEL or shard.compaction._rows:
+            shard.compaction.turn()
+        for _ in range(3):
+            while store.rows("SELECT count(*) FROM segment")[0][0] == len(generations.segments):
+                shard.compaction.turn()
+            disk.begin_again(apsw.FullError, ("xWrite", 0), once=True)
+            with pytest.raises(JournalFull):
+                to_the_end(shard.compaction)
+            disk.fails = None
+        to_the_end(shard.compaction)
+        assert len(generations.segments) == 1
+        assert store.rows("SELECT count(*) FROM segment") == [(1,)]
+        keys = [key for (key,) in store.rows("SELECT key FROM part ORDER BY key")]
+        assert keys == list(generations.segments[0][0].part_keys())
+        abandon(shard.journal)
+
+
+def test_nothing_stays_of_a_compaction_that_is_left_half_done(world: DiskWorld) -> None:
+    """Beside a full disk: its state holds every saga, and the collector comes rarely."""
+    world.slices = 0
+    finish(world, *(f"s{at}" for at in range(20)))
+    assert world.compaction.turn()
+    left = weakref.ref(world.compaction)
+    gc.disable()
+    try:
+        world.compaction.let_go()
+        world.restart()
+        assert left() is None
+    finally:
+        gc.enable()
+
+
 def test_sagas_past_retention_leave_a_tombstone_of_sixteen_bytes(world: DiskWorld) -> None:
     """SPEC 2: an old id never runs again; its outcome is no longer kept."""
     finish(world, *(f"s{at}" for at in range(60)))
@@ -220,6 +265,17 @@ def test_a_flipped_bit_in_when_a_block_ended_forgets_nothing_early(world: DiskWo
     world.disk.store.db.execute("UPDATE block SET ended_ms = 0")
     assert world.generations.expired(world.now.wall_ms) is None
     assert world.generations.expired(world.now.wall_ms + 1) is not None
+
+
+def test_what_ends_after_the_clock_was_set_back_is_kept(world: DiskWorld) -> None:
+    """E2, SPEC 2: never under 24 h. Eight days back, what ends now is dated before retention."""
+    world.after(10, wall_ms=-8 * 86_400_000)
+    finish(world, *(f"s{at}" for at in range(20)))
+    world.settle()
+    world.after(1_001)
+    world.step(*world.beats())
+    assert world.engine.state.forgotten == 0
+    assert bodies(world.step(world.start("s0")))[0]["type"] == "checkout_complete"
 
 
 @pytest.mark.parametrize("table", ["block", "part", "segment", "kept"])

@@ -2,8 +2,10 @@
 
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,11 +49,16 @@ class ForgetfulTwin(Twin):
 class Forgetful(Schedule):
     """A schedule in which retention ends, too."""
 
-    def __init__(self, thrown: bytes, world: World | None = None) -> None:
+    def __init__(
+        self,
+        thrown: bytes,
+        world: World | None = None,
+        starts: Mapping[str, Mapping[str, Any]] = STARTS,
+    ) -> None:
         self.lists: list[ListSent] = []  # on their way
         self.said: list[tuple[Peer, int]] = []  # answers to lists, on their way
         self.seen: list[Command] = []  # every command that ever left
-        super().__init__(thrown, starts=STARTS, world=world)
+        super().__init__(thrown, starts=starts, world=world)
         self.twin = self.services = ForgetfulTwin(self.world)
         self._moves += [self._retain, self._retain, self._apply, self._hear_of_it]
 

@@ -1,17 +1,22 @@
 """Loop: what a shard does before it may write, and when there is no room to."""
 
+import gc
+from collections import Counter
 from random import Random
 
 import pytest
 
 from sagacity.ids import count_of
-from sagacity.wire import CANCEL, FAILED, OK, SHOW, pack, unpack
+from sagacity.wire import BOOKS, CANCEL, FAILED, OK, SHOW, pack, unpack
+from shard.engine import Engine
 from shard.entries import Opened
 from shard.events import Answered, Event, ListApplied, WorkerCame, WorkerLives, WorkerWent
 from shard.guard import LOSS_GAP, OldCopy
 from shard.loop import FULL, SERVING, STARTING, TRY_AGAIN_NS
-from shard.sagas import MS
-from tests.unit.canned import answer
+from shard.pools import Pool, Worker
+from shard.sagas import MS, Live
+from shard.state import State
+from tests.unit.canned import SERVICES, answer
 from tests.unit.loop_rig import PEERS, Rig, serving
 from tests.unit.world import CLUSTER_ID
 
@@ -240,6 +245,49 @@ def test_a_worker_that_came_with_the_commit_without_room_is_known_afterwards() -
     rig.turn(took_ms=TRY_AGAIN_NS // MS)
     rig.turn(rig.start("s1"))
     settled(rig)
+
+
+def test_an_audit_never_reads_the_pages_of_one_that_began_on_a_full_disk() -> None:
+    """A fresh engine counts snapshots anew; its epoch is still the old one."""
+    rig = serving()
+    before = snapshot_of(rig)
+    rig.journal.full, rig.reserve.room, rig.reserve.held = 1, False, False
+    rig.turn(rig.start("s2"))
+    assert rig.loop.mode == FULL
+    snapshot_of(rig)
+    rig.turn(rig.ask(BOOKS, "", pack({"book": "running", "snapshot": before})))
+    assert said(rig)[-1] == 22
+
+
+def snapshot_of(rig: Rig) -> int:
+    rig.turn(rig.ask(BOOKS, "", pack({"book": "sagas"})))
+    snapshot: int = unpack(rig.links.replies[-1].body)["snapshot"]
+    return snapshot
+
+
+def test_nothing_stays_of_what_a_shard_without_room_has_forgotten() -> None:
+    """11: a disk that is full every minute for a night. The collector comes too rarely to help."""
+
+    def there() -> Counter[str]:
+        kinds = (Engine, State, Pool, Worker, Live)
+        return Counter(type(each).__name__ for each in gc.get_objects() if type(each) in kinds)
+
+    rig = serving()
+    waits = [WorkerCame(PEERS[0], SERVICES[0], 1, 0)]  # s1 waits for a worker with credit
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            rig.turn(*waits)
+            rig.journal.full, rig.reserve.held, rig.reserve.room = 1, False, False
+            rig.turn(rig.start("s2"))
+            assert rig.loop.mode == FULL
+            rig.turn(took_ms=TRY_AGAIN_NS // MS)
+            rig.turn()
+            assert rig.loop.mode == SERVING
+        assert there() == {"Engine": 1, "State": 1, "Pool": 3, "Worker": 3, "Live": 1}
+    finally:
+        gc.enable()
 
 
 def test_a_start_on_a_full_disk_waits_for_room() -> None:

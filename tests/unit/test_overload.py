@@ -71,6 +71,18 @@ class Performer:
         return [Answered(self.peer, done)] if done else []
 
 
+class Dawdler(Performer):
+    """Answers each command so many ticks after it has performed it."""
+
+    def __init__(self, service: str, per_second: int, ticks: int) -> None:
+        super().__init__(service, per_second)
+        self.late: deque[list[Event]] = deque([[]] * ticks)
+
+    def perform(self, most: int) -> list[Event]:
+        self.late.append(super().perform(most))
+        return self.late.popleft()
+
+
 class Sim:
     """One shard, its workers, one of them slow, and the customers of a shop."""
 
@@ -239,3 +251,21 @@ def test_without_a_bound_on_waiting_overload_would_outlive_its_cause() -> None:
     sim.outage(OUTAGES[0], 3 * RATE)
     sim.run(30, WITHIN)
     assert sim.goodput(10, WITHIN) < 0.5
+
+
+def test_a_pool_that_was_slow_once_is_not_taken_for_slow_for_ever() -> None:
+    """By the pace of a bad minute a hundred sagas may run: too few to make a queue, which alone
+    would show that it is quick again. Sagas that take long elsewhere were refused for it."""
+    sim = Sim(SERVICES[0], queue_age_max_ms=5_000)
+    sim.slow.per_second = RATE // 2
+    sim.run(30, 3 * RATE)
+    sim.slow.per_second = 10 * RATE
+    sim.run(30, 0)
+    for at, name in enumerate(SERVICES[1:], 1):
+        sim.leave(sim.workers[at])
+        sim.workers[at] = Dawdler(name, 10 * RATE, SECOND_MS // TICK_MS)
+        sim.join(sim.workers[at])
+    sim.run(5, 2 * RATE)
+    refusals = sim.refusals
+    assert sim.goodput(20, 2 * RATE) >= 0.95
+    assert sim.refusals == refusals

@@ -198,3 +198,24 @@ def test_a_guessed_pace_ends_with_what_waits() -> None:
     pool.take()
     pool.measure(200)
     assert pool.pace_ns == 0
+
+
+def test_a_pace_is_believed_less_and_less_while_nothing_waits() -> None:
+    """Nothing measures it then; what is out at workers that are busy may be a queue as well."""
+    pool = Pool("inventory")
+    serving = worker(pool, b"w", 2)
+    pool.pace_ns = 8
+    pool.measure(0)
+    pool.measure(WINDOW_NS - 1)
+    assert pool.pace_ns == 8
+    pool.measure(WINDOW_NS)
+    assert pool.pace_ns == 4
+    sent(serving, saga(1), WINDOW_NS, 10)
+    sent(serving, saga(2), WINDOW_NS, 10)
+    pool.measure(3 * WINDOW_NS)
+    pool.measure(9 * WINDOW_NS)
+    assert pool.pace_ns == 4
+    serving.out.clear()
+    pool.measure(10 * WINDOW_NS)
+    pool.measure(20 * WINDOW_NS)
+    assert pool.pace_ns == 0
