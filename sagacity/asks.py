@@ -5,6 +5,7 @@ all its tries, so a router knows a second try from a second request, and the fir
 settles it is the only one reported; late and double ones are dropped.
 
     asked -> answer, or code 10 12 13 20 22        reported
+          -> code 0 of a saga that is stuck        reported: to wait helps nobody
           -> nothing for 1 s, 2 s, 4 s, 5 s ...    asked again
           -> a new connection                      asked again at once
           -> code 0 (its shard went away)          asked again when its time comes
@@ -16,7 +17,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from sagacity import wire
-from sagacity.errors import InternalError, Malformed, NoOutcome, NotTaken, SagacityError
+from sagacity.errors import (
+    InternalError,
+    Malformed,
+    NoOutcome,
+    NotTaken,
+    SagacityError,
+    Stuck,
+    from_body,
+)
 from sagacity.wire import Headers, Reply, Request
 
 MILLISECOND: Final = 1_000_000
@@ -157,7 +166,8 @@ class Asks:
         if opened is None:
             self.late += 1
             return None
-        if reply.code in {NotTaken.code, NoOutcome.code}:
+        stuck = reply.code == NoOutcome.code and _is_stuck(reply.body)
+        if reply.code in {NotTaken.code, NoOutcome.code} and not stuck:
             self._on_unsettled(token, opened, reply, now)
             return None
         self._close(token)
@@ -165,7 +175,7 @@ class Asks:
         if reply.code is None and kind == wire.START:
             if self._maybe_started:
                 self._maybe_started.pop(opened.request.saga_id, None)
-        elif (reply.code is None and kind == wire.SUBMIT) or reply.code == InternalError.code:
+        elif stuck or (reply.code, kind) == (None, wire.SUBMIT) or reply.code == InternalError.code:
             self._remember(opened.request)
         return token, reply
 
@@ -276,6 +286,13 @@ def _retry_after_ms(body: bytes) -> int:
     except Malformed:
         return REFUSED_AGAIN_MS
     return told if isinstance(told, int) and told > 0 else REFUSED_AGAIN_MS
+
+
+def _is_stuck(body: bytes) -> bool:
+    try:
+        return isinstance(from_body(wire.unpack(body)), Stuck)
+    except Malformed:
+        return False
 
 
 def _reply(token: int, error: SagacityError) -> Reply:

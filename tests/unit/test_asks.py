@@ -179,13 +179,20 @@ def test_a_shard_that_went_away_is_asked_again_and_its_word_is_reported_at_last(
     assert wire.unpack(reply.body)["text"] == "shard 1 went away"
 
 
-def test_a_stuck_saga_is_told_as_such() -> None:
-    """A person has to look; the exit code depends on it."""
+def test_a_stuck_saga_is_told_as_such_at_once() -> None:
+    """A person has to look, the exit code depends on it; who waits for that hears it no later."""
     asks, token = begun()
-    asks.on_reply(error_reply(token, Stuck(Stuck.prefix + "RefundPayment")), 1)
-    asks.due(WAIT + SLACK)
-    [(_, reply)] = asks.settled()
-    assert wire.unpack(reply.body)["text"] == "stuck: RefundPayment"
+    stuck = error_reply(token, Stuck(Stuck.prefix + "RefundPayment"))
+    assert asks.on_reply(stuck, 1) == (token, stuck)
+    assert len(asks) == 0
+    assert give_up_refused(asks, "s1", SECOND) == NoOutcome.code, "it was taken"
+
+
+def test_a_code_0_that_cannot_be_read_is_asked_again() -> None:
+    """Only a shard's own word makes a saga stuck."""
+    asks, token = begun()
+    assert asks.on_reply(Reply(token, NoOutcome.code, b"\xc1"), 1) is None
+    assert len(asks) == 1
 
 
 @pytest.mark.parametrize("error", [Malformed("x"), Conflict("x"), InternalError("x")])
