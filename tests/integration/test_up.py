@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from msgspec.structs import replace
@@ -49,7 +49,10 @@ def free_port() -> int:
 
 
 class Up:
-    """A cluster that `sagacity up` runs, as a person would have started it."""
+    """A cluster that `sagacity up` runs, as a person would have started it.
+
+    Where its test fails before `stop`, it is killed at the end of the block: nothing is left.
+    """
 
     def __init__(self, data: Path, env: dict[str, str], *flags: str) -> None:
         self.process = subprocess.Popen(
@@ -60,8 +63,19 @@ class Up:
             text=True,
         )
         assert self.process.stdout is not None
-        self.line = self.process.stdout.readline()
-        self.said: dict[str, Any] = json.loads(self.line)
+        try:
+            self.line = self.process.stdout.readline()
+            self.said: dict[str, Any] = json.loads(self.line)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()  # its children end with it
+        self.process.communicate()
 
     def stop(self, number: signal.Signals) -> tuple[int, str, str]:
         self.process.send_signal(number)
@@ -73,9 +87,9 @@ class Up:
 def up(base: Path, env: dict[str, str]) -> Iterator[Up]:
     """One cluster for the tests that only look: TCP, three shards, one worker each."""
     port = str(free_port())
-    started = Up(base / "data", env, "--shards", "3", "--workers", "1", "--port", port)
-    yield started
-    code, out, _ = started.stop(signal.SIGINT)
+    with Up(base / "data", env, "--shards", "3", "--workers", "1", "--port", port) as started:
+        yield started
+        code, out, _ = started.stop(signal.SIGINT)
     assert (code, out) == (0, ""), "one line, once"
     assert running(env) == []
 
@@ -253,11 +267,11 @@ def test_another_number_of_shards_is_refused_but_only_if_it_was_asked_for(
         code, said = refused(environment, "--data", str(data.path), *flags)
         assert code == 4
         assert "holds 1 shards, asked for" in said
-    started = Up(data.path, env, "--workers", "1")
-    rows = processes_of(started.said["router"])
-    assert [row["role"] for row in rows].count("shard") == 1
-    assert data.read() == replace(made, sagas=(("checkout", 1),))  # what it may hold now
-    assert started.stop(signal.SIGTERM)[0] == 0
+    with Up(data.path, env, "--workers", "1") as started:
+        rows = processes_of(started.said["router"])
+        assert [row["role"] for row in rows].count("shard") == 1
+        assert data.read() == replace(made, sagas=(("checkout", 1),))  # what it may hold now
+        assert started.stop(signal.SIGTERM)[0] == 0
 
 
 def test_a_taken_default_metrics_port_gives_way_and_says_so(
@@ -271,8 +285,8 @@ def test_a_taken_default_metrics_port_gives_way_and_says_so(
             holder.listen()
         except OSError:
             pass  # somebody else has it: as good
-        started = Up(base / "default-port", env, "--shards", "1", "--workers", "1")
-        code, _, err = started.stop(signal.SIGTERM)
+        with Up(base / "default-port", env, "--shards", "1", "--workers", "1") as started:
+            code, _, err = started.stop(signal.SIGTERM)
     port = started.said["metrics"].split(":")[2].split("/")[0]
     assert code == 0
     assert port != "9464"
@@ -360,10 +374,10 @@ def with_an_old_copy(data: Path, env: dict[str, str], name: str) -> None:
     """Have a cluster buy, copy one of its files, have it buy more, and put the copy back."""
     file = data / name
     for index in range(2):
-        started = Up(data, env, "--shards", "1", "--workers", "1")
-        with Client(started.said["router"], timeout_s=15) as client:
-            assert client.start(order(f"{file.stem}-{index}"))["status"] == "COMPLETED"
-        assert started.stop(signal.SIGTERM)[0] == 0
+        with Up(data, env, "--shards", "1", "--workers", "1") as started:
+            with Client(started.said["router"], timeout_s=15) as client:
+                assert client.start(order(f"{file.stem}-{index}"))["status"] == "COMPLETED"
+            assert started.stop(signal.SIGTERM)[0] == 0
         if index == 0:
             yesterday = file.read_bytes()
     file.write_bytes(yesterday)
@@ -388,20 +402,20 @@ def test_an_old_copy_is_refused_until_the_loss_is_accepted(
         assert code == 2, said
         assert says in said
         assert (data / "shard-0" / "journal.db").read_bytes() == before
-    started = Up(data, env, "--workers", "1", "--accept-data-loss")
-    router = started.said["router"]
-    with Client(router, timeout_s=15) as client:
-        assert client.start(order("after"))["status"] == "COMPLETED"
-    asked = subprocess.run(
-        [sys.executable, "-P", "-m", "cluster", "audit", "--json", "--connect", router],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert asked.returncode == 12, "what was lost shows in the books"
-    assert json.loads(asked.stdout)["faults"]
-    assert started.stop(signal.SIGTERM)[0] == 0
-    started = Up(data, env, "--workers", "1")  # once is enough
-    assert started.stop(signal.SIGTERM)[0] == 0
+    with Up(data, env, "--workers", "1", "--accept-data-loss") as started:
+        router = started.said["router"]
+        with Client(router, timeout_s=15) as client:
+            assert client.start(order("after"))["status"] == "COMPLETED"
+        asked = subprocess.run(
+            [sys.executable, "-P", "-m", "cluster", "audit", "--json", "--connect", router],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert asked.returncode == 12, "what was lost shows in the books"
+        assert json.loads(asked.stdout)["faults"]
+        assert started.stop(signal.SIGTERM)[0] == 0
+    with Up(data, env, "--workers", "1") as started:  # once is enough
+        assert started.stop(signal.SIGTERM)[0] == 0
