@@ -243,7 +243,8 @@ def _commands(
         commands[SHARD, index] = python("shard", "--index", str(index), *accepts)
     for name in config.services.pools:
         for index in range(config.services.workers):
-            commands[name, index] = python("services", "--service", name, "--index", str(index))
+            place = ("--service", name, "--index", str(index))
+            commands[name, index] = python("services", *place, *accepts)
     return commands
 
 

@@ -270,7 +270,9 @@ def test_another_number_of_shards_is_refused_but_only_if_it_was_asked_for(
     with Up(data.path, env, "--workers", "1") as started:
         rows = processes_of(started.said["router"])
         assert [row["role"] for row in rows].count("shard") == 1
-        assert data.read() == replace(made, sagas=(("checkout", 1),))  # what it may hold now
+        found = data.read()
+        assert replace(found, made=()) == replace(made, sagas=(("checkout", 1),))
+        assert found.made[-1] == "shard-0/journal.db", "what it has begun it will miss"
         assert started.stop(signal.SIGTERM)[0] == 0
 
 
@@ -419,3 +421,19 @@ def test_an_old_copy_is_refused_until_the_loss_is_accepted(
         assert started.stop(signal.SIGTERM)[0] == 0
     with Up(data, env, "--workers", "1") as started:  # once is enough
         assert started.stop(signal.SIGTERM)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["shard-0/journal.db", "services/payment.db"])
+def test_a_lost_file_is_made_anew_once_that_is_accepted(
+    base: Path, env: dict[str, str], name: str
+) -> None:
+    """What is lost is lost knowingly: the cluster serves, under numbers that nobody has seen."""
+    data = base / f"lost-{Path(name).stem}"
+    for flag, saga_id in (("--json", "before"), ("--accept-data-loss", "after")):
+        with Up(data, env, "--workers", "1", "--shards", "1", flag) as started:
+            with Client(started.said["router"], timeout_s=15) as client:
+                assert client.start(order(saga_id))["status"] == "COMPLETED"
+            assert started.stop(signal.SIGTERM)[0] == 0
+        (data / name).unlink()
+    code, said = refused(env, "--data", str(data), "--workers", "1")
+    assert (code, f"{name} is gone" in said) == (2, True), said
