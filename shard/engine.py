@@ -407,6 +407,8 @@ class Engine:
         """Give commands to workers with credit; each attempt's clock starts here."""
         broken: list[tuple[Live, Exception]] = []
         for pool in self._course.pools.values():
+            if pool.suspects:  # first: under load those that wait would leave no credit for them
+                self._assign_suspects(pool, now, fx, broken)
             while pool.waiting:
                 worker = pool.freest()
                 if worker is None:
@@ -426,8 +428,6 @@ class Engine:
                     # Usually it is looked at before that anyway: where its first attempt would end.
                     if not 0 < saga.placed <= saga.due // TICK_NS:
                         self._course.arm(saga, self._course.look_at(saga))
-            if pool.suspects:
-                self._assign_suspects(pool, now, fx, broken)
         for saga, raised in broken:
             self._course.command_raised(saga, raised, now, fx)
         if broken:
