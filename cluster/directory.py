@@ -223,10 +223,13 @@ class DataDirectory:
         return made
 
     def _with_sagas(self, found: ClusterFile, sagas: set[tuple[str, int]]) -> ClusterFile:
-        """Add the sagas that are new here; refuse to go on without one that is not."""
-        missing = sorted(set(found.sagas) - sagas)
+        """Add the sagas that are new here; refuse to go on without one that is not.
+
+        Of another version a saga may be: each shard looks whether one of before has not ended.
+        """
+        missing = sorted({name for name, _ in found.sagas} - {name for name, _ in sagas})
         if missing:
-            names = ", ".join(f"{name} version {version}" for name, version in missing)
+            names = ", ".join(missing)
             raise Conflict(f"{self.path} holds sagas of {names}, which cluster.sagas does not name")
         return self._changed(sagas=tuple(sorted(sagas)))
 

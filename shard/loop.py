@@ -366,6 +366,7 @@ class Loop:
             self.engine.state.restore(kept, checkpoint.counts)
         for seq, batch in _alive_during(self._journal.replay(), alive):
             self.engine.replay(batch, seq)
+        self.engine.state.require_named()
 
     def _new_gate(self, *, is_open: bool = False) -> Gate:
         engine, journal = self.engine, self._journal

@@ -423,17 +423,48 @@ def test_an_old_copy_is_refused_until_the_loss_is_accepted(
         assert started.stop(signal.SIGTERM)[0] == 0
 
 
-@pytest.mark.parametrize("name", ["shard-0/journal.db", "services/payment.db"])
-def test_a_lost_file_is_made_anew_once_that_is_accepted(
-    base: Path, env: dict[str, str], name: str
-) -> None:
+def test_lost_files_are_made_anew_once_that_is_accepted(base: Path, env: dict[str, str]) -> None:
     """What is lost is lost knowingly: the cluster serves, under numbers that nobody has seen."""
-    data = base / f"lost-{Path(name).stem}"
+    data = base / "lost"
     for flag, saga_id in (("--json", "before"), ("--accept-data-loss", "after")):
         with Up(data, env, "--workers", "1", "--shards", "1", flag) as started:
             with Client(started.said["router"], timeout_s=15) as client:
                 assert client.start(order(saga_id))["status"] == "COMPLETED"
             assert started.stop(signal.SIGTERM)[0] == 0
-        (data / name).unlink()
-    code, said = refused(env, "--data", str(data), "--workers", "1")
-    assert (code, f"{name} is gone" in said) == (2, True), said
+        for name in ("shard-0/journal.db", "services/payment.db"):
+            (data / name).unlink()
+
+
+VERSIONS = """
+from msgspec.structs import replace
+from services.checkout import checkout
+second = replace(checkout, version=2)
+"""
+
+
+def test_a_new_version_of_a_saga_runs_once_those_of_before_have_ended(
+    base: Path, env: dict[str, str]
+) -> None:
+    """Else an upgrade would need a new directory. What has ended answers as ever."""
+    data, place = base / "versions", base / "place"
+    place.mkdir()
+    (place / "shop.py").write_text(VERSIONS)
+    newer = {
+        **env,
+        "PYTHONPATH": str(place),
+        "SAGACITY_CLUSTER__SAGAS": '["shop:second"]',
+        "SAGACITY_SUPERVISOR__DRAIN_MS": "0",
+    }
+    flags = ("--workers", "1", "--shards", "1")
+    with Up(data, env, *flags) as started:
+        with Client(started.said["router"], timeout_s=15) as client:
+            first = client.start(order("first"))
+        assert started.stop(signal.SIGTERM)[0] == 0
+    with Up(data, newer, *flags) as started:
+        with Client(started.said["router"], timeout_s=15) as client:
+            assert client.start(order("first")) == first
+            assert client.start(order("second"))["status"] == "COMPLETED"
+            client.submit(order("slow", user_id="u_slow_2s"))
+        assert started.stop(signal.SIGTERM)[0] == 0
+    code, said = refused(env, "--data", str(data), *flags)
+    assert (code, "1 saga of checkout version 2 that has not ended" in said) == (2, True), said
