@@ -196,8 +196,8 @@ class DataDirectory:
         Args:
             shards: of a new cluster.
             insist: an existing one must have as many, too.
-            sagas: name and version of each that this cluster runs, those that an existing one has
-                among them; new ones are added. None leaves them as they are.
+            sagas: name and version of each that this cluster runs; names that an existing one has
+                are among them. What it has is changed by `name` alone. None: it is not asked.
 
         Raises:
             Conflict: the directory holds another number of shards, or a saga that is not given.
@@ -212,7 +212,9 @@ class DataDirectory:
                     f"{self.path} holds {found.shards} shards, asked for {shards}; "
                     "slots cannot move between shards yet"
                 )
-            return found if sagas is None else self._with_sagas(found, set(sagas))
+            if sagas is not None:
+                self._require_all(found, {name for name, _ in sagas})
+            return found
         with _faults_of(self.path, "make a cluster in"):
             self._make()
             named = tuple(sorted(sagas or ()))
@@ -222,16 +224,19 @@ class DataDirectory:
             self._store(made)
         return made
 
-    def _with_sagas(self, found: ClusterFile, sagas: set[tuple[str, int]]) -> ClusterFile:
-        """Add the sagas that are new here; refuse to go on without one that is not.
-
-        Of another version a saga may be: each shard looks whether one of before has not ended.
-        """
-        missing = sorted({name for name, _ in found.sagas} - {name for name, _ in sagas})
+    def _require_all(self, found: ClusterFile, names: set[str]) -> None:
+        missing = sorted({name for name, _ in found.sagas} - names)
         if missing:
-            names = ", ".join(missing)
-            raise Conflict(f"{self.path} holds sagas of {names}, which cluster.sagas does not name")
-        return self._changed(sagas=tuple(sorted(sagas)))
+            text = ", ".join(missing)
+            raise Conflict(f"{self.path} holds sagas of {text}, which cluster.sagas does not name")
+
+    def name(self, sagas: Iterable[tuple[str, int]]) -> None:
+        """Take note, durably, of the sagas that the journals may hold from now on.
+
+        Args:
+            sagas: name and version of each; the versions of before have ended, or none is new.
+        """
+        self._changed(sagas=tuple(sorted(sagas)))
 
     def require(self, file: Path) -> None:
         """Refuse to go on where a journal or database is gone, or empty, that was made here.

@@ -138,10 +138,21 @@ class Fleet:
         places: role and index of each, in the order in which they are started.
         patience: for those that end.
         now_ns: monotonic.
+        router_last: it is not due before `release_router`.
     """
 
-    def __init__(self, places: Iterable[tuple[str, int]], patience: Patience, now_ns: int) -> None:
+    def __init__(
+        self,
+        places: Iterable[tuple[str, int]],
+        patience: Patience,
+        now_ns: int,
+        *,
+        router_last: bool = False,
+    ) -> None:
         self.members = {place: Member(*place, now_ns) for place in places}
+        for member in self.members.values():
+            if router_last and member.role == ROUTER:
+                member.start_at_ns = None
         self.stopping = False
         self._patience = patience
 
@@ -233,6 +244,16 @@ class Fleet:
             member.state == UP if role in {ROUTER, SHARD} else role in up
             for (role, _), member in self.members.items()
         )
+
+    def shards_up(self) -> bool:
+        """Say whether every shard is up."""
+        return all(m.state == UP for m in self.members.values() if m.role == SHARD)
+
+    def release_router(self, now_ns: int) -> None:
+        """Let the router be due now."""
+        for member in self.members.values():
+            if member.role == ROUTER:
+                member.start_at_ns = now_ns
 
     def running(self, *roles: str) -> list[Member]:
         """Give the members of these roles, or of any, that have a process."""

@@ -86,9 +86,8 @@ def run_up(args: argparse.Namespace) -> int:
             stack.callback(shutil.rmtree, data.path, ignore_errors=True)
         stack.callback(data.lock().release)
         shards_chosen = config.sources["cluster.shards"] != _BUILT_IN
-        cluster = data.open_or_create(
-            config.cluster.shards, insist=shards_chosen, sagas=[(s.name, s.version) for s in sagas]
-        )
+        named = sorted((saga.name, saga.version) for saga in sagas)
+        cluster = data.open_or_create(config.cluster.shards, insist=shards_chosen, sagas=named)
         run = RunDirectory.of(cluster.cluster_id)
         stack.callback(run.lock().release)
         stack.callback(run.remove)
@@ -118,6 +117,7 @@ def run_up(args: argparse.Namespace) -> int:
             },
             meters=meters,
             log=log,
+            before_router=None if list(cluster.sagas) == named else lambda: data.name(named),
         )
         stack.callback(supervisor.close)
         supervisor.metrics_port = metrics_port

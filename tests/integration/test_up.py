@@ -465,6 +465,7 @@ def test_a_new_version_of_a_saga_runs_once_those_of_before_have_ended(
             assert client.start(order("first")) == first
             assert client.start(order("second"))["status"] == "COMPLETED"
             client.submit(order("slow", user_id="u_slow_2s"))
+        assert DataDirectory(data).read().sagas == (("checkout", 2),)
         assert started.stop(signal.SIGTERM)[0] == 0
     code, said = refused(env, "--data", str(data), *flags)
     assert (code, "1 saga of checkout version 2 that has not ended" in said) == (2, True), said

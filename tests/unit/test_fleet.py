@@ -15,9 +15,12 @@ MS = 1_000_000
 class World:
     """A fleet, its clock, and process ids that are given out in order."""
 
-    def __init__(self, places: list[tuple[str, int]] | None = None) -> None:
+    def __init__(
+        self, places: list[tuple[str, int]] | None = None, *, router_last: bool = False
+    ) -> None:
         self.clock = ManualClock(5_000_000_000)
-        self.fleet = Fleet(places or PLACES, Patience(), self.clock.monotonic_ns())
+        now = self.clock.monotonic_ns()
+        self.fleet = Fleet(places or PLACES, Patience(), now, router_last=router_last)
         self.pids = 100
 
     def start_due(self) -> list[str]:
@@ -50,6 +53,20 @@ def test_all_are_started_at_once(world: World) -> None:
     assert world.start_due() == ["router-0", "shard-0", "shard-1", "payment-0", "payment-1"]
     assert world.start_due() == []
     assert world.fleet.next_due_ns() is None
+
+
+def test_a_router_that_comes_last_is_started_when_it_is_released() -> None:
+    """While a shard may yet refuse a new version of a saga, no other one may take such a saga."""
+    world = World(router_last=True)
+    assert world.start_due() == ["shard-0", "shard-1", "payment-0", "payment-1"]
+    world.report("shard", 0, "up")
+    world.report("payment", 0, "up")
+    assert not world.fleet.shards_up()
+    world.report("shard", 1, "up")
+    assert world.fleet.shards_up()
+    assert world.start_due() == []
+    world.fleet.release_router(world.clock.monotonic_ns())
+    assert world.start_due() == ["router-0"]
 
 
 def test_the_cluster_is_ready_with_router_shards_and_one_worker_a_service(world: World) -> None:
