@@ -108,10 +108,16 @@ class Member:
         self.started_ns = self.heard_ns = now_ns
         self.served = self.condemned = False
 
-    def ended(self, now_ns: int, patience: Patience) -> None:
-        """Take note that the process has ended, and decide when the next one starts."""
+    def ended(self, now_ns: int, patience: Patience, *, refused: bool = False) -> None:
+        """Take note that the process has ended, and decide when the next one starts.
+
+        Args:
+            now_ns: monotonic.
+            patience: for those that end.
+            refused: it could not do what it was told, whatever it has reported before.
+        """
         quick = now_ns - self.started_ns <= patience.quarantine_within_ms * _MS
-        if self.served:
+        if self.served and not refused:
             self._exits = self._quick_exits = 0
         else:
             self._quick_exits = self._quick_exits + 1 if quick else 0
@@ -222,9 +228,9 @@ class Fleet:
         member.state = report.state
         return member if changed else None
 
-    def ended(self, member: Member, now_ns: int) -> None:
-        """Take note that a member's process has ended."""
-        member.ended(now_ns, self._patience)
+    def ended(self, member: Member, now_ns: int, *, refused: bool = False) -> None:
+        """Take note that a member's process has ended; as `Member.ended` says."""
+        member.ended(now_ns, self._patience, refused=refused)
         if self.stopping:
             member.state = STOPPED
 

@@ -197,7 +197,7 @@ class Supervisor:
         code = process.wait()
         served, named = member.served, _named(member)
         now = self._clock.monotonic_ns()
-        self.fleet.ended(member, now)
+        self.fleet.ended(member, now, refused=code == EXIT_MALFORMED)
         said = {"code": code, "served": served, "state": member.state, **named}
         if self.fleet.stopping:
             self._log.info("process_ended", **said)

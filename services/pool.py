@@ -32,7 +32,7 @@ from sagacity.service import Service
 from sagacity.sockets import LIBZMQ_VERSION
 from sagacity.versions import refuse_known_bad
 from sagacity.wire import MSGPACK_VERSION, OUTCOMES, Command
-from sagacity.worker import Served, Watch, Worker
+from sagacity.worker import EXIT_REJECTED, Served, Watch, Worker
 
 LOCK_RETRY_MS: Final = 25  # a standby takes over within 100 ms (DESIGN 5): measured, 56 ms
 
@@ -148,7 +148,8 @@ def _run(args: argparse.Namespace) -> int:
         log.info("worker_up", service=name)
         code = worker.run()
         log.info("worker_stopped", service=name, exit_code=code)
-        return code
+        # Who is not welcome is no less so when started again: it waits, and is quarantined.
+        return Malformed.exit_code if code == EXIT_REJECTED else code
     finally:
         child.close()
 

@@ -118,6 +118,20 @@ def test_who_has_served_starts_again_at_once(world: World, state: str) -> None:
         assert world.member("payment", 0).state == "starting"
 
 
+def test_who_is_not_welcome_waits_and_is_quarantined_although_it_was_up(world: World) -> None:
+    """E5: a worker says that it is up before a shard has looked at its database, and rejects it."""
+    waits = []
+    for _ in range(8):
+        world.start_due()
+        world.report("payment", 0, "up")
+        now = world.clock.monotonic_ns()
+        world.fleet.ended(world.member("payment", 0), now, refused=True)
+        waits.append(((world.member("payment", 0).start_at_ns or now) - now) // MS)
+        world.clock.advance(5_000)
+    assert waits == [0, 100, 200, 400, 800, 1600, 3200, 0]
+    assert world.member("payment", 0).state == "quarantined"
+
+
 def test_eight_quick_exits_in_a_row_end_in_quarantine_and_the_rest_runs(world: World) -> None:
     """E5: a crash loop must not burn the machine of those that work."""
     world.start_due()
