@@ -35,6 +35,7 @@ WAIT_S: Final = 35.0  # the saga's deadline and a little
 AGAIN_NS: Final = 1 * SECOND
 AGAIN_MAX_NS: Final = 5 * SECOND
 REFUSED_AGAIN_MS: Final = 250  # where a code 11 does not say
+STARTS_MAX: Final = 1_024  # that a router takes of one client (its default): it refuses more
 SAGA_ID_BYTES_MAX: Final = 128
 IDS_KEPT_MAX: Final = 65_536  # ids that may have been started, of which no outcome was seen
 
@@ -64,10 +65,15 @@ class Asks:
 
     Args:
         to: who is asked, for messages to people.
+        starts_max: starts that are asked and not settled; more are held back, in their order, until
+            others are settled. None: all are asked at once.
     """
 
-    def __init__(self, to: str) -> None:
+    def __init__(self, to: str, *, starts_max: int | None = None) -> None:
         self._to = to
+        self._starts_max = starts_max
+        self._starts = 0  # open and not held back, where that is bounded
+        self._held: dict[int, _Open] = {}
         self._open: dict[int, _Open] = {}
         self._fresh: dict[int, _Open] = {}  # to be sent with the next frame
         self._settled: list[tuple[int, Reply]] = []
@@ -121,16 +127,22 @@ class Asks:
         deadline = now + wait_ns
         at = min(now + AGAIN_NS, deadline)
         opened = _Open(Request(kind, saga_id, token, headers, body), at, deadline)
-        self._open[token] = self._fresh[token] = opened
+        self._open[token] = opened
         self._arm(token, at)
+        if self._starts_max is None or kind not in _STARTS:
+            self._fresh[token] = opened
+        else:
+            self._held[token] = opened
+            self._release()
         return token
 
     def forget(self, token: int) -> None:
         """Close a request whose asker has gone away; its reply will be a late one."""
-        opened = self._open.pop(token, None)
-        self._fresh.pop(token, None)
-        if opened is not None and opened.tries:
-            self._remember(opened.request)
+        opened = self._open.get(token)
+        if opened is not None:
+            self._close(token)
+            if opened.tries:
+                self._remember(opened.request)
 
     def take(self) -> list[Request]:
         """Give what is to be sent now, and count it as tried."""
@@ -153,7 +165,7 @@ class Asks:
         for token, opened in self._open.items():
             opened.again_ns = AGAIN_NS
             self._move(token, opened, now + AGAIN_NS)
-        self._fresh = dict(self._open)
+        self._fresh = {token: each for token, each in self._open.items() if token not in self._held}
 
     def on_reply(self, reply: Reply, now: int) -> tuple[int, Reply] | None:
         """Take a reply.
@@ -194,6 +206,9 @@ class Asks:
                     unsure = self._unsure() if unsure is None else unsure
                     self._give_up(token, opened, unsure)
                     continue
+                if token in self._held:
+                    self._move(token, opened, now + AGAIN_NS)
+                    continue
                 self._fresh[token] = opened
                 self._move(token, opened, now + opened.again_ns)
                 opened.again_ns = min(2 * opened.again_ns, AGAIN_MAX_NS)
@@ -225,7 +240,9 @@ class Asks:
         if request.kind in _STARTS:
             maybe = maybe or request.saga_id in unsure or request.saga_id in self._maybe_started
         if not maybe:
-            told = opened.last or _reply(token, NotTaken(f"no connection to {self._to}"))
+            held = f"{self._starts_max} others that were asked first have no outcome yet"
+            why = held if token in self._held else f"no connection to {self._to}"
+            told = opened.last or _reply(token, NotTaken(why))
         elif opened.shaken and opened.last is not None:
             told = opened.last
         else:
@@ -236,9 +253,20 @@ class Asks:
             self._remember(request)
 
     def _close(self, token: int) -> None:
-        del self._open[token]
+        opened = self._open.pop(token)
         if self._fresh:
             self._fresh.pop(token, None)
+        bounded = self._starts_max is not None and opened.request.kind in _STARTS
+        if bounded and self._held.pop(token, None) is None:
+            self._starts -= 1
+            self._release()
+
+    def _release(self) -> None:
+        """Ask what was held back first, as far as there is room."""
+        while self._held and self._starts < (self._starts_max or 0):
+            token = next(iter(self._held))
+            self._fresh[token] = self._held.pop(token)
+            self._starts += 1
 
     def _remember(self, request: Request) -> None:
         if request.kind in _STARTS:
