@@ -208,12 +208,13 @@ class Router:
             if entry is not None and entry[4] == entry[5]:
                 self._end(item.request, entry, error)
 
-    def peer_gone(self, peer: int) -> None:
-        """Answer 0 for all that was forwarded to a peer whose connection is lost."""
+    def peer_gone(self, peer: int) -> int:
+        """Answer 0 for all that was forwarded to a peer whose connection is lost; count it."""
         error = NoOutcome(f"{self._name(peer)} went away; ask again with the same id")
-        for number, entry in list(self._open.items()):
-            if entry[2] == peer:
-                self._end(number, entry, error)
+        lost = [(number, entry) for number, entry in self._open.items() if entry[2] == peer]
+        for number, entry in lost:
+            self._end(number, entry, error)
+        return len(lost)
 
     def client_gone(self, identity: bytes) -> None:
         """Forget what a client has open; replies to it will be dropped."""
@@ -432,8 +433,9 @@ class Loop:
             if gone or peer.socket in ready:
                 self._receive(peer, to_the_end=gone)
             if gone:
-                self._log.warning("peer_went_away", peer=peer.index)
-                self._router.peer_gone(peer.index)
+                lost = self._router.peer_gone(peer.index)  # one that has drained loses nothing
+                log = self._log.warning if lost else self._log.info
+                log("peer_went_away", peer=peer.index, lost=lost)
         if self._front in ready:
             self._take_requests(now)
         self._send()

@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from sagacity import __version__
@@ -65,12 +66,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except SagacityError as error:
-        sys.stderr.write(f"sagacity: {error.text}\n")
+        _say(error.text)
         return error.exit_code
     except InvariantBroken as error:
-        sys.stderr.write(f"sagacity: a bug: {error}\n")
+        _say(f"a bug: {error}")
+        return 1
+    except OSError as error:  # stdout takes nothing: what was asked may have happened, untold
+        _say(f"cannot write: {error.strerror or error}")
         return 1
     return code
+
+
+def _say(text: str) -> None:
+    """Say why; where nobody can hear it, the exit code says it alone."""
+    with suppress(OSError, AttributeError):  # full; closed by who started us
+        sys.stderr.write(f"sagacity: {text}\n")
 
 
 def _run(words: list[str]) -> int:

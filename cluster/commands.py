@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -377,5 +377,7 @@ def _print(*lines: str) -> None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    """Say something beside the data; what was asked for is done where nobody hears it, too."""
+    with suppress(OSError, AttributeError):  # full; closed by who started us
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()

@@ -1,6 +1,7 @@
 """The two directories of a cluster: what is kept (data) and where its processes meet (run).
 
-    DIR/cluster.json           cluster id, format, shards, slot owners, sagas; written atomically
+    DIR/cluster.json           cluster id, format, shards, slot owners, sagas, files that were made;
+                               written atomically, and changed under a flock of DIR itself
     DIR/lock                   flock of the supervisor
     DIR/shard-0/journal.db     DIR/shard-0/lock       DIR/shard-0/reserve
     DIR/services/inventory.db  DIR/services/inventory.lock
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from sagacity.errors import Conflict, Malformed, NotTaken
 from sagacity.ids import SHARDS_MAX
@@ -47,12 +48,15 @@ class ClusterFile(Struct, frozen=True):
         shards: how many journals there are.
         slots: which shard owns each slot.
         sagas: name and version of each saga that its journals may hold.
+        made: journals and databases that were made, by their paths in the directory: where one of
+            them is gone now, facts are lost.
     """
 
     cluster_id: str
     shards: int
     slots: SlotMap
     sagas: tuple[tuple[str, int], ...] = ()
+    made: tuple[str, ...] = ()
 
 
 class _Format(Struct):
@@ -71,6 +75,7 @@ class _Stored(Struct, forbid_unknown_fields=True):
         tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=SLOTS, max_length=SLOTS)
     ]
     sagas: tuple[tuple[str, int], ...] = ()
+    made: tuple[str, ...] = ()
 
 
 class Running(Struct, frozen=True):
@@ -191,8 +196,8 @@ class DataDirectory:
         Args:
             shards: of a new cluster.
             insist: an existing one must have as many, too.
-            sagas: name and version of each that this cluster runs, those that an existing one has
-                among them; new ones are added. None leaves them as they are.
+            sagas: name and version of each that this cluster runs; names that an existing one has
+                are among them. What it has is changed by `name` alone. None: it is not asked.
 
         Raises:
             Conflict: the directory holds another number of shards, or a saga that is not given.
@@ -207,7 +212,9 @@ class DataDirectory:
                     f"{self.path} holds {found.shards} shards, asked for {shards}; "
                     "slots cannot move between shards yet"
                 )
-            return found if sagas is None else self._with_sagas(found, set(sagas))
+            if sagas is not None:
+                self._require_all(found, {name for name, _ in sagas})
+            return found
         with _faults_of(self.path, "make a cluster in"):
             self._make()
             named = tuple(sorted(sagas or ()))
@@ -217,25 +224,71 @@ class DataDirectory:
             self._store(made)
         return made
 
-    def _with_sagas(self, found: ClusterFile, sagas: set[tuple[str, int]]) -> ClusterFile:
-        """Add the sagas that are new here; refuse to go on without one that is not."""
-        missing = sorted(set(found.sagas) - sagas)
+    def _require_all(self, found: ClusterFile, names: set[str]) -> None:
+        missing = sorted({name for name, _ in found.sagas} - names)
         if missing:
-            names = ", ".join(f"{name} version {version}" for name, version in missing)
-            raise Conflict(f"{self.path} holds sagas of {names}, which cluster.sagas does not name")
-        named = tuple(sorted(sagas))
-        if named == found.sagas:
-            return found
-        with _faults_of(self.path, "write in"):
-            made = ClusterFile(found.cluster_id, found.shards, found.slots, named)
-            self._store(made)
-        return made
+            text = ", ".join(missing)
+            raise Conflict(f"{self.path} holds sagas of {text}, which cluster.sagas does not name")
+
+    def name(self, sagas: Iterable[tuple[str, int]]) -> None:
+        """Take note, durably, of the sagas that the journals may hold from now on.
+
+        Args:
+            sagas: name and version of each; the versions of before have ended, or none is new.
+        """
+        self._changed(sagas=tuple(sorted(sagas)))
+
+    def require(self, file: Path) -> None:
+        """Refuse to go on where a journal or database is gone, or empty, that was made here.
+
+        It would be made anew: its numbers and epochs would begin again beside files that know
+        later ones.
+
+        Raises:
+            Malformed: facts are lost; the text says what to do.
+        """
+        if str(file.relative_to(self.path)) not in self.read().made:
+            return
+        with _faults_of(self.path, "read the data directory"):
+            size = file.stat().st_size if file.exists() else None
+        if not size:
+            raise Malformed(
+                f"{file} is {'gone' if size is None else 'empty'}, and this cluster has served "
+                f"with it: {MEND}; if it is lost for good, `sagacity up --accept-data-loss` goes "
+                "on without what it held, see docs/errors.md"
+            )
+
+    def note(self, file: Path) -> None:
+        """Take note, durably, that a journal or database was made; before anybody relies on it."""
+        name = str(file.relative_to(self.path))
+        if name not in self.read().made:
+            self._changed(made=name)
+
+    def _changed(
+        self, *, sagas: tuple[tuple[str, int], ...] | None = None, made: str | None = None
+    ) -> ClusterFile:
+        """Change cluster.json: its sagas, or one more file that was made."""
+        with _faults_of(self.path, "write in"), _alone_in(self.path):
+            found = self.read()
+            changed = structs.replace(
+                found,
+                sagas=found.sagas if sagas is None else sagas,
+                made=tuple(sorted({*found.made, *(() if made is None else (made,))})),
+            )
+            if changed != found:
+                self._store(changed)
+        return changed
 
     def _store(self, cluster: ClusterFile) -> None:
         _write(
             self._file,
             _Stored(
-                FORMAT, cluster.cluster_id, cluster.shards, cluster.slots.owners, cluster.sagas
+                FORMAT,
+                cluster.cluster_id,
+                cluster.shards,
+                cluster.slots.owners,
+                cluster.sagas,
+                cluster.made,
             ),
         )
 
@@ -458,6 +511,17 @@ def _lock(file: Path, *, patience_s: float, make: bool = True) -> Lock | str:
     return Lock(descriptor)
 
 
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keep others out who change what stands in a directory: each process notes its own file."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _write(file: Path, values: Struct) -> None:
     """Write a JSON file so that after a crash it is there whole or not at all."""
     new = file.with_name(file.name + ".new")
@@ -492,7 +556,9 @@ def _cluster_file(text: bytes, file: Path) -> ClusterFile:
         raise Malformed(f"{file} is damaged: {error}; {MEND}") from None
     if max(stored.slots) >= stored.shards:
         raise Malformed(f"{file} is damaged: a slot belongs to shard {max(stored.slots)}; {MEND}")
-    return ClusterFile(stored.cluster_id, stored.shards, SlotMap(stored.slots), stored.sagas)
+    return ClusterFile(
+        stored.cluster_id, stored.shards, SlotMap(stored.slots), stored.sagas, stored.made
+    )
 
 
 @contextmanager

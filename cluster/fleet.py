@@ -108,10 +108,16 @@ class Member:
         self.started_ns = self.heard_ns = now_ns
         self.served = self.condemned = False
 
-    def ended(self, now_ns: int, patience: Patience) -> None:
-        """Take note that the process has ended, and decide when the next one starts."""
+    def ended(self, now_ns: int, patience: Patience, *, refused: bool = False) -> None:
+        """Take note that the process has ended, and decide when the next one starts.
+
+        Args:
+            now_ns: monotonic.
+            patience: for those that end.
+            refused: it could not do what it was told, whatever it has reported before.
+        """
         quick = now_ns - self.started_ns <= patience.quarantine_within_ms * _MS
-        if self.served:
+        if self.served and not refused:
             self._exits = self._quick_exits = 0
         else:
             self._quick_exits = self._quick_exits + 1 if quick else 0
@@ -138,10 +144,21 @@ class Fleet:
         places: role and index of each, in the order in which they are started.
         patience: for those that end.
         now_ns: monotonic.
+        router_last: it is not due before `release_router`.
     """
 
-    def __init__(self, places: Iterable[tuple[str, int]], patience: Patience, now_ns: int) -> None:
+    def __init__(
+        self,
+        places: Iterable[tuple[str, int]],
+        patience: Patience,
+        now_ns: int,
+        *,
+        router_last: bool = False,
+    ) -> None:
         self.members = {place: Member(*place, now_ns) for place in places}
+        for member in self.members.values():
+            if router_last and member.role == ROUTER:
+                member.start_at_ns = None
         self.stopping = False
         self._patience = patience
 
@@ -211,9 +228,9 @@ class Fleet:
         member.state = report.state
         return member if changed else None
 
-    def ended(self, member: Member, now_ns: int) -> None:
-        """Take note that a member's process has ended."""
-        member.ended(now_ns, self._patience)
+    def ended(self, member: Member, now_ns: int, *, refused: bool = False) -> None:
+        """Take note that a member's process has ended; as `Member.ended` says."""
+        member.ended(now_ns, self._patience, refused=refused)
         if self.stopping:
             member.state = STOPPED
 
@@ -233,6 +250,16 @@ class Fleet:
             member.state == UP if role in {ROUTER, SHARD} else role in up
             for (role, _), member in self.members.items()
         )
+
+    def shards_up(self) -> bool:
+        """Say whether every shard is up."""
+        return all(m.state == UP for m in self.members.values() if m.role == SHARD)
+
+    def release_router(self, now_ns: int) -> None:
+        """Let the router be due now."""
+        for member in self.members.values():
+            if member.role == ROUTER:
+                member.start_at_ns = now_ns
 
     def running(self, *roles: str) -> list[Member]:
         """Give the members of these roles, or of any, that have a process."""

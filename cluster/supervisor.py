@@ -44,6 +44,8 @@ class Supervisor:
         about: what `status` says of the cluster as a whole.
         meters: of this process.
         log: for events.
+        before_router: called once every shard is up; the router is started only then, so that no
+            shard takes a saga while another one may yet refuse to run. None: it is started at once.
     """
 
     def __init__(
@@ -58,8 +60,11 @@ class Supervisor:
         about: Mapping[str, Any],
         meters: Meters,
         log: Log,
+        before_router: Callable[[], None] | None = None,
     ) -> None:
-        self.fleet = Fleet(commands, patience, clock.monotonic_ns())
+        router_last = before_router is not None
+        self.fleet = Fleet(commands, patience, clock.monotonic_ns(), router_last=router_last)
+        self._before_router = before_router
         self.about = dict(about)
         self._meters = meters
         self._log = log
@@ -126,6 +131,10 @@ class Supervisor:
             self._signals.woken()
         if self._take_reports(now):
             self._kill_hung(now)
+        if self._before_router is not None and self.fleet.shards_up():
+            self._before_router()
+            self._before_router = None
+            self.fleet.release_router(now)
         self._has_served = self._has_served or self.fleet.ready()
         for descriptor in [fd for fd in self._processes if fd in ready]:
             self._reap(descriptor)
@@ -188,7 +197,7 @@ class Supervisor:
         code = process.wait()
         served, named = member.served, _named(member)
         now = self._clock.monotonic_ns()
-        self.fleet.ended(member, now)
+        self.fleet.ended(member, now, refused=code == EXIT_MALFORMED)
         said = {"code": code, "served": served, "state": member.state, **named}
         if self.fleet.stopping:
             self._log.info("process_ended", **said)

@@ -84,9 +84,8 @@ def run_up(args: argparse.Namespace) -> int:
             stack.callback(shutil.rmtree, data.path, ignore_errors=True)
         stack.callback(data.lock().release)
         shards_chosen = config.sources["cluster.shards"] != _BUILT_IN
-        cluster = data.open_or_create(
-            config.cluster.shards, insist=shards_chosen, sagas=[(s.name, s.version) for s in sagas]
-        )
+        named = sorted((saga.name, saga.version) for saga in sagas)
+        cluster = data.open_or_create(config.cluster.shards, insist=shards_chosen, sagas=named)
         run = RunDirectory.of(cluster.cluster_id)
         stack.callback(run.lock().release)
         stack.callback(run.remove)
@@ -116,6 +115,7 @@ def run_up(args: argparse.Namespace) -> int:
             },
             meters=meters,
             log=log,
+            before_router=None if list(cluster.sagas) == named else lambda: data.name(named),
         )
         stack.callback(supervisor.close)
         supervisor.metrics_port = metrics_port
@@ -244,7 +244,8 @@ def _commands(
         commands[SHARD, index] = python("shard", "--index", str(index), *accepts)
     for name in config.services.pools:
         for index in range(config.services.workers):
-            commands[name, index] = python("services", "--service", name, "--index", str(index))
+            place = ("--service", name, "--index", str(index))
+            commands[name, index] = python("services", *place, *accepts)
     return commands
 
 

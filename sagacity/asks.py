@@ -5,6 +5,7 @@ all its tries, so a router knows a second try from a second request, and the fir
 settles it is the only one reported; late and double ones are dropped.
 
     asked -> answer, or code 10 12 13 20 22        reported
+          -> code 0 of a saga that is stuck        reported: to wait helps nobody
           -> nothing for 1 s, 2 s, 4 s, 5 s ...    asked again
           -> a new connection                      asked again at once
           -> code 0 (its shard went away)          asked again when its time comes
@@ -16,7 +17,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from sagacity import wire
-from sagacity.errors import InternalError, Malformed, NoOutcome, NotTaken, SagacityError
+from sagacity.errors import (
+    InternalError,
+    Malformed,
+    NoOutcome,
+    NotTaken,
+    SagacityError,
+    Stuck,
+    from_body,
+)
 from sagacity.wire import Headers, Reply, Request
 
 MILLISECOND: Final = 1_000_000
@@ -26,6 +35,7 @@ WAIT_S: Final = 35.0  # the saga's deadline and a little
 AGAIN_NS: Final = 1 * SECOND
 AGAIN_MAX_NS: Final = 5 * SECOND
 REFUSED_AGAIN_MS: Final = 250  # where a code 11 does not say
+STARTS_MAX: Final = 1_024  # that a router takes of one client (its default): it refuses more
 SAGA_ID_BYTES_MAX: Final = 128
 IDS_KEPT_MAX: Final = 65_536  # ids that may have been started, of which no outcome was seen
 
@@ -55,10 +65,15 @@ class Asks:
 
     Args:
         to: who is asked, for messages to people.
+        starts_max: starts that are asked and not settled; more are held back, in their order, until
+            others are settled. None: all are asked at once.
     """
 
-    def __init__(self, to: str) -> None:
+    def __init__(self, to: str, *, starts_max: int | None = None) -> None:
         self._to = to
+        self._starts_max = starts_max
+        self._starts = 0  # open and not held back, where that is bounded
+        self._held: dict[int, _Open] = {}
         self._open: dict[int, _Open] = {}
         self._fresh: dict[int, _Open] = {}  # to be sent with the next frame
         self._settled: list[tuple[int, Reply]] = []
@@ -112,16 +127,22 @@ class Asks:
         deadline = now + wait_ns
         at = min(now + AGAIN_NS, deadline)
         opened = _Open(Request(kind, saga_id, token, headers, body), at, deadline)
-        self._open[token] = self._fresh[token] = opened
+        self._open[token] = opened
         self._arm(token, at)
+        if self._starts_max is None or kind not in _STARTS:
+            self._fresh[token] = opened
+        else:
+            self._held[token] = opened
+            self._release()
         return token
 
     def forget(self, token: int) -> None:
         """Close a request whose asker has gone away; its reply will be a late one."""
-        opened = self._open.pop(token, None)
-        self._fresh.pop(token, None)
-        if opened is not None and opened.tries:
-            self._remember(opened.request)
+        opened = self._open.get(token)
+        if opened is not None:
+            self._close(token)
+            if opened.tries:
+                self._remember(opened.request)
 
     def take(self) -> list[Request]:
         """Give what is to be sent now, and count it as tried."""
@@ -144,7 +165,7 @@ class Asks:
         for token, opened in self._open.items():
             opened.again_ns = AGAIN_NS
             self._move(token, opened, now + AGAIN_NS)
-        self._fresh = dict(self._open)
+        self._fresh = {token: each for token, each in self._open.items() if token not in self._held}
 
     def on_reply(self, reply: Reply, now: int) -> tuple[int, Reply] | None:
         """Take a reply.
@@ -157,7 +178,8 @@ class Asks:
         if opened is None:
             self.late += 1
             return None
-        if reply.code in {NotTaken.code, NoOutcome.code}:
+        stuck = reply.code == NoOutcome.code and _is_stuck(reply.body)
+        if reply.code in {NotTaken.code, NoOutcome.code} and not stuck:
             self._on_unsettled(token, opened, reply, now)
             return None
         self._close(token)
@@ -165,7 +187,7 @@ class Asks:
         if reply.code is None and kind == wire.START:
             if self._maybe_started:
                 self._maybe_started.pop(opened.request.saga_id, None)
-        elif (reply.code is None and kind == wire.SUBMIT) or reply.code == InternalError.code:
+        elif stuck or (reply.code, kind) == (None, wire.SUBMIT) or reply.code == InternalError.code:
             self._remember(opened.request)
         return token, reply
 
@@ -183,6 +205,9 @@ class Asks:
                 if opened.deadline <= now:
                     unsure = self._unsure() if unsure is None else unsure
                     self._give_up(token, opened, unsure)
+                    continue
+                if token in self._held:
+                    self._move(token, opened, now + AGAIN_NS)
                     continue
                 self._fresh[token] = opened
                 self._move(token, opened, now + opened.again_ns)
@@ -215,7 +240,9 @@ class Asks:
         if request.kind in _STARTS:
             maybe = maybe or request.saga_id in unsure or request.saga_id in self._maybe_started
         if not maybe:
-            told = opened.last or _reply(token, NotTaken(f"no connection to {self._to}"))
+            held = f"{self._starts_max} others that were asked first have no outcome yet"
+            why = held if token in self._held else f"no connection to {self._to}"
+            told = opened.last or _reply(token, NotTaken(why))
         elif opened.shaken and opened.last is not None:
             told = opened.last
         else:
@@ -226,9 +253,20 @@ class Asks:
             self._remember(request)
 
     def _close(self, token: int) -> None:
-        del self._open[token]
+        opened = self._open.pop(token)
         if self._fresh:
             self._fresh.pop(token, None)
+        bounded = self._starts_max is not None and opened.request.kind in _STARTS
+        if bounded and self._held.pop(token, None) is None:
+            self._starts -= 1
+            self._release()
+
+    def _release(self) -> None:
+        """Ask what was held back first, as far as there is room."""
+        while self._held and self._starts < (self._starts_max or 0):
+            token = next(iter(self._held))
+            self._fresh[token] = self._held.pop(token)
+            self._starts += 1
 
     def _remember(self, request: Request) -> None:
         if request.kind in _STARTS:
@@ -276,6 +314,13 @@ def _retry_after_ms(body: bytes) -> int:
     except Malformed:
         return REFUSED_AGAIN_MS
     return told if isinstance(told, int) and told > 0 else REFUSED_AGAIN_MS
+
+
+def _is_stuck(body: bytes) -> bool:
+    try:
+        return isinstance(from_body(wire.unpack(body)), Stuck)
+    except Malformed:
+        return False
 
 
 def _reply(token: int, error: SagacityError) -> Reply:

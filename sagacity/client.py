@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 from msgspec import Struct
 
 from sagacity import listing, wire
-from sagacity.asks import WAIT_S
+from sagacity.asks import STARTS_MAX, WAIT_S
 from sagacity.connection import Connection
 from sagacity.errors import InternalError, Malformed, from_body
 from sagacity.ids import new_saga_id
@@ -216,11 +216,19 @@ class Client:
 class AsyncClient:
     """`Client` under asyncio: the same methods, as many at once as one likes. For one loop.
 
-    What is asked in one turn of the loop travels in one frame.
+    What is asked in one turn of the loop travels in one frame. Of ten thousand starts at once the
+    router would refuse most, and they would wait far longer than for their turn here.
+
+    Args:
+        url: the router's address.
+        timeout_s: how long each method waits, its turn included, asking again by itself.
+        starts_max: starts that are asked at once; others wait for their turn.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = WAIT_S) -> None:
-        self._connection = Connection(url, timeout_s=timeout_s)
+    def __init__(
+        self, url: str, *, timeout_s: float = WAIT_S, starts_max: int = STARTS_MAX
+    ) -> None:
+        self._connection = Connection(url, timeout_s=timeout_s, starts_max=starts_max)
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.Handle | None = None

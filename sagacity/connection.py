@@ -30,6 +30,7 @@ class Connection:
     Args:
         url: the router's address.
         timeout_s: after this a request is given up.
+        starts_max: starts that are asked at once and not settled; None: all of them.
         machine: None for this one.
 
     Raises:
@@ -37,11 +38,16 @@ class Connection:
     """
 
     def __init__(
-        self, url: str, *, timeout_s: float = WAIT_S, machine: Machine | None = None
+        self,
+        url: str,
+        *,
+        timeout_s: float = WAIT_S,
+        starts_max: int | None = None,
+        machine: Machine | None = None,
     ) -> None:
         self.url = url
         self._wait_ns = int(timeout_s * SECOND)
-        self._asks = Asks(url)
+        self._asks = Asks(url, starts_max=starts_max)
         machine = machine or SystemMachine()
         self._now_ns = machine.monotonic_ns
         self._ctx = machine.context()

@@ -58,9 +58,8 @@ def open_file(path: Path) -> Connection:
         Malformed: it is no database, or cannot be opened.
     """
     try:
+        _require_whole(path)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        if path.stat().st_size == 1:  # SQLite reads a single byte as an empty database
-            raise Malformed(f"{path} is no database")
         connection = Connection(str(path))
         connection.set_busy_timeout(OPEN_PATIENCE_MS)
         _require_ours(connection, path)  # before the mode is set: that is a write
@@ -71,6 +70,16 @@ def open_file(path: Path) -> Connection:
     except apsw.Error as error:
         raise Malformed(f"cannot open {path}: {error}") from None
     return connection
+
+
+def _require_whole(path: Path) -> None:
+    """Refuse what SQLite would take for an empty database without a word."""
+    wal = path.with_name(path.name + "-wal")
+    size = path.stat().st_size if path.exists() else 0
+    if size == 1:
+        raise Malformed(f"{path} is no database")
+    if size == 0 and wal.exists() and wal.stat().st_size > 0:
+        raise Malformed(f"{path} is damaged: its WAL is there, the file itself is gone")
 
 
 def _require_ours(connection: Connection, path: Path) -> None:

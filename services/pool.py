@@ -32,7 +32,7 @@ from sagacity.service import Service
 from sagacity.sockets import LIBZMQ_VERSION
 from sagacity.versions import refuse_known_bad
 from sagacity.wire import MSGPACK_VERSION, OUTCOMES, Command
-from sagacity.worker import Served, Watch, Worker
+from sagacity.worker import EXIT_REJECTED, Served, Watch, Worker
 
 LOCK_RETRY_MS: Final = 25  # a standby takes over within 100 ms (DESIGN 5): measured, 56 ms
 
@@ -99,6 +99,7 @@ class PoolWatch(Watch):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a worker; give the process's exit code."""
     parser = arguments("python -m services", service=str, index=int)
+    parser.add_argument("--accept-data-loss", action="store_true")
     args = parser.parse_args(argv)
     try:
         return _run(args)
@@ -133,18 +134,22 @@ def _run(args: argparse.Namespace) -> int:
         catalog = load_catalog(config.cluster.catalog)  # a standby has it ready when it takes over
         if not _lock(directory.service_lock(name), child, clock):
             return 0
+        if not args.accept_data_loss:
+            directory.require(directory.service(name))
         try:
             worker = _worker(service, config, catalog, directory, cluster, run, log, watch)
         except Malformed as error:
             file = directory.service(name)
             text = error.text if str(file) in error.text else f"{file}: {error.text}"
             raise Malformed(f"{text}; it is left as it is: {MEND}, see docs/errors.md") from None
+        directory.note(directory.service(name))
         watch.worker = worker
         child.report("up", watch.facts)
         log.info("worker_up", service=name)
         code = worker.run()
         log.info("worker_stopped", service=name, exit_code=code)
-        return code
+        # Who is not welcome is no less so when started again: it waits, and is quarantined.
+        return Malformed.exit_code if code == EXIT_REJECTED else code
     finally:
         child.close()
 

@@ -318,8 +318,7 @@ class Engine:
         elif isinstance(event, WorkerLives):
             known = self._workers.get(event.worker)
             if known is not None:
-                known.seen_at = now.ns
-                known.capacity = event.capacity
+                known.lives(now.ns, event.capacity)
         elif isinstance(event, WorkerWent):
             self._died(event.worker, now, fx)
         elif isinstance(event, CommandBegun):
@@ -355,7 +354,7 @@ class Engine:
         suspect.deaths += 1
         if suspect.deaths >= DEATHS_MAX:
             self._course.quarantine(saga, suspect.deaths, now, fx)
-        elif saga.where == OUT:
+        elif saga.where == OUT and saga.worker == worker.peer:
             worker.pool.offer(saga, now.ns)  # the last one: those that did nothing come first
 
     def _begun(self, event: CommandBegun, now: Instant, fx: Effects) -> None:
@@ -413,6 +412,8 @@ class Engine:
         """Give commands to workers with credit; each attempt's clock starts here."""
         broken: list[tuple[Live, Exception]] = []
         for pool in self._course.pools.values():
+            if pool.suspects:  # first: under load those that wait would leave no credit for them
+                self._assign_suspects(pool, now, fx, broken)
             while pool.waiting:
                 worker = pool.freest()
                 if worker is None:
@@ -432,8 +433,6 @@ class Engine:
                     # Usually it is looked at before that anyway: where its first attempt would end.
                     if not 0 < saga.placed <= saga.due // TICK_NS:
                         self._course.arm(saga, self._course.look_at(saga))
-            if pool.suspects:
-                self._assign_suspects(pool, now, fx, broken)
         for saga, raised in broken:
             self._course.command_raised(saga, raised, now, fx)
         if broken:
@@ -508,8 +507,8 @@ class Engine:
                 saga.due = now.ns + NOT_LIVE_RECHECK_NS  # no attempt: it may never have had it
                 return
             worker.out.pop(_key(saga), None)
-            if worker.alone == _key(saga):
-                worker.alone, worker.begun = None, False  # it lives, so it did not kill it
+            if worker.alone == _key(saga) and not worker.begun:
+                worker.alone = None  # else it may hang in it: its next heartbeat tells, or its end
             self._course.attempt_ended(saga, "timed_out", "", now, fx)
 
     def _keeps(self, key: int, worker: Worker) -> bool:

@@ -200,6 +200,8 @@ class Loop:
     def recover(self, alive: Callable[[], None] = _nothing) -> int:
         """Replay the journal. Of a new one the shard is taken over at once, else by `turn`.
 
+        One that is new because a loss is accepted waits, too: services may know what is lost.
+
         Args:
             alive: called now and then, so that a long replay is not taken for a hung process.
 
@@ -210,7 +212,7 @@ class Loop:
         self.engine.tally.recovered(self.engine.inflight)
         self.now = self._instant()
         self._gate = self._new_gate()
-        if self._journal.last.seq == 0:
+        if self._journal.last.seq == 0 and not self._accepts_loss:
             self._open()
         self._busy_since = self._clock.monotonic_ns()
         return self.engine.inflight
@@ -364,6 +366,7 @@ class Loop:
             self.engine.state.restore(kept, checkpoint.counts)
         for seq, batch in _alive_during(self._journal.replay(), alive):
             self.engine.replay(batch, seq)
+        self.engine.state.require_named()
 
     def _new_gate(self, *, is_open: bool = False) -> Gate:
         engine, journal = self.engine, self._journal

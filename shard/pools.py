@@ -35,11 +35,18 @@ class Worker:
         self.out: dict[int, int] = {}  # barrier key -> sent at, in that order
         self.seen_at = now
         self.alone: int | None = None  # barrier key of the suspect that it has
-        self.begun = False  # it has said that it runs that one
+        self.begun = False  # it has said that it runs that one, and not shown that it came out
 
     def takes_suspect(self) -> bool:
         """Say whether it may get a suspect now."""
-        return self.alone not in self.out and self.capacity > len(self.out)
+        return not self.begun and self.alone not in self.out and self.capacity > len(self.out)
+
+    def lives(self, now: int, capacity: int) -> None:
+        """Take a heartbeat: who sends one after a suspect's time was over has come out of it."""
+        self.seen_at = now
+        self.capacity = capacity
+        if self.begun and self.alone not in self.out:
+            self.alone, self.begun = None, False
 
 
 class Pool:

@@ -178,7 +178,10 @@ class Shard:
         self._meters = ShardMeters([each.saga for each in definitions.values()])
         self._tally = tally = MeteredTally(self._meters, log)
         self._gauges = Gauges(self._meters)
+        if not accepts_loss:
+            data.require(data.journal(index))
         self._journal = SqliteJournal(data.journal(index), cluster.cluster_id, index)
+        data.note(data.journal(index))
         self._config, self._definitions = config, definitions
         self._slots = cluster.slots.slots_of(index)
         self._prices = load_catalog(config.cluster.catalog).prices

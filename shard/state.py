@@ -4,19 +4,21 @@ The engine decides which entry to write; what an entry means is here and nowhere
 replay of the journal gives the state that the live shard had.
 """
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from msgspec import Struct, field
 
 from sagacity.errors import Malformed, broken, check
-from sagacity.ids import ACTION, COMPENSATION, count_of, number_of
+from sagacity.ids import ACTION, COMPENSATION, count_of, number_of, order_id
 from sagacity.ranges import Range, Ranges, are_normal
 from sagacity.slots import SLOTS
 from sagacity.wire import DECLINED, OK, Answer
 from shard import phases
 from shard.entries import (
     CANCELLED,
+    OF_NO_SAGA,
     UNPRICED,
     AttemptEnded,
     Entry,
@@ -164,11 +166,50 @@ class State:
         self.lists_open: dict[int, list[Range]] = {}  # those that some service has not taken
         self.lists_takers: dict[int, list[str]] = {}  # of these: who has
         self.forgotten_counts = Ranges()  # of all that are past retention
+        # Sagas whose definition, or its version, is not configured: they end within the replay.
+        self.bygone: dict[int, Bygone] = {}
         self._services = frozenset(name for d in definitions.values() for name in d.services)
 
     def apply(self, entry: Entry, seq: int) -> None:
         """Take in an entry of journal row `seq`; one that cannot follow stops the process."""
-        _FOLDS[type(entry)](self, entry, seq)
+        if isinstance(entry, Started) and not self._names(entry):
+            self._count(entry, seq)
+            self.bygone[entry.number] = Bygone(entry, seq, self.wall_ms)
+        elif self.bygone and not isinstance(entry, OF_NO_SAGA) and entry.number in self.bygone:
+            self._read_on(self.bygone[entry.number], entry, seq)
+        else:
+            _FOLDS[type(entry)](self, entry, seq)
+
+    def _read_on(self, saga: "Bygone", entry: Entry, seq: int) -> None:
+        saga.take(entry, seq)
+        if isinstance(entry, Finished):
+            del self.bygone[entry.number]
+            self.finished.add(saga.card(entry, self.wall_ms))
+
+    def require_named(self) -> None:
+        """Refuse to go on with sagas that have not ended and cannot: call it after the replay.
+
+        Raises:
+            Malformed: their definition, or its version, is not configured.
+        """
+        found = sorted({(saga.started.saga, saga.started.version) for saga in self.bygone.values()})
+        if found:
+            names = ", ".join(f"{name} version {version}" for name, version in found)
+            count = len(self.bygone)
+            unfinished = (
+                f"{count} sagas of {names} that have"
+                if count > 1
+                else (f"1 saga of {names} that has")
+            )
+            raise Malformed(
+                f"the journal holds {unfinished} not ended, which cluster.sagas does not name: "
+                "start with the definition of before, and have them end first; `sagacity status` "
+                "counts what is in flight"
+            )
+
+    def _names(self, entry: Started) -> bool:
+        definition = self.definitions.get(entry.saga)
+        return definition is not None and definition.version == entry.version
 
     def counts(self) -> Counts:
         """Give what a checkpoint keeps of this instant, beside the sagas."""
@@ -201,7 +242,9 @@ class State:
                 for entry in row.entries:
                     # A record leaves some of them out.
                     if isinstance(entry, AttemptEnded | Quarantined):
-                        self.live[entry.number].attempt = entry.attempt
+                        saga = self.live.get(entry.number)
+                        if saga is not None:
+                            saga.attempt = entry.attempt
                     self.apply(entry, row.seq)
         self.epoch = counts.epoch
         self.wall_ms = counts.wall_ms
@@ -232,19 +275,9 @@ class State:
 
     def started(self, entry: Started, seq: int) -> Live:
         """A saga was accepted."""
-        definition = self.definitions.get(entry.saga)
-        if definition is None or definition.version != entry.version:
-            raise Malformed(
-                f"the journal holds sagas of {entry.saga} version {entry.version}, "
-                "which cluster.sagas does not name"
-            )
-        if entry.number <= self.number:
-            broken("a number was given twice", number=entry.number, seq=seq)
-        self.number = entry.number
-        self.count = count_of(entry.number)
-        self.order_counts[entry.slot] = entry.order_count
+        self._count(entry, seq)
         saga = Live(
-            definition,
+            self.definitions[entry.saga],
             entry.number,
             entry.saga_id,
             entry.order,
@@ -261,6 +294,13 @@ class State:
         self.live[entry.number] = saga
         self.by_id[entry.saga_id] = saga
         return saga
+
+    def _count(self, entry: Started, seq: int) -> None:
+        if entry.number <= self.number:
+            broken("a number was given twice", number=entry.number, seq=seq)
+        self.number = entry.number
+        self.count = count_of(entry.number)
+        self.order_counts[entry.slot] = entry.order_count
 
     def answered(self, entry: Answer, seq: int) -> None:
         """A step's outcome is known."""
@@ -436,6 +476,50 @@ _FOLDS: Final[dict[type, Callable[[State, Any, int], object]]] = {
     Forgotten: State.forget,
     ForgetTaken: State.forget_taken,
 }
+
+
+class Bygone:
+    """A saga of a definition that is not configured: read to its end, which is all there is to do.
+
+    Args:
+        started: its first entry.
+        seq: of the row that holds it.
+        wall_ms: of that row.
+    """
+
+    __slots__ = ("cancelled", "seqs", "started", "started_ms")
+
+    def __init__(self, started: Started, seq: int, wall_ms: int) -> None:
+        self.started = started
+        self.started_ms = wall_ms
+        self.cancelled = False
+        self.seqs = [seq]
+
+    def take(self, entry: Entry, seq: int) -> None:
+        """Take in what was written of it."""
+        if isinstance(entry, TurnedBack):
+            self.cancelled = entry.cause == CANCELLED
+        endless = isinstance(entry, AttemptEnded | RetryAsked) and len(self.seqs) >= ROWS_TOLD
+        if self.seqs[-1] != seq and not endless:
+            self.seqs.append(seq)
+
+    def card(self, end: Finished, ended_ms: int) -> Card:
+        """Make its card: it answers for its id like any other's."""
+        started = self.started
+        return Card(
+            started.number,
+            started.saga_id,
+            started.saga,
+            end.phase,
+            started.fingerprint,
+            end.answer,
+            started.amount,
+            order_id(started.order_count, started.slot),
+            self.cancelled,
+            array("q", self.seqs).tobytes(),
+            self.started_ms,
+            ended_ms,
+        )
 
 
 def _move(saga: Live, fact: int, seq: int) -> None:

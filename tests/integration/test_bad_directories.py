@@ -23,6 +23,9 @@ AT_ONCE: Final = 3  # cases
 FILE, JOURNAL, SERVICE = "cluster.json", "shard-0/journal.db", "services/payment.db"
 
 
+ACCEPT: Final = f"{MEND}; if it is lost for good, `sagacity up --accept-data-loss`"
+
+
 class Case(NamedTuple):
     """One way to be bad.
 
@@ -41,6 +44,10 @@ class Case(NamedTuple):
 
 def cut(size: int) -> Callable[[Path, Path], object]:
     return lambda file, _: file.write_bytes(file.read_bytes()[:size])
+
+
+def gone(file: Path, _: Path) -> None:
+    file.unlink()
 
 
 def garbage(file: Path, _: Path) -> None:
@@ -92,11 +99,13 @@ CASES: Final = {
     "file-foreign": Case(FILE, lambda file, _: file.write_text('{"name": "x"}'), "is damaged"),
     "file-garbage": Case(FILE, garbage, "is damaged"),
     "file-newer": Case(FILE, renumbered, "has format 2", OTHER_VERSION),
-    "file-missing": Case(FILE, lambda file, _: file.unlink(), "cluster.json is missing"),
+    "file-missing": Case(FILE, gone, "cluster.json is missing"),
     "file-unreadable": Case(FILE, a_loop, "", ""),
     "shard-missing": Case("shard-0", lambda path, _: shutil.rmtree(path), "shard-0 is missing"),
     "shard-no-directory": Case("shard-0", a_file, "shard-0 is missing"),
     "services-missing": Case("services", lambda path, _: shutil.rmtree(path), "is missing"),
+    "journal-missing": Case(JOURNAL, gone, "is gone, and this cluster has served with it", ACCEPT),
+    "journal-empty": Case(JOURNAL, cut(0), "is empty, and this cluster has served", ACCEPT),
     "journal-of-1-byte": Case(JOURNAL, cut(1), "is no database"),
     "journal-of-512-bytes": Case(JOURNAL, cut(512), "malformed"),
     "journal-garbage": Case(JOURNAL, garbage, "not a database"),
@@ -112,6 +121,8 @@ CASES: Final = {
         by_sql("UPDATE journal SET batch = zeroblob(length(batch)) WHERE seq = 3"),
         "row 3 is not what was written",
     ),
+    "service-missing": Case(SERVICE, gone, "is gone, and this cluster has served with it", ACCEPT),
+    "service-empty": Case(SERVICE, cut(0), "is empty, and this cluster has served", ACCEPT),
     "service-of-1-byte": Case(SERVICE, cut(1), "is no database"),
     "service-garbage": Case(SERVICE, garbage, "not a database"),
     "service-foreign": Case(SERVICE, another_programs, "has other tables"),

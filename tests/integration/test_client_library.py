@@ -24,6 +24,7 @@ from tests.integration.router_world import (
     serve,
     settle,
 )
+from tests.unit.world import order
 
 
 @pytest.fixture
@@ -133,6 +134,20 @@ def test_many_wait_at_once_under_asyncio(echoing: World) -> None:
             return [body["saga_id"] for body in shown]
 
     assert asyncio.run(ask_all()) == [f"id-{n}" for n in range(900)]
+
+
+def test_starts_that_wait_for_their_turn_all_get_it_under_asyncio(echoing: World) -> None:
+    """An answer makes room for the next one, and that leaves at once."""
+    begun = time.monotonic()
+
+    async def start_all() -> list[int]:
+        async with AsyncClient(echoing.url, timeout_s=PATIENCE_S, starts_max=3) as client:
+            bodies = [order(f"id-{n}") for n in range(60)]
+            told = await asyncio.gather(*[client.start(body) for body in bodies])
+            return [body["kind"] for body in told]
+
+    assert asyncio.run(start_all()) == [wire.START] * 60
+    assert time.monotonic() - begun < PATIENCE_S, "no turn waits for a timer"
 
 
 def test_an_asyncio_client_gives_up_and_closes_what_waits() -> None:

@@ -27,6 +27,7 @@ Ended = subprocess.CompletedProcess[bytes]
 PATIENCE_S = 30.0
 ADDRESS = ("--address", "123 Main St")
 ITEM = ("--item", "abc123=1")
+AT_ONCE_S = 10.0  # less than the library waits for an outcome
 
 # An inventory whose compensations fail until a file is there.
 SICK = """
@@ -205,6 +206,13 @@ def test_the_journals_of_a_running_cluster_are_not_read(operated: Operated) -> N
     code, body = operated.json("journal", "verify", "--data", str(operated.data))
     assert (code, body["code"]) == (4, 22)
     assert operated.run("status").returncode == 0
+
+
+def test_who_waits_for_a_stuck_saga_is_told_at_once(operated: Operated) -> None:
+    """SPEC 4: exit 11 is for a person who has to look; the 35 s are for what may still come."""
+    begun = time.monotonic()
+    operated.checkout("stuck", "u999", 11)
+    assert time.monotonic() - begun < AT_ONCE_S
 
 
 def test_retry_ends_what_was_stuck_when_its_cause_is_gone(operated: Operated) -> None:

@@ -1,5 +1,6 @@
 """The real router process between the real client library and twins of its shards."""
 
+import json
 import os
 import signal
 import time
@@ -101,6 +102,22 @@ def test_a_lost_shard_is_told_to_the_client_as_0(world: World) -> None:
     shard.close()
     [reply] = raw_replies(raw)
     assert (reply.request, reply.code) == (7, NoOutcome.code)
+
+
+def test_a_shard_that_leaves_in_order_is_no_warning(world: World) -> None:
+    """Only who is answered 0 for it has lost something; what drains has nothing open."""
+    idle, busy, _ = world.served()
+    idle.close()
+    raw = raw_dealer(world)
+    raw.send(wire.encode([Request(wire.START, AT_1, 7, {}, b"")]))
+    busy.take()
+    busy.close()
+    [reply] = raw_replies(raw)
+    assert reply.code == NoOutcome.code
+    _, said = world.end(signal.SIGTERM)
+    lines = [json.loads(line) for line in said.splitlines()]
+    told = {line["peer"]: line["level"] for line in lines if line["event"] == "peer_went_away"}
+    assert told == {0: "info", 1: "warning"}
 
 
 def test_a_new_router_is_asked_again_at_once(world: World) -> None:

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from msgspec.structs import replace
@@ -49,7 +49,10 @@ def free_port() -> int:
 
 
 class Up:
-    """A cluster that `sagacity up` runs, as a person would have started it."""
+    """A cluster that `sagacity up` runs, as a person would have started it.
+
+    Where its test fails before `stop`, it is killed at the end of the block: nothing is left.
+    """
 
     def __init__(self, data: Path, env: dict[str, str], *flags: str) -> None:
         self.process = subprocess.Popen(
@@ -60,8 +63,19 @@ class Up:
             text=True,
         )
         assert self.process.stdout is not None
-        self.line = self.process.stdout.readline()
-        self.said: dict[str, Any] = json.loads(self.line)
+        try:
+            self.line = self.process.stdout.readline()
+            self.said: dict[str, Any] = json.loads(self.line)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()  # its children end with it
+        self.process.communicate()
 
     def stop(self, number: signal.Signals) -> tuple[int, str, str]:
         self.process.send_signal(number)
@@ -73,9 +87,9 @@ class Up:
 def up(base: Path, env: dict[str, str]) -> Iterator[Up]:
     """One cluster for the tests that only look: TCP, three shards, one worker each."""
     port = str(free_port())
-    started = Up(base / "data", env, "--shards", "3", "--workers", "1", "--port", port)
-    yield started
-    code, out, _ = started.stop(signal.SIGINT)
+    with Up(base / "data", env, "--shards", "3", "--workers", "1", "--port", port) as started:
+        yield started
+        code, out, _ = started.stop(signal.SIGINT)
     assert (code, out) == (0, ""), "one line, once"
     assert running(env) == []
 
@@ -260,11 +274,13 @@ def test_another_number_of_shards_is_refused_but_only_if_it_was_asked_for(
         code, said = refused(environment, "--data", str(data.path), *flags)
         assert code == 4
         assert "holds 1 shards, asked for" in said
-    started = Up(data.path, env, "--workers", "1")
-    rows = processes_of(started.said["router"])
-    assert [row["role"] for row in rows].count("shard") == 1
-    assert data.read() == replace(made, sagas=(("checkout", 1),))  # what it may hold now
-    assert started.stop(signal.SIGTERM)[0] == 0
+    with Up(data.path, env, "--workers", "1") as started:
+        rows = processes_of(started.said["router"])
+        assert [row["role"] for row in rows].count("shard") == 1
+        found = data.read()
+        assert replace(found, made=()) == replace(made, sagas=(("checkout", 1),))
+        assert found.made[-1] == "shard-0/journal.db", "what it has begun it will miss"
+        assert started.stop(signal.SIGTERM)[0] == 0
 
 
 def test_a_taken_default_metrics_port_gives_way_and_says_so(
@@ -278,8 +294,8 @@ def test_a_taken_default_metrics_port_gives_way_and_says_so(
             holder.listen()
         except OSError:
             pass  # somebody else has it: as good
-        started = Up(base / "default-port", env, "--shards", "1", "--workers", "1")
-        code, _, err = started.stop(signal.SIGTERM)
+        with Up(base / "default-port", env, "--shards", "1", "--workers", "1") as started:
+            code, _, err = started.stop(signal.SIGTERM)
     port = started.said["metrics"].split(":")[2].split("/")[0]
     assert code == 0
     assert port != "9464"
@@ -367,10 +383,10 @@ def with_an_old_copy(data: Path, env: dict[str, str], name: str) -> None:
     """Have a cluster buy, copy one of its files, have it buy more, and put the copy back."""
     file = data / name
     for index in range(2):
-        started = Up(data, env, "--shards", "1", "--workers", "1")
-        with Client(started.said["router"], timeout_s=15) as client:
-            assert client.start(order(f"{file.stem}-{index}"))["status"] == "COMPLETED"
-        assert started.stop(signal.SIGTERM)[0] == 0
+        with Up(data, env, "--shards", "1", "--workers", "1") as started:
+            with Client(started.said["router"], timeout_s=15) as client:
+                assert client.start(order(f"{file.stem}-{index}"))["status"] == "COMPLETED"
+            assert started.stop(signal.SIGTERM)[0] == 0
         if index == 0:
             yesterday = file.read_bytes()
     file.write_bytes(yesterday)
@@ -395,20 +411,68 @@ def test_an_old_copy_is_refused_until_the_loss_is_accepted(
         assert code == 2, said
         assert says in said
         assert (data / "shard-0" / "journal.db").read_bytes() == before
-    started = Up(data, env, "--workers", "1", "--accept-data-loss")
-    router = started.said["router"]
-    with Client(router, timeout_s=15) as client:
-        assert client.start(order("after"))["status"] == "COMPLETED"
-    asked = subprocess.run(
-        [sys.executable, "-P", "-m", "cluster", "audit", "--json", "--connect", router],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert asked.returncode == 12, "what was lost shows in the books"
-    assert json.loads(asked.stdout)["faults"]
-    assert started.stop(signal.SIGTERM)[0] == 0
-    started = Up(data, env, "--workers", "1")  # once is enough
-    assert started.stop(signal.SIGTERM)[0] == 0
+    with Up(data, env, "--workers", "1", "--accept-data-loss") as started:
+        router = started.said["router"]
+        with Client(router, timeout_s=15) as client:
+            assert client.start(order("after"))["status"] == "COMPLETED"
+        asked = subprocess.run(
+            [sys.executable, "-P", "-m", "cluster", "audit", "--json", "--connect", router],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert asked.returncode == 12, "what was lost shows in the books"
+        assert json.loads(asked.stdout)["faults"]
+        assert started.stop(signal.SIGTERM)[0] == 0
+    with Up(data, env, "--workers", "1") as started:  # once is enough
+        assert started.stop(signal.SIGTERM)[0] == 0
+
+
+def test_lost_files_are_made_anew_once_that_is_accepted(base: Path, env: dict[str, str]) -> None:
+    """What is lost is lost knowingly: the cluster serves, under numbers that nobody has seen."""
+    data = base / "lost"
+    for flag, saga_id in (("--json", "before"), ("--accept-data-loss", "after")):
+        with Up(data, env, "--workers", "1", "--shards", "1", flag) as started:
+            with Client(started.said["router"], timeout_s=15) as client:
+                assert client.start(order(saga_id))["status"] == "COMPLETED"
+            assert started.stop(signal.SIGTERM)[0] == 0
+        for name in ("shard-0/journal.db", "services/payment.db"):
+            (data / name).unlink()
+
+
+VERSIONS = """
+from msgspec.structs import replace
+from services.checkout import checkout
+second = replace(checkout, version=2)
+"""
+
+
+def test_a_new_version_of_a_saga_runs_once_those_of_before_have_ended(
+    base: Path, env: dict[str, str]
+) -> None:
+    """Else an upgrade would need a new directory. What has ended answers as ever."""
+    data, place = base / "versions", base / "place"
+    place.mkdir()
+    (place / "shop.py").write_text(VERSIONS)
+    newer = {
+        **env,
+        "PYTHONPATH": str(place),
+        "SAGACITY_CLUSTER__SAGAS": '["shop:second"]',
+        "SAGACITY_SUPERVISOR__DRAIN_MS": "0",
+    }
+    flags = ("--workers", "1", "--shards", "1")
+    with Up(data, env, *flags) as started:
+        with Client(started.said["router"], timeout_s=15) as client:
+            first = client.start(order("first"))
+        assert started.stop(signal.SIGTERM)[0] == 0
+    with Up(data, newer, *flags) as started:
+        with Client(started.said["router"], timeout_s=15) as client:
+            assert client.start(order("first")) == first
+            assert client.start(order("second"))["status"] == "COMPLETED"
+            client.submit(order("slow", user_id="u_slow_2s"))
+        assert DataDirectory(data).read().sagas == (("checkout", 2),)
+        assert started.stop(signal.SIGTERM)[0] == 0
+    code, said = refused(env, "--data", str(data), *flags)
+    assert (code, "1 saga of checkout version 2 that has not ended" in said) == (2, True), said

@@ -319,11 +319,11 @@ def test_books_are_served_beside_commands(here: Place) -> None:
 
 
 def test_a_rejected_worker_says_why_and_ends(here: Place) -> None:
-    """It would never be given anything."""
+    """It would never be given anything; its exit code says that a restart is no use."""
     shard = here.shards[0]
     process = here.start("payment")
     shard.send_frame(shard.worker(), wire.encode(Rejected("another protocol")))
-    assert ended(process) == 1
+    assert ended(process) == 2
     assert process.stderr is not None
     assert b"another protocol" in process.stderr.read()
 

@@ -179,13 +179,20 @@ def test_a_shard_that_went_away_is_asked_again_and_its_word_is_reported_at_last(
     assert wire.unpack(reply.body)["text"] == "shard 1 went away"
 
 
-def test_a_stuck_saga_is_told_as_such() -> None:
-    """A person has to look; the exit code depends on it."""
+def test_a_stuck_saga_is_told_as_such_at_once() -> None:
+    """A person has to look, the exit code depends on it; who waits for that hears it no later."""
     asks, token = begun()
-    asks.on_reply(error_reply(token, Stuck(Stuck.prefix + "RefundPayment")), 1)
-    asks.due(WAIT + SLACK)
-    [(_, reply)] = asks.settled()
-    assert wire.unpack(reply.body)["text"] == "stuck: RefundPayment"
+    stuck = error_reply(token, Stuck(Stuck.prefix + "RefundPayment"))
+    assert asks.on_reply(stuck, 1) == (token, stuck)
+    assert len(asks) == 0
+    assert give_up_refused(asks, "s1", SECOND) == NoOutcome.code, "it was taken"
+
+
+def test_a_code_0_that_cannot_be_read_is_asked_again() -> None:
+    """Only a shard's own word makes a saga stuck."""
+    asks, token = begun()
+    assert asks.on_reply(Reply(token, NoOutcome.code, b"\xc1"), 1) is None
+    assert len(asks) == 1
 
 
 @pytest.mark.parametrize("error", [Malformed("x"), Conflict("x"), InternalError("x")])
@@ -292,6 +299,42 @@ def test_the_next_due_instant_is_never_late_and_none_when_nothing_is_open() -> N
     asks.on_reply(Reply(token, None, b""), due)
     asks.due(due + WAIT)
     assert asks.next_due() is None
+
+
+def test_starts_beyond_the_bound_wait_for_their_turn_and_reads_do_not() -> None:
+    """The router would refuse them, and refusals wait for seconds; a turn comes with an answer."""
+    asks = Asks("the router", starts_max=2)
+    tokens = [asks.ask(wire.START, f"s{n}", b"", now=0, wait_ns=WAIT) for n in range(5)]
+    read = asks.ask(wire.SHOW, "s0", b"", now=0, wait_ns=WAIT)
+    assert [each.request for each in asks.take()] == [*tokens[:2], read]
+    asks.on_reply(Reply(read, None, b""), 1)
+    assert asks.waiting == 0
+    asks.on_reply(Reply(tokens[1], None, b""), 1)
+    assert [each.request for each in asks.take()] == [tokens[2]]
+    asks.forget(tokens[3])
+    asks.forget(tokens[0])
+    assert [each.request for each in asks.take()] == [tokens[4]]
+    asks.on_connected(SECOND)
+    assert [each.request for each in asks.take()] == [tokens[2], tokens[4]]
+
+
+def test_a_start_whose_turn_never_came_was_not_taken() -> None:
+    """It was not asked: nothing can have happened. One whose turn came is asked again in time."""
+    asks = Asks("the router", starts_max=1)
+    first = asks.ask(wire.START, "s1", b"", now=0, wait_ns=10 * SECOND)
+    asks.ask(wire.START, "s2", b"", now=0, wait_ns=5 * SECOND)
+    third = asks.ask(wire.START, "s3", b"", now=0, wait_ns=WAIT)
+    asks.take()
+    asks.due(5 * SECOND)
+    [(_, reply)] = asks.settled()
+    assert reply.code == NotTaken.code
+    assert "1 others that were asked first" in wire.unpack(reply.body)["text"]
+    asks.take()
+    asks.on_connected(6 * SECOND)
+    assert [each.request for each in asks.take()] == [first]
+    asks.on_reply(Reply(first, None, b""), 7 * SECOND)
+    assert [each.request for each in asks.take()] == [third]
+    assert times_asked(asks, 9 * SECOND, start=7 * SECOND)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["lost", "11", "0", "connect"]), st.integers(1, 4000))))

@@ -282,3 +282,28 @@ def test_light_commands_import_nothing_heavy() -> None:
         [sys.executable, "-P", "-c", script], stderr=subprocess.PIPE, timeout=30, check=False
     )
     assert ended.stderr.decode().strip() == ""
+
+
+def test_a_stdout_that_takes_nothing_is_said_in_a_sentence() -> None:
+    """A full disk behind `sagacity … > file`: exit 1, for the outcome is not told; no traceback."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "cluster", "config", "show"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "sagacity: cannot write: No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_the_exit_code_stands_where_stderr_takes_nothing(redirection: str) -> None:
+    """Talk is talk: what was asked for is done, and its end is told, where nobody hears it."""
+    command = [sys.executable, "-P", "-m", "cluster", *CHECKOUT, "--connect", "bogus"]
+    shell = ["/bin/sh", "-c", f'"$@" {redirection}', "sh"]
+    assert subprocess.run([*shell, *command], timeout=30, check=False).returncode == 2

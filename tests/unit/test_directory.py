@@ -6,6 +6,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,14 +101,51 @@ def test_a_directory_is_not_served_without_the_sagas_that_it_holds(tmp_path: Pat
     directory = DataDirectory(tmp_path / "data")
     assert directory.open_or_create(1, sagas=[("checkout", 1)]).sagas == (("checkout", 1),)
     both = [("transfer", 2), ("checkout", 1)]
-    assert directory.open_or_create(1, sagas=both).sagas == (("checkout", 1), ("transfer", 2))
+    assert directory.open_or_create(1, sagas=both).sagas == (("checkout", 1),)
+    directory.name(both)
+    assert directory.read().sagas == (("checkout", 1), ("transfer", 2))
     before = (directory.path / "cluster.json").read_bytes()
-    for lacking in ([("checkout", 1)], [("checkout", 1), ("transfer", 3)], []):
-        with pytest.raises(Conflict, match=r"holds sagas of .*transfer version 2") as refused:
+    for lacking in ([("checkout", 1)], []):
+        with pytest.raises(Conflict, match=r"holds sagas of .*transfer, which") as refused:
             directory.open_or_create(1, sagas=lacking)
         assert refused.value.exit_code == 4
+    newer = [("checkout", 1), ("transfer", 3)]  # of before one may run: each shard sees for itself
+    assert directory.open_or_create(1, sagas=newer).sagas == (("checkout", 1), ("transfer", 2))
     assert (directory.path / "cluster.json").read_bytes() == before
     assert len(directory.open_or_create(1).sagas) == 2
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda file: file.write_bytes(b"")])
+def test_a_file_that_was_made_is_missed(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+    """D11: in place of a lost journal a new one would give old numbers to new sagas."""
+    directory = DataDirectory(tmp_path / "data")
+    directory.open_or_create(2, sagas=[("checkout", 1)])
+    journal, other = directory.journal(0), directory.service("payment")
+    directory.require(journal)  # nobody has made it
+    journal.write_bytes(b"facts")
+    directory.note(journal)
+    directory.require(journal)
+    directory.require(other)
+    assert directory.open_or_create(2, sagas=[("checkout", 1)]).made == ("shard-0/journal.db",)
+    harm(journal)
+    with pytest.raises(
+        Malformed, match=r"has served with it: restore .* --accept-data-loss"
+    ) as why:
+        directory.require(journal)
+    assert str(journal) in why.value.text
+
+
+def test_processes_that_note_at_once_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    """Each notes its own file at the first start, and all start together."""
+    directory = DataDirectory(tmp_path / "data")
+    directory.open_or_create(20)
+    files = [directory.journal(index) for index in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(directory.note, files))
+    assert len(directory.read().made) == 20
+    before = (directory.path / "cluster.json").stat()
+    directory.note(files[7])
+    assert (directory.path / "cluster.json").stat() == before, "it is noted once"
 
 
 @pytest.mark.parametrize("shards", [0, -1, 1025])

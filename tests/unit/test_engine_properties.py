@@ -13,9 +13,10 @@ from random import Random
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sagacity import wire
-from sagacity.errors import InvariantBroken
+from sagacity.errors import InvariantBroken, Malformed
 from sagacity.ids import ACTION, COMPENSATION, barrier_key
 from sagacity.saga import Retry
 from sagacity.wire import Answer
@@ -32,7 +33,7 @@ from shard.entries import (
 )
 from shard.finished import FinishedInMemory
 from shard.phases import COMPENSATING, NEW, RUNNING, TRANSITIONS
-from shard.sagas import Card
+from shard.sagas import Card, Definition
 from shard.state import State
 from tests.unit.schedule import Schedule
 from tests.unit.script import Player, above
@@ -121,6 +122,35 @@ def test_a_whole_replay_gives_the_live_state(thrown: bytes) -> None:
         for entry in batch.entries:
             state.apply(entry, seq)
     assert snapshot(state) == snapshot(schedule.world.engine.state)
+
+
+@settings(max_examples=40, deadline=None)
+@given(schedules, st.booleans())
+@example(b"", True)
+def test_a_new_version_reads_the_sagas_of_before_to_their_end(thrown: bytes, settles: bool) -> None:
+    """Their answers stay; while one has not ended the shard does not run: nobody could end it."""
+    schedule = played(thrown) if settles else Schedule(thrown)
+    if not settles:
+        schedule.play()
+    before = schedule.world.engine.state
+    newer = {
+        name: Definition(replace(each.saga, version=each.version + 1), schedule.world.rules.retry)
+        for name, each in before.definitions.items()
+    }
+    state = State(newer, FinishedInMemory())
+    for seq, batch in schedule.world.journal.replay():
+        state.wall_ms = batch.wall_ms
+        for entry in batch.entries:
+            state.apply(entry, seq)
+    known, found = snapshot(before), snapshot(state)
+    assert found["finished"] == known["finished"]
+    assert (found["live"], set(state.bygone)) == ([], set(before.live))
+    assert (state.number, state.order_counts) == (before.number, before.order_counts)
+    if before.live:
+        with pytest.raises(Malformed, match=f"{len(before.live)} sagas? of .* ha(s|ve) not ended"):
+            state.require_named()
+    else:
+        state.require_named()
 
 
 def test_two_hash_seeds_give_the_same_bytes() -> None:

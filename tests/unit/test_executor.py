@@ -307,6 +307,18 @@ def test_a_database_cut_to_a_byte_is_refused(tmp_path: Path) -> None:
     assert file.read_bytes() == b"S"
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_wal_without_its_database_is_refused(tmp_path: Path, there: bool) -> None:
+    """SQLite would delete it: effects that were answered gone without a word."""
+    file, wal = tmp_path / "toy.db", tmp_path / "toy.db-wal"
+    wal.write_bytes(b"effects")
+    if there:
+        file.touch()
+    with pytest.raises(Malformed, match="its WAL is there"):
+        open_file(file)
+    assert (file.exists(), wal.read_bytes()) == (there, b"effects")
+
+
 def test_a_long_wal_is_written_back(tmp_path: Path) -> None:
     """Else it grows without bound; SQLite's own checkpoints hide their errors and are off."""
     file = tmp_path / "toy.db"

@@ -15,9 +15,12 @@ MS = 1_000_000
 class World:
     """A fleet, its clock, and process ids that are given out in order."""
 
-    def __init__(self, places: list[tuple[str, int]] | None = None) -> None:
+    def __init__(
+        self, places: list[tuple[str, int]] | None = None, *, router_last: bool = False
+    ) -> None:
         self.clock = ManualClock(5_000_000_000)
-        self.fleet = Fleet(places or PLACES, Patience(), self.clock.monotonic_ns())
+        now = self.clock.monotonic_ns()
+        self.fleet = Fleet(places or PLACES, Patience(), now, router_last=router_last)
         self.pids = 100
 
     def start_due(self) -> list[str]:
@@ -50,6 +53,20 @@ def test_all_are_started_at_once(world: World) -> None:
     assert world.start_due() == ["router-0", "shard-0", "shard-1", "payment-0", "payment-1"]
     assert world.start_due() == []
     assert world.fleet.next_due_ns() is None
+
+
+def test_a_router_that_comes_last_is_started_when_it_is_released() -> None:
+    """While a shard may yet refuse a new version of a saga, no other one may take such a saga."""
+    world = World(router_last=True)
+    assert world.start_due() == ["shard-0", "shard-1", "payment-0", "payment-1"]
+    world.report("shard", 0, "up")
+    world.report("payment", 0, "up")
+    assert not world.fleet.shards_up()
+    world.report("shard", 1, "up")
+    assert world.fleet.shards_up()
+    assert world.start_due() == []
+    world.fleet.release_router(world.clock.monotonic_ns())
+    assert world.start_due() == ["router-0"]
 
 
 def test_the_cluster_is_ready_with_router_shards_and_one_worker_a_service(world: World) -> None:
@@ -99,6 +116,20 @@ def test_who_has_served_starts_again_at_once(world: World, state: str) -> None:
         world.end("payment", 0)
         assert world.fleet.next_due_ns() == world.clock.monotonic_ns()
         assert world.member("payment", 0).state == "starting"
+
+
+def test_who_is_not_welcome_waits_and_is_quarantined_although_it_was_up(world: World) -> None:
+    """E5: a worker says that it is up before a shard has looked at its database, and rejects it."""
+    waits = []
+    for _ in range(8):
+        world.start_due()
+        world.report("payment", 0, "up")
+        now = world.clock.monotonic_ns()
+        world.fleet.ended(world.member("payment", 0), now, refused=True)
+        waits.append(((world.member("payment", 0).start_at_ns or now) - now) // MS)
+        world.clock.advance(5_000)
+    assert waits == [0, 100, 200, 400, 800, 1600, 3200, 0]
+    assert world.member("payment", 0).state == "quarantined"
 
 
 def test_eight_quick_exits_in_a_row_end_in_quarantine_and_the_rest_runs(world: World) -> None:

@@ -190,6 +190,21 @@ def test_an_accepted_loss_goes_on_above_everything_and_is_replayed_alike() -> No
     settled(rig)
 
 
+def test_a_journal_that_is_gone_begins_above_what_services_know_once_that_is_accepted() -> None:
+    """A start taken before they were heard would get a number that was given already."""
+    rig = serving()
+    lost, rig.journal.rows = rig.engine.state.number, []
+    rig.begin(accepts_loss=True)
+    rig.turn(rig.start("early"))
+    assert (rig.loop.mode, said(rig), rig.journal.rows) == (STARTING, [11], [])
+    rig.turn(*hellos(rig))
+    rig.turn(rig.start("s9"))
+    assert count_of(rig.engine.state.by_id["s9"].number) > count_of(lost) + LOSS_GAP
+    rig.begin()
+    rig.turn(*hellos(rig))
+    assert rig.loop.mode == SERVING
+
+
 # -- no room --------------------------------------------------------------------------------------
 
 

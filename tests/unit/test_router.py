@@ -277,8 +277,7 @@ def test_what_was_forwarded_to_a_shard_that_went_away_is_answered_0(world: World
     """PROOF A10: it may have been taken. The other shard's requests stay open."""
     world.ask(ALICE, request(1), request(2, AT_1))
     sent = world.forwards()
-    world.router.peer_gone(0)
-    world.router.peer_gone(0)
+    assert [world.router.peer_gone(0) for _ in range(2)] == [1, 0]
     assert world.replies() == {ALICE: [(1, 0)]}
     world.router.replies(0, [Reply(sent[0][0].request, None, b"late")])
     assert world.replies() == {}
