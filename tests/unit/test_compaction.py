@@ -300,6 +300,7 @@ def opened(path: Path, vfs: str | None = None) -> _Kept:
     if checkpoint is not None:
         state.restore(journal.kept(), checkpoint.counts)
     for seq, batch in journal.replay():
+        state.wall_ms = batch.wall_ms
         for entry in batch.entries:
             state.apply(entry, seq)
     upkeep = Compaction(journal, generations, state.counts, TAIL_BYTES)
