@@ -133,7 +133,7 @@ class ForgetTaken(Struct, frozen=True, array_like=True, tag=17, gc=False):
 
 
 class Ran(Struct, frozen=True, array_like=True, tag=18, gc=False):
-    """So long has the shard run in all; what has ended by now had ended by then.
+    """So long has the shard run in all; the sagas that are final by now became so no later.
 
     Args:
         ran_ms: loop time, summed over the processes that owned it; never falls.

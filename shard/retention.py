@@ -1,8 +1,7 @@
 """Retention: when finished sagas are forgotten. Pure.
 
-What is forgotten cannot be asked for again, so no wall clock has a say in it: a saga is kept for as
-long as its shard runs `keep_ms` after its end. An outage does not count: it is kept longer, never
-shorter.
+What is forgotten cannot be asked for again, so no wall clock has a say in it: a saga is kept until
+its shard has run for `keep_ms` after its end. An outage does not count: kept longer, never shorter.
 
     every minute: Ran -> a mark: so long has the shard run, so many sagas have ended
     a mark is old enough -> what had ended by then is past retention
@@ -17,8 +16,8 @@ from shard.sagas import MS
 
 LOOK_NS = 1_000 * MS  # between two looks for sagas that are past retention
 AGAIN_NS = 50 * MS  # while there are more: some ten thousand a second are forgotten so
-NOTE_MS = 60_000  # of running time that a crash takes back; or less, where little is kept long
-NOTES_MIN = 32  # within a retention
+NOTE_MS = 60_000  # between two notes; so much running time a crash takes back
+NOTES_MIN = 32  # within a retention, where that is short
 MARKS_MAX = 512  # of a week they then stand half an hour apart, so much later is forgotten
 
 _NEVER = 1 << 63
@@ -37,19 +36,18 @@ class Mark(Struct, frozen=True, array_like=True, gc=False):
 
 
 def thin(marks: list[Mark]) -> None:
-    """Take the mark away that leaves the smallest gap; so they stay as far apart everywhere.
+    """Take away the mark that leaves the smallest gap: they stay about as far apart everywhere.
 
-    Only what an entry says decides, no setting: a replay must leave the same ones.
+    No setting has a say in it: a replay must leave the same ones.
 
     Args:
         marks: three or more, the oldest first.
     """
-    del marks[
-        min(
-            range(1, len(marks) - 1),
-            key=lambda at: marks[at + 1].ran_ms - marks[at - 1].ran_ms,
-        )
-    ]
+
+    def gap_ms(at: int) -> int:
+        return marks[at + 1].ran_ms - marks[at - 1].ran_ms
+
+    del marks[min(range(1, len(marks) - 1), key=gap_ms)]
 
 
 class Retention:
@@ -88,7 +86,7 @@ class Retention:
     def ended(self, marks: Iterable[Mark], now: Instant) -> int:
         """Give the ordinal below which sagas are past retention; look again in a second."""
         self.look_at = now.ns + LOOK_NS
-        before_ms = self.ran_ms(now) - self._keep_ms
+        before_ms = self.ran_ms(now) - self._keep_ms  # of whole ones: less, not as much
         return max((mark.ordinal for mark in marks if mark.ran_ms < before_ms), default=0)
 
     def look_again(self, now: Instant) -> None:

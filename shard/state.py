@@ -106,10 +106,10 @@ class Counts(Struct, frozen=True, kw_only=True):
         lists_open: the ranges of those lists that some service has not taken, by number.
         lists_takers: of each of them, the services that have.
         forgotten_counts: normal ranges of the counts of the sagas that are past retention.
+        ran_ms: how long the shard has run.
+        marks: by when the sagas that are not past retention had ended.
         seen: service -> the newest row that it is known to have seen.
         accepted: epoch that accepted a loss last.
-        ran_ms: how long the shard has run.
-        marks: of sagas that are not past retention, by when they had ended.
     """
 
     epoch: int
@@ -121,10 +121,10 @@ class Counts(Struct, frozen=True, kw_only=True):
     lists_open: dict[int, list[Range]]
     lists_takers: dict[int, list[str]]
     forgotten_counts: list[Range]
+    ran_ms: int
+    marks: list[Mark]
     seen: dict[str, int] = field(default_factory=dict)
     accepted: int = 0
-    ran_ms: int = 0
-    marks: list[Mark] = field(default_factory=list)
 
 
 class Checkpoint(Struct, frozen=True):
@@ -170,7 +170,7 @@ class State:
         self.lists_takers: dict[int, list[str]] = {}  # of these: who has
         self.forgotten_counts = Ranges()  # of all that are past retention
         self.ran_ms = 0  # loop time that the shard has run, over all its lives, as noted last
-        self.marks: list[Mark] = []  # until when what is kept had ended; the oldest first
+        self.marks: list[Mark] = []  # by when what is kept had ended; the oldest first
         self._services = frozenset(name for d in definitions.values() for name in d.services)
         self._folds: dict[type, Callable[[Any, int], object]] = {
             Opened: self.opened,
@@ -437,7 +437,7 @@ class State:
         self._drop_if_taken(entry.list_number)
 
     def ran(self, entry: Ran, seq: int) -> None:
-        """So long has the shard run; what has ended by now is kept for a while from here on."""
+        """So long has the shard run; what has ended is kept for a retention from here on."""
         check(entry.ran_ms >= self.ran_ms, "running time fell", entry=entry, seq=seq)
         self.ran_ms = entry.ran_ms
         ended = len(self.finished)
