@@ -27,12 +27,14 @@ from shard.entries import (
     Forgotten,
     Opened,
     Quarantined,
+    Ran,
     RetryAsked,
     Started,
     TurnedBack,
 )
 from shard.phases import NEXT
 from shard.records import Record
+from shard.retention import MARKS_MAX, Mark, thin
 from shard.sagas import (
     COMPENSATED,
     ROWS_TOLD,
@@ -66,11 +68,11 @@ class FinishedSagas(Protocol):
     def add(self, card: Card) -> None:
         """Keep the next card."""
 
-    def expired(self, before_ms: int) -> tuple[int, list[int]] | None:
+    def expired(self, below: int) -> tuple[int, list[int]] | None:
         """Give the next sagas to forget: the ordinal behind them, and their numbers.
 
         Args:
-            before_ms: wall time; those that ended later are left alone.
+            below: those with this ordinal or a higher one are left alone.
         """
 
     def forget(self, below: int) -> None:
@@ -106,12 +108,13 @@ class Counts(Struct, frozen=True, kw_only=True):
         lists_open: the ranges of those lists that some service has not taken, by number.
         lists_takers: of each of them, the services that have.
         forgotten_counts: normal ranges of the counts of the sagas that are past retention.
+        ran_ms: how long the shard has run.
+        marks: by when the sagas that are not past retention had ended.
         seen: service -> the newest row that it is known to have seen.
         accepted: epoch that accepted a loss last.
     """
 
     epoch: int
-    wall_ms: int
     number: int
     order_counts: list[int]
     finished: int
@@ -120,6 +123,8 @@ class Counts(Struct, frozen=True, kw_only=True):
     lists_open: dict[int, list[Range]]
     lists_takers: dict[int, list[str]]
     forgotten_counts: list[Range]
+    ran_ms: int
+    marks: list[Mark]
     seen: dict[str, int] = field(default_factory=dict)
     accepted: int = 0
 
@@ -168,6 +173,8 @@ class State:
         self.forgotten_counts = Ranges()  # of all that are past retention
         # Sagas whose definition, or its version, is not configured: they end within the replay.
         self.bygone: dict[int, Bygone] = {}
+        self.ran_ms = 0  # loop time that the shard has run, over all its lives, as noted last
+        self.marks: list[Mark] = []  # by when what is kept had ended; the oldest first
         self._services = frozenset(name for d in definitions.values() for name in d.services)
 
     def apply(self, entry: Entry, seq: int) -> None:
@@ -215,7 +222,6 @@ class State:
         """Give what a checkpoint keeps of this instant, beside the sagas."""
         return Counts(
             epoch=self.epoch,
-            wall_ms=self.wall_ms,
             number=self.number,
             order_counts=list(self.order_counts),
             finished=len(self.finished),
@@ -226,6 +232,8 @@ class State:
             forgotten_counts=self.forgotten_counts.all(),
             seen=dict(self.seen),
             accepted=self.accepted,
+            ran_ms=self.ran_ms,
+            marks=list(self.marks),
         )
 
     def restore(self, kept: Iterable[Record], counts: Counts) -> None:
@@ -247,7 +255,6 @@ class State:
                             saga.attempt = entry.attempt
                     self.apply(entry, row.seq)
         self.epoch = counts.epoch
-        self.wall_ms = counts.wall_ms
         self.number = counts.number
         self.count = count_of(counts.number)
         self.order_counts = list(counts.order_counts)
@@ -258,6 +265,8 @@ class State:
         self.forgotten_counts = Ranges(counts.forgotten_counts)
         self.seen = dict(counts.seen)
         self.accepted = counts.accepted
+        self.ran_ms = counts.ran_ms
+        self.marks = list(counts.marks)
 
     def opened(self, entry: Opened, seq: int) -> None:
         """The shard was taken over."""
@@ -436,6 +445,7 @@ class State:
         self.lists = number
         self.forgotten = entry.ordinal
         self.finished.forget(entry.ordinal)
+        self.marks = [mark for mark in self.marks if mark.ordinal > entry.ordinal]
         for low, high in ranges:
             self.forgotten_counts.add(low, high)
         if ranges:
@@ -451,6 +461,16 @@ class State:
         check(entry.service not in takers, "a list was taken twice", entry=entry, seq=seq)
         takers.append(entry.service)
         self._drop_if_taken(entry.list_number)
+
+    def ran(self, entry: Ran, seq: int) -> None:
+        """So long has the shard run; what has ended is kept for a retention from here on."""
+        check(entry.ran_ms >= self.ran_ms, "running time fell", entry=entry, seq=seq)
+        self.ran_ms = entry.ran_ms
+        ended = len(self.finished)
+        if ended > (self.marks[-1].ordinal if self.marks else self.forgotten):
+            self.marks.append(Mark(entry.ran_ms, ended))
+        if len(self.marks) > MARKS_MAX:
+            thin(self.marks)
 
     def lacks(self, service: str, list_number: int) -> bool:
         """Say whether a service has yet to take a list."""
@@ -475,6 +495,7 @@ _FOLDS: Final[dict[type, Callable[[State, Any, int], object]]] = {
     Finished: State.finish,
     Forgotten: State.forget,
     ForgetTaken: State.forget_taken,
+    Ran: State.ran,
 }
 
 

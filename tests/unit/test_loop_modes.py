@@ -9,11 +9,12 @@ import pytest
 from sagacity.ids import count_of
 from sagacity.wire import BOOKS, CANCEL, FAILED, OK, SHOW, pack, unpack
 from shard.engine import Engine
-from shard.entries import Opened
+from shard.entries import Opened, Ran
 from shard.events import Answered, Event, ListApplied, WorkerCame, WorkerLives, WorkerWent
 from shard.guard import LOSS_GAP, OldCopy
 from shard.loop import FULL, SERVING, STARTING, TRY_AGAIN_NS
 from shard.pools import Pool, Worker
+from shard.retention import NOTE_MS
 from shard.sagas import MS, Live
 from shard.state import State
 from tests.unit.canned import SERVICES, answer
@@ -316,3 +317,32 @@ def test_a_start_on_a_full_disk_waits_for_room() -> None:
     rig.turn(took_ms=TRY_AGAIN_NS // MS)
     assert rig.loop.mode == SERVING
     assert rig.engine.state.epoch == 2
+
+
+def test_how_long_a_shard_has_run_is_noted_when_it_serves_and_stands_still_meanwhile() -> None:
+    """Without room it writes nothing, and what it keeps is kept so much longer."""
+    rig = serving()
+    settled(rig)
+    rig.journal.full, rig.reserve.room = 1 << 30, False
+    while rig.loop.mode == SERVING:
+        rig.turn(took_ms=500)
+    rows = list(rig.journal.rows)
+    for _ in range(1_000):
+        rig.turn(took_ms=500)
+    assert (rig.loop.mode, rig.journal.rows) == (FULL, rows)
+    rig.journal.full = 0
+    while not rig.engine.state.ran_ms:
+        rig.turn(took_ms=500)
+    assert rig.loop.mode == SERVING
+    assert [e for e in rig.journal.entries() if isinstance(e, Ran)] == [Ran(NOTE_MS)]
+
+
+def test_a_pause_of_the_whole_machine_is_no_running_time() -> None:
+    """SPEC 2: nothing could be asked meanwhile; a client that comes back still finds its answer."""
+    rig = serving()
+    settled(rig)
+    rig.turn(took_ms=NOTE_MS)
+    rig.turn(took_ms=8 * 24 * 3_600_000)
+    rig.turn(took_ms=8 * 24 * 3_600_000)
+    rig.turn(rig.start("s1"))
+    assert said(rig)[-1] == "checkout_complete"

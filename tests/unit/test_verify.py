@@ -10,7 +10,7 @@ import pytest
 
 from sagacity.wire import OK
 from shard.codec import link, pack_batch
-from shard.entries import FORMAT, Opened, Started
+from shard.entries import FORMAT, Opened, Ran, Started
 from shard.journal import SqliteJournal
 from shard.verify import FAULTS_MAX, Found, verify
 from tests.unit.disk_world import DiskWorld
@@ -177,6 +177,7 @@ def started(number: int) -> Started:
         ([], 7, "was written in epoch 7, not in 2"),
         ([started(1 << 10), started(1 << 10)], 2, "number 1024 was given after 1024"),
         ([started(1 << 10 | 5)], 2, "number 1029 was given after 0"),
+        ([Ran(5), Ran(4)], 2, "the shard had run 4 ms, after 5 ms"),
     ],
 )
 def test_a_row_that_cannot_follow_is_a_fault(
