@@ -43,6 +43,9 @@ def world(tmp_path: Path) -> Iterator[DiskWorld]:
     made.close()
 
 
+TEN_YEARS_MS = 3_650 * 86_400_000
+
+
 def finish(world: DiskWorld, *saga_ids: str) -> None:
     for saga_id in saga_ids:
         world.step(world.start(saga_id))
@@ -434,3 +437,23 @@ def assert_says(path: Path, replica: State) -> None:
     for table, wanted in (("segment", len(live)), ("part", sum(1 << s.bits for s in live))):
         assert kept.journal.store.rows(f"SELECT count(*) FROM {table}") == [(wanted,)]
     kept.journal.close()
+
+
+def test_a_clock_that_is_wrong_when_a_shard_starts_again_forgets_nothing_early(
+    tmp_path: Path,
+) -> None:
+    """Never under 24 h. It jumps ten years ahead, a row is written, the shard is restarted: what
+    the journal and the clock say is equally wrong then."""
+    world = DiskWorld(tmp_path / "journal.db")
+    try:
+        world.step(*world.came("inventory", "payment", "shipping"))
+        finish(world, *(f"s{at}" for at in range(20)))
+        world.settle()
+        world.after(1_000, wall_ms=TEN_YEARS_MS)
+        finish(world, "after")
+        world.restart()
+        world.after(1_001)
+        world.step(*world.beats())
+        assert bodies(world.step(world.start("s0")))[0]["type"] == "checkout_complete"
+    finally:
+        world.close()

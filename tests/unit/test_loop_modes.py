@@ -206,6 +206,21 @@ def test_a_journal_that_is_gone_begins_above_what_services_know_once_that_is_acc
     assert rig.loop.mode == SERVING
 
 
+def test_an_old_copy_that_is_put_back_twice_gives_no_order_number_twice() -> None:
+    """SPEC 1: order ids are never reused. What came after the first time is lost, too."""
+    rig = serving()
+    yesterday = list(rig.journal.rows)
+    rig.turn(rig.start("lost"))
+    given = []
+    for _ in range(3):
+        rig.journal.rows = list(yesterday)
+        rig.begin(accepts_loss=True)
+        rig.turn(*hellos(rig))
+        rig.turn(rig.start("s9"))
+        given.append(rig.engine.state.by_id["s9"].order_id)
+    assert len(set(given)) == 3
+
+
 # -- no room --------------------------------------------------------------------------------------
 
 
