@@ -1,0 +1,123 @@
+"""Clients: they ask as the plan says, through the production client, and write down what they hear.
+
+When the faults are over, one more asks for every saga until it has its final answer.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from sagacity import wire
+from sagacity.connection import Connection
+from tests.simulation.cluster import ROUTER, Cluster, TwinMachine
+from tests.simulation.plan import CLIENTS, Ask
+from tests.simulation.world import MS, SECOND, Process
+
+FINAL = frozenset({"COMPLETED", "ABORTED"})
+LAST = CLIENTS  # the client that asks when the faults are over
+
+
+class Heard(Struct, frozen=True):
+    """A reply. `client` is LAST for the one that asks when the faults are over."""
+
+    at_ns: int
+    ask: Ask
+    saga_id: str
+    code: int | None
+    body: Mapping[str, Any]
+
+    @property
+    def final(self) -> bool:
+        """Whether it tells the outcome."""
+        return self.code is None and self.body.get("status") in FINAL
+
+
+class Clients:
+    """All clients of one run.
+
+    Args:
+        cluster: that they ask.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.heard: list[Heard] = []
+        self.outcomes: dict[str, Heard] = {}  # what the last one heard
+        self._cluster = cluster
+        self._world = cluster.world
+        for index in range(CLIENTS):
+            asks = [ask for ask in cluster.plan.asks if ask.client == index]
+            self._world.spawn(f"client-{index}", self._main_of(asks))
+        self._world.after(cluster.plan.calm_ms * MS, self._spawn_last)
+
+    @property
+    def done(self) -> bool:
+        """Whether every outcome is known."""
+        return len(self.outcomes) == len(self._cluster.plan.carts)
+
+    def _connect(self, process: Process) -> Connection:
+        return Connection(ROUTER, machine=TwinMachine(self._cluster.network, process))
+
+    def _main_of(self, asks: list[Ask]) -> Callable[[Process], None]:
+        carts = self._cluster.plan.carts
+        begin = self._world.now
+
+        def main(process: Process) -> None:
+            connection = self._connect(process)
+            open_: dict[int, Ask] = {}
+            todo = iter(asks)
+            ask = next(todo, None)
+            while ask is not None or open_:
+                while ask is not None and begin + ask.at_ms * MS <= self._world.now:
+                    cart = carts[ask.cart]
+                    open_[connection.ask(ask.kind, cart.saga_id, self._body(ask))] = ask
+                    ask = next(todo, None)
+                wait_s = 3600.0
+                if ask is not None:
+                    wait_s = max(0.001, (begin + ask.at_ms * MS - self._world.now) / SECOND)
+                for token, reply in connection.poll(wait_s):
+                    self._hear(open_.pop(token), reply)
+
+        return main
+
+    def _body(self, ask: Ask) -> bytes:
+        cart = self._cluster.plan.carts[ask.cart]
+        if ask.kind == wire.CANCEL:
+            asked = {"type": "cancel", "saga_id": cart.saga_id, "reason": "mind changed"}
+            return wire.pack(asked)
+        return b"" if ask.kind == wire.SHOW else cart.body(other=ask.other)
+
+    def _hear(self, ask: Ask, reply: wire.Reply) -> None:
+        saga_id = self._cluster.plan.carts[ask.cart].saga_id
+        heard = Heard(self._world.now, ask, saga_id, reply.code, wire.unpack(reply.body))
+        self.heard.append(heard)
+        if ask.client == LAST and heard.final:
+            self.outcomes[saga_id] = heard
+
+    def _spawn_last(self) -> None:
+        self._world.spawn("client-last", self._last)
+
+    def _last(self, process: Process) -> None:
+        connection = self._connect(process)
+        carts = self._cluster.plan.carts
+        open_: dict[int, Ask] = {}
+        todo = list(range(len(carts)))
+        while todo or open_:
+            for cart in todo:
+                ask = Ask(0, LAST, wire.START, cart)
+                open_[connection.ask(wire.START, carts[cart].saga_id, carts[cart].body())] = ask
+            todo = []
+            for token, reply in connection.poll(3600.0):
+                ask = open_.pop(token)
+                self._hear(ask, reply)
+                if reply.code in {0, 11}:
+                    todo.append(ask.cart)
+                elif not self.heard[-1].final and not self._had_other_content(ask):
+                    self._cluster.violations.append(f"no outcome: {self.heard[-1]}")
+
+    def _had_other_content(self, asked: Ask) -> bool:
+        """Say whether a start of the same id with other content may have been first."""
+        if any(ask.other and ask.cart == asked.cart for ask in self._cluster.plan.asks):
+            self.outcomes[self._cluster.plan.carts[asked.cart].saga_id] = self.heard[-1]
+            return True
+        return False
