@@ -37,6 +37,7 @@ from shard.state import State
 from shard.tally import PlainTally
 from tests.simulation import plan as plans
 from tests.simulation.disk import Disk, TwinDatabase, TwinJournal, made
+from tests.simulation.moods import Moods
 from tests.simulation.network import Network
 from tests.simulation.plan import Fault, Plan
 from tests.simulation.world import Process, World
@@ -166,13 +167,16 @@ class Cluster:
         self.journals: dict[int, list[tuple[int, bytes, bytes]]] = {
             index: [] for index in range(plans.SHARDS)
         }
+        self.moods = Moods(self.world)
         services = (inventory, payment_service(self._crash), shipping)
-        self.services: dict[str, Service] = {each.name: each for each in services}
+        self.services: dict[str, Service] = {
+            each.name: self.moods.moody(each) for each in services
+        }
         self.databases: dict[str, TwinDatabase] = {
             name: made(self.world, self.disks[name], service, CLUSTER, CATALOG)
             for name, service in self.services.items()
         }
-        retry = Retry(timeout_ms=plan.timeout_ms)
+        retry = Retry(timeout_ms=plan.timeout_ms, stuck_after=plan.stuck_after)
         self.definitions = {checkout.name: Definition(checkout, retry)}
         self._mains: dict[str, Callable[[Process], None]] = {"router": self._router}
         self.network.kinds[ROUTER] = "client"
@@ -321,6 +325,8 @@ class Cluster:
             self.disks[fault.target].slow_until = until
         elif fault.kind == plans.SYNC_FAILS:
             self.disks[fault.target].failing = bool(fault.number)
+        elif fault.kind == plans.SICK:
+            self.moods.sick_until[fault.target] = until
         elif fault.kind == plans.CLOCK:
             world.wall_jump_ms += fault.number
         elif process is None or not process.alive:
@@ -342,6 +348,7 @@ class Cluster:
     def _calm(self) -> None:
         """End all faults: from here on everything has to finish."""
         self.network.calm()
+        self.moods.end()
         for disk in self.disks.values():
             disk.full_until = disk.slow_until = 0
             disk.failing = None
@@ -366,6 +373,8 @@ class Cluster:
             "frames held": network.held,
             "connections reset": network.resets,
             "writes without room": sum(disk.refused for disk in self.disks.values()),
+            "failures of a sick service": self.moods.failed,
+            "deaths by a poison command": self.moods.killed,
             "failed syncs": sum(disk.failed for disk in self.disks.values()),
         }
         counts = {" ".join(key): value for key, value in self.tally.counts.items()}

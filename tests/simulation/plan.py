@@ -9,6 +9,7 @@ from random import Random
 from msgspec import Struct
 
 from sagacity import wire
+from tests.simulation.moods import POISON
 from tests.simulation.network import Weather
 
 CLIENTS = 3
@@ -28,7 +29,8 @@ FULL = "full"  # a disk
 SLOW = "slow"  # a disk
 SYNC_FAILS = "sync_fails"  # on a disk, once
 CLOCK = "clock"  # the wall clock jumps
-FAULTS = (KILL, KILL_ALL, DIE_AT_POINT, HANG, RESET, PART, FULL, SLOW, SYNC_FAILS, CLOCK)
+SICK = "sick"  # a service fails
+FAULTS = (KILL, KILL_ALL, DIE_AT_POINT, HANG, RESET, PART, FULL, SLOW, SYNC_FAILS, CLOCK, SICK)
 
 
 class Cart(Struct, frozen=True):
@@ -84,6 +86,7 @@ class Plan(Struct, frozen=True):
     calm_ms: int
     timeout_ms: int = 3_000
     deadline_ms: int = 30_000
+    stuck_after: int = 10
     turn_us: int = 500  # longest turn of a process
     sync_us: int = 2_000  # longest sync of a disk
 
@@ -102,7 +105,8 @@ def plan_of(seed: int, sagas: int = 50) -> Plan:
     random = Random(seed * 2 + 1)
     span_ms = random.choice((1, 20, 100, 400, 2_000))
     users = _ORDINARY + (_ODD if random.random() < 0.3 else ())
-    carts = tuple(_cart(random, index, users) for index in range(sagas))
+    poison = 0.02 if random.random() < 0.15 else 0.0
+    carts = tuple(_cart(random, index, users, poison) for index in range(sagas))
     calm_ms = span_ms + random.choice((300, 1_000, 4_000))
     return Plan(
         seed,
@@ -113,17 +117,22 @@ def plan_of(seed: int, sagas: int = 50) -> Plan:
         calm_ms,
         timeout_ms=random.choice((3_000, 3_000, 1_000)),
         deadline_ms=random.choice((30_000, 30_000, 4_000)),
+        stuck_after=random.choice((2, 10)),
         turn_us=random.choice((100, 1_000, 5_000)),
         sync_us=random.choice((500, 5_000, 20_000)),
     )
 
 
-def _cart(random: Random, index: int, users: tuple[str, ...]) -> Cart:
+def _cart(random: Random, index: int, users: tuple[str, ...], poison: float) -> Cart:
     user = random.choice(users)
     skus = random.choices(("abc123", "xyz789", SCARCE, GONE, "zzz"), (60, 30, 8, 1, 1), k=2)
     lines = tuple((sku, random.randint(1, 3)) for sku in skus[: random.randint(1, 2)])
     address = "no_carrier" if random.random() < 0.05 else "123 Main St"
-    return Cart(f"{random.getrandbits(48):012x}-{index}", user, lines, address)
+    saga_id = f"{random.getrandbits(48):012x}-{index}"
+    if random.random() < poison:
+        saga_id += POISON + random.choice(("10", "20", "30", "11", "21"))
+        address = "no_carrier" if saga_id.endswith("1") else address
+    return Cart(saga_id, user, lines, address)
 
 
 def _asks(random: Random, span_ms: int, sagas: int) -> list[Ask]:
@@ -178,7 +187,9 @@ def _fault(random: Random, kind: str, at_ms: int) -> Fault:
         target, other = random.choice(
             [("client-0", "router"), ("router", shard), (random.choice(POOLS), shard)]
         )
-    if kind in {HANG, PART, FULL, SLOW}:
+    if kind == SICK:
+        target = random.choice(POOLS)
+    if kind in {HANG, PART, FULL, SLOW, SICK}:
         span_ms = random.choice((100, 700, 3_000, 12_000))
     if kind == DIE_AT_POINT:
         number = random.randrange(200)
