@@ -13,9 +13,9 @@ from msgspec import Struct
 
 from sagacity.executor import make_tables
 from sagacity.service import Service
+from sagacity.simulation.world import MS, Process, World
 from shard.entries import Entry
 from shard.journal import JournalFailed, JournalFull, MemoryJournal, Receipt
-from tests.simulation.world import MS, Process, World
 
 
 class Disk(Struct):
@@ -49,9 +49,7 @@ class TwinJournal(MemoryJournal):
         rows: that are there.
     """
 
-    def __init__(
-        self, process: Process, disk: Disk, rows: list[tuple[int, bytes, bytes]]
-    ) -> None:
+    def __init__(self, process: Process, disk: Disk, rows: list[tuple[int, bytes, bytes]]) -> None:
         super().__init__()
         self.rows = rows
         self._process = process
@@ -144,5 +142,3 @@ def made(world: World, disk: Disk, service: Service, cluster_id: str, catalog: o
     database = TwinDatabase(world, disk)
     make_tables(database, service, cluster_id, catalog)
     return database
-
-

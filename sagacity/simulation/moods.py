@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct, structs
 
 from sagacity.service import Call, Database, Failed, Handler, Result, Service
-from tests.simulation.world import World
+from sagacity.simulation.world import World
 
 POISON = "-poison"  # and step and direction: stands in the id of a saga with a poison command
 

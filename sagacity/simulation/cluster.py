@@ -13,44 +13,39 @@ import apsw
 
 import router
 from cluster.meters import RouterMeters
-from config.load import Catalog
 from sagacity import sockets
+from sagacity.ids import shard_of
 from sagacity.saga import Retry
 from sagacity.service import Service
+from sagacity.simulation import plan as plans
+from sagacity.simulation.disk import Disk, TwinDatabase, TwinJournal, made
+from sagacity.simulation.moods import Moods
+from sagacity.simulation.network import Network
+from sagacity.simulation.plan import Fault, Plan
+from sagacity.simulation.scenario import Scenario
+from sagacity.simulation.world import Process, World
 from sagacity.slots import SlotMap
-from sagacity.sockets import Context, Poller
-from sagacity.worker import Worker
-from services.checkout import checkout
-from services.inventory import service as inventory
-from services.payment import payment_service
-from services.shipping import service as shipping
+from sagacity.sockets import Context
+from sagacity.wire import DECLINED, FAILED, OK, Witness
+from sagacity.worker import Served, Watch, Worker
 from shard.admission import Admission
+from shard.effects import Effects
 from shard.engine import Engine
 from shard.finished import FinishedInMemory
 from shard.guard import OldCopy, StartOver
-from shard.journal import JournalFailed
+from shard.journal import JournalFailed, Receipt
 from shard.links import Links
 from shard.loop import SERVING, Fenced, Loop, NoUpkeep, Upkeep
 from shard.retries import RetryBudget
 from shard.sagas import MS, Definition
 from shard.state import State
 from shard.tally import PlainTally
-from tests.simulation import plan as plans
-from tests.simulation.disk import Disk, TwinDatabase, TwinJournal, made
-from tests.simulation.moods import Moods
-from tests.simulation.network import Network
-from tests.simulation.plan import Fault, Plan
-from tests.simulation.world import Process, World
 
 CLUSTER = "5a9ac177" * 4
 ROUTER = "tcp://127.0.0.1:1000"
 NO_FD = -1
+PERFORMED = frozenset({OK, DECLINED, FAILED})
 HUNG_MS = {"router": 15_000, "shard": 15_000}  # then the supervisor kills; workers after 10 s
-CATALOG = Catalog(
-    {"abc123": 10_000, "xyz789": 4_999, plans.SCARCE: 500, plans.GONE: 1_000},
-    {"abc123": 10**9, "xyz789": 10**9, plans.SCARCE: plans.SCARCE_UNITS, plans.GONE: 0},
-    {"u999": 0, "u43": 2_000_000},
-)
 
 
 def routers_of(shard: int) -> str:
@@ -144,15 +139,52 @@ class Tally(PlainTally):
         self.counts["turned_away", service] += 1
 
 
+class CheckedLinks(Links):
+    """A shard's connections, which see that nothing leaves before it is durable."""
+
+    def __init__(self, violations: list[str], journal: TwinJournal, *args: Any) -> None:
+        super().__init__(*args)
+        self._violations = violations
+        self._journal = journal
+
+    def send(self, receipt: Receipt, witness: Witness, effects: Effects) -> None:
+        """Send, unless it is not written down."""
+        if receipt.seq > len(self._journal.rows):
+            self._violations.append(f"7: row {receipt.seq} is not durable and causes {effects}")
+        super().send(receipt, witness, effects)
+
+
+class _Watch(Watch):
+    """Sees what a worker has done: no epoch of a shard comes after a higher one."""
+
+    def __init__(self, violations: list[str], epochs: dict[int, int]) -> None:
+        self._violations = violations
+        self._epochs = epochs
+
+    def served(self, served: Served) -> None:
+        """Look at the epochs of what was performed."""
+        for command, answer in zip(served.commands, served.answers, strict=True):
+            if answer.outcome not in PERFORMED:
+                continue
+            shard = shard_of(command.number)
+            highest = self._epochs.setdefault(shard, command.epoch)
+            if command.epoch < highest:
+                self._violations.append(f"3: {command} was performed after epoch {highest}")
+            self._epochs[shard] = max(highest, command.epoch)
+
+
 class Cluster:
     """Every process and disk of one run.
 
     Args:
+        scenario: what is simulated.
         plan: to play.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, scenario: Scenario, plan: Plan) -> None:
+        self.scenario = scenario
         self.plan = plan
+        self.pools = plans.pools_of(scenario)
         self.world = World(
             plan.seed, self._ended, turn_ns=plan.turn_us * 1_000, sync_ns=plan.sync_us * 1_000
         )
@@ -163,28 +195,28 @@ class Cluster:
         self.violations: list[str] = []
         self.slots = SlotMap.even(plans.SHARDS)
         self.loops: dict[int, Loop] = {}
-        self.disks = {name: Disk() for name in (*self._shards(), *plans.POOLS)}
+        self.disks = {name: Disk() for name in (*self._shards(), *self.pools)}
         self.journals: dict[int, list[tuple[int, bytes, bytes]]] = {
             index: [] for index in range(plans.SHARDS)
         }
         self.moods = Moods(self.world)
-        services = (inventory, payment_service(self._crash), shipping)
         self.services: dict[str, Service] = {
-            each.name: self.moods.moody(each) for each in services
+            each.name: self.moods.moody(each) for each in scenario.services(self._crash)
         }
         self.databases: dict[str, TwinDatabase] = {
-            name: made(self.world, self.disks[name], service, CLUSTER, CATALOG)
+            name: made(self.world, self.disks[name], service, CLUSTER, scenario.catalog)
             for name, service in self.services.items()
         }
         retry = Retry(timeout_ms=plan.timeout_ms, stuck_after=plan.stuck_after)
-        self.definitions = {checkout.name: Definition(checkout, retry)}
+        self.definitions = {scenario.saga.name: Definition(scenario.saga, retry)}
+        self._epochs: dict[str, dict[int, int]] = {name: {} for name in self.pools}
         self._mains: dict[str, Callable[[Process], None]] = {"router": self._router}
         self.network.kinds[ROUTER] = "client"
         for index in range(plans.SHARDS):
             self._mains[f"shard-{index}"] = self._shard_of(index)
             self.network.kinds[routers_of(index)] = "shard"
             self.network.kinds[workers_of(index)] = "worker"
-        for name in plans.POOLS:
+        for name in self.pools:
             self._mains[name] = self._worker_of(name)
         self.network.weather.update(plan.weather)
         for name in self._mains:
@@ -223,7 +255,7 @@ class Cluster:
         expected: tuple[type[BaseException], ...] = ()
         if process.name.startswith("shard"):
             expected = (JournalFailed, Fenced, StartOver, OldCopy)
-        elif process.name in plans.POOLS:
+        elif process.name in self.pools:
             expected = (apsw.IOError,)
         if process.name.startswith("client") and error is None:
             return
@@ -243,12 +275,10 @@ class Cluster:
             self.slots, meters, client_inflight_max=1_024, shard_inflight_max=4_096
         )
         front = sockets.router(context, ROUTER)
-        peers = [
-            router._Peer(context, index, routers_of(index)) for index in range(plans.SHARDS)
-        ]
+        peers = [router._Peer(context, index, routers_of(index)) for index in range(plans.SHARDS)]
         peers.append(router._Peer(context, decides.supervisor, "tcp://127.0.0.1:4000"))
         clock, log = _Clock(self.world), cast(Any, self.log)
-        poller = cast(Poller, context.poller())
+        poller = context.poller()
         router.Loop(decides, front, poller, peers, child, meters, clock, log).run(0)
 
     def _shard_of(self, index: int) -> Callable[[Process], None]:
@@ -257,7 +287,7 @@ class Cluster:
                 index,
                 self.slots.slots_of(index),
                 State(self.definitions, FinishedInMemory()),
-                CATALOG.prices,
+                self.scenario.prices,
                 Admission(4_096, 5_000),
                 RetryBudget(100, 100, 10),
                 self.tally,
@@ -268,12 +298,14 @@ class Cluster:
         def main(process: Process) -> None:
             disk = self.disks[process.name]
             journal = TwinJournal(process, disk, self.journals[index])
-            links = Links(
+            links = CheckedLinks(
+                self.violations,
+                journal,
                 cast(Context, self.network.context(process)),
                 routers_of(index),
                 workers_of(index),
                 CLUSTER,
-                frozenset(plans.POOLS),
+                frozenset(self.pools),
                 NO_FD,
             )
             engine, upkeep = fresh()
@@ -293,8 +325,9 @@ class Cluster:
                 Path(name),
                 [workers_of(index) for index in range(plans.SHARDS)],
                 CLUSTER,
-                catalog=CATALOG,
+                catalog=self.scenario.catalog,
                 log=self.log,
+                watch=_Watch(self.violations, self._epochs[name]),
                 machine=TwinMachine(self.network, process),
                 open_database=lambda _: self.databases[name].open_by(process),
             )
@@ -303,7 +336,7 @@ class Cluster:
         return main
 
     def _crash(self) -> None:
-        self.reached["u_crash"] += 1
+        self.reached["deaths by their own hand"] += 1
         self.world.kill(self.world.current)
 
     # -- faults ---------------------------------------------------------------------------------

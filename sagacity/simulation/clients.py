@@ -10,9 +10,9 @@ from msgspec import Struct
 
 from sagacity import wire
 from sagacity.connection import Connection
-from tests.simulation.cluster import ROUTER, Cluster, TwinMachine
-from tests.simulation.plan import CLIENTS, Ask
-from tests.simulation.world import MS, SECOND, Process
+from sagacity.simulation.cluster import ROUTER, Cluster, TwinMachine
+from sagacity.simulation.plan import CLIENTS, Ask
+from sagacity.simulation.world import MS, SECOND, Process
 
 FINAL = frozenset({"COMPLETED", "ABORTED"})
 RETRY_S = 3.0
@@ -46,7 +46,7 @@ class Clients:
         self.outcomes: dict[str, Heard] = {}  # what the last one heard
         self._cluster = cluster
         self._world = cluster.world
-        self._wanted = sorted({ask.cart for ask in cluster.plan.asks})
+        self._wanted = sorted({ask.start for ask in cluster.plan.asks})
         for index in range(CLIENTS):
             asks = [ask for ask in cluster.plan.asks if ask.client == index]
             self._world.spawn(f"client-{index}", self._main_of(asks))
@@ -57,11 +57,16 @@ class Clients:
         """Whether every outcome is known."""
         return len(self.outcomes) == len(self._wanted)
 
+    def missing(self) -> list[str]:
+        """Give the ids of which no outcome is known."""
+        ids = [self._cluster.plan.starts[start]["saga_id"] for start in self._wanted]
+        return [saga_id for saga_id in ids if saga_id not in self.outcomes]
+
     def _connect(self, process: Process) -> Connection:
         return Connection(ROUTER, machine=TwinMachine(self._cluster.network, process))
 
     def _main_of(self, asks: list[Ask]) -> Callable[[Process], None]:
-        carts = self._cluster.plan.carts
+        starts = self._cluster.plan.starts
         begin = self._world.now
 
         def main(process: Process) -> None:
@@ -71,8 +76,8 @@ class Clients:
             ask = next(todo, None)
             while ask is not None or open_:
                 while ask is not None and begin + ask.at_ms * MS <= self._world.now:
-                    cart = carts[ask.cart]
-                    open_[connection.ask(ask.kind, cart.saga_id, self._body(ask))] = ask
+                    saga_id = starts[ask.start]["saga_id"]
+                    open_[connection.ask(ask.kind, saga_id, body_of(self._cluster, ask))] = ask
                     ask = next(todo, None)
                 wait_s = 3600.0
                 if ask is not None:
@@ -82,15 +87,8 @@ class Clients:
 
         return main
 
-    def _body(self, ask: Ask) -> bytes:
-        cart = self._cluster.plan.carts[ask.cart]
-        if ask.kind == wire.CANCEL:
-            asked = {"type": "cancel", "saga_id": cart.saga_id, "reason": "mind changed"}
-            return wire.pack(asked)
-        return b"" if ask.kind == wire.SHOW else cart.body(other=ask.other)
-
     def _hear(self, ask: Ask, reply: wire.Reply) -> None:
-        saga_id = self._cluster.plan.carts[ask.cart].saga_id
+        saga_id = self._cluster.plan.starts[ask.start]["saga_id"]
         heard = Heard(self._world.now, ask, saga_id, reply.code, wire.unpack(reply.body))
         self.heard.append(heard)
         if ask.client == LAST and heard.final:
@@ -101,7 +99,7 @@ class Clients:
 
     def _last(self, process: Process) -> None:
         connection = self._connect(process)
-        carts = self._cluster.plan.carts
+        starts = self._cluster.plan.starts
         open_: dict[int, Ask] = {}
         todo = list(self._wanted)
         retry_at = self._world.now + int(RETRY_S * SECOND)
@@ -109,26 +107,38 @@ class Clients:
             if self._world.now >= retry_at:  # what is quarantined waits for somebody to ask
                 retry_at += int(RETRY_S * SECOND)
                 for ask in open_.values():
-                    saga_id = carts[ask.cart].saga_id
+                    saga_id = starts[ask.start]["saga_id"]
                     asked = {"type": "retry", "saga_id": saga_id, "reason": "healed"}
                     connection.ask(wire.RETRY, saga_id, wire.pack(asked))
-            for cart in todo:
-                ask = Ask(0, LAST, wire.START, cart)
-                open_[connection.ask(wire.START, carts[cart].saga_id, carts[cart].body())] = ask
+            for start in todo:
+                ask, body = Ask(0, LAST, wire.START, start), starts[start]
+                open_[connection.ask(wire.START, body["saga_id"], wire.pack(body))] = ask
             todo = []
             for token, reply in connection.poll(RETRY_S):
-                ask = open_.pop(token, None)
-                if ask is None:
+                if token not in open_:
                     continue  # of a retry: whether it was of use shows in the outcome
+                ask = open_.pop(token)
                 self._hear(ask, reply)
                 if reply.code in {0, 11}:
-                    todo.append(ask.cart)
+                    todo.append(ask.start)
                 elif not self.heard[-1].final and not self._had_other_content(ask):
                     self._cluster.violations.append(f"no outcome: {self.heard[-1]}")
 
     def _had_other_content(self, asked: Ask) -> bool:
         """Say whether a start of the same id with other content may have been first."""
-        if any(ask.other and ask.cart == asked.cart for ask in self._cluster.plan.asks):
-            self.outcomes[self._cluster.plan.carts[asked.cart].saga_id] = self.heard[-1]
+        if any(ask.other and ask.start == asked.start for ask in self._cluster.plan.asks):
+            self.outcomes[self._cluster.plan.starts[asked.start]["saga_id"]] = self.heard[-1]
             return True
         return False
+
+
+def body_of(cluster: Cluster, ask: Ask) -> bytes:
+    """Give the body of a request."""
+    start = cluster.plan.starts[ask.start]
+    if ask.kind == wire.CANCEL:
+        asked = {"type": "cancel", "saga_id": start["saga_id"], "reason": "mind changed"}
+        return wire.pack(asked)
+    if ask.kind == wire.SHOW:
+        return b""
+    other = cluster.scenario.other(start) if ask.other else None
+    return wire.pack(start if other is None else other)

@@ -10,13 +10,17 @@ import apsw
 from msgspec import Struct, field
 
 from sagacity import wire
-from sagacity.ids import ACTION
+from sagacity.ids import ACTION, STEP_BITS, STEPS_MAX
+from sagacity.simulation.clients import Clients, body_of
+from sagacity.simulation.cluster import Cluster
+from sagacity.simulation.plan import Ask
+from sagacity.simulation.scenario import Fate
 from sagacity.wire import Answer
 from shard.entries import Finished, Opened, Started, TurnedBack
 from shard.journal import JournalRefused, MemoryJournal
 from shard.phases import COMPLETED
-from tests.simulation.clients import Clients
-from tests.simulation.cluster import Cluster
+
+_STARTS = frozenset({wire.START, wire.SUBMIT})
 
 
 class _Saga(Struct):
@@ -41,9 +45,12 @@ def judge(cluster: Cluster, clients: Clients) -> list[str]:
     sagas: dict[int, _Saga] = {}
     for shard, rows in cluster.journals.items():
         faults += _journal(shard, rows, sagas)
-    faults += _sagas(sagas)
-    faults += _heard(clients, sagas)
-    faults += _services(cluster, sagas)
+    faults += _sagas(sagas, len(cluster.scenario.saga.steps))
+    if cluster.violations or faults:
+        return faults  # it was stopped half-way: the rest says nothing
+    faults += _heard(cluster, clients, sagas)
+    faults += _barriers(cluster, sagas)
+    faults += cluster.scenario.judge(cluster.databases, _fates(sagas))
     return faults
 
 
@@ -89,7 +96,7 @@ def _entry(entry: Any, saga: _Saga | None) -> Iterator[str]:
             saga.compensated.append(entry.step)
 
 
-def _sagas(sagas: dict[int, _Saga]) -> Iterator[str]:
+def _sagas(sagas: dict[int, _Saga], steps: int) -> Iterator[str]:
     """1, 5 and 6: each id once, all finished, in the order that a saga has."""
     for saga_id, count in Counter(saga.started.saga_id for saga in sagas.values()).items():
         if count > 1:
@@ -103,7 +110,7 @@ def _sagas(sagas: dict[int, _Saga]) -> Iterator[str]:
         if saga.finished is None:
             yield f"5: {name} has not finished"
         elif saga.completed:
-            if saga.succeeded != [1, 2, 3] or saga.compensated or saga.turned_back:
+            if saga.succeeded != list(range(1, steps + 1)) or saga.compensated or saga.turned_back:
                 yield f"6: {name} completed with {saga}"
         else:
             if saga.turned_back != 1:
@@ -115,10 +122,10 @@ def _sagas(sagas: dict[int, _Saga]) -> Iterator[str]:
                 yield f"6: {name} aborted, its steps {left} succeeded and were not compensated"
 
 
-def _heard(clients: Clients, sagas: dict[int, _Saga]) -> Iterator[str]:
+def _heard(cluster: Cluster, clients: Clients, sagas: dict[int, _Saga]) -> Iterator[str]:
     """1 and 2: what was acknowledged is there; a final answer never changes."""
     by_id = {saga.started.saga_id: saga for saga in sagas.values()}
-    told: dict[str, tuple[Any, Any]] = {}
+    told: dict[str, Any] = {}
     for heard in clients.heard:
         if heard.code == 13:
             yield f"a bug was answered: {heard}"
@@ -127,67 +134,50 @@ def _heard(clients: Clients, sagas: dict[int, _Saga]) -> Iterator[str]:
         saga = by_id.get(heard.saga_id)
         if saga is None:
             yield f"1: {heard.saga_id} was acknowledged and is in no journal"
-        elif heard.final and saga.finished is not None:
-            said = heard.body["status"], heard.body.get("order_id", heard.body.get("reason"))
+            continue
+        if heard.ask.kind in _STARTS and not _same_content(cluster, heard.ask, saga.started):
+            yield f"1: {heard.saga_id} was answered and is of other content: {heard}"
+        if heard.final and saga.finished is not None:
+            said = {key: heard.body[key] for key in heard.body if key != "in_reply_to"}
             if told.setdefault(heard.saga_id, said) != said:
                 yield f"2: {heard.saga_id} was told {told[heard.saga_id]} and {said}"
-            if (said[0] == "COMPLETED") != saga.completed:
+            if (said["status"] == "COMPLETED") != saga.completed:
                 yield f"2: {heard.saga_id} was told {said}, its journal says another"
 
 
-def _services(cluster: Cluster, sagas: dict[int, _Saga]) -> Iterator[str]:
-    """7 to 10: what services hold is what completed sagas asked for, each once."""
-    rows = {name: _Rows(database) for name, database in cluster.databases.items()}
-    held: Counter[int] = Counter()
-    reserved: Counter[str] = Counter()
-    for number, sku, quantity, released in rows["inventory"](
-        "SELECT number, sku, quantity, released FROM reservation"
-    ):
-        if not released:
-            held[number] += 1
-            reserved[sku] += quantity
-        yield from _known("reservation", number, sagas)
-    for sku, initial, available in rows["inventory"]("SELECT sku, initial, available FROM stock"):
-        if initial - available != reserved[sku]:
-            yield f"8: {sku}: {initial} = {available} + {reserved[sku]} does not hold"
-    charged: dict[int, int] = {}
-    for number, amount, refunded in rows["payment"](
-        "SELECT number, amount, refunded FROM payment"
-    ):
-        charged[number] = amount - refunded
-        yield from _known("payment", number, sagas)
-    shipped: dict[int, bool] = {}
-    for number, cancelled in rows["shipping"]("SELECT number, cancelled FROM shipment"):
-        shipped[number] = not cancelled
-        yield from _known("shipment", number, sagas)
+def _same_content(cluster: Cluster, ask: Ask, started: Started) -> bool:
+    definition = cluster.definitions[started.saga]
+    asked, _ = definition.readers.request.read(body_of(cluster, ask))
+    return definition.fingerprint(wire.encode(definition.saga.accept(asked))) == started.fingerprint
+
+
+def _barriers(cluster: Cluster, sagas: dict[int, _Saga]) -> Iterator[str]:
+    """6 and 7: effects are of sagas, and those of each saga are what its outcome says."""
+    steps = cluster.scenario.saga.steps
+    standing: Counter[int] = Counter()  # by number, effects that were not compensated
+    for name, database in cluster.databases.items():
+        rows = dict(_read(database, "SELECT key, outcome FROM barrier"))
+        for key, outcome in rows.items():
+            number, step, direction = key >> STEP_BITS + 1, key >> 1 & STEPS_MAX, key & 1
+            if number not in sagas:
+                yield f"7: {name} has an effect of {number}, which is no saga"
+            elif not 1 <= step <= len(steps) or steps[step - 1].service != name:
+                yield f"7: {name} has an effect of step {step}, which is not its own"
+            elif direction == ACTION and outcome == wire.OK and key | 1 not in rows:
+                standing[number] += 1
     for number, saga in sagas.items():
-        name = saga.started.saga_id
-        if saga.completed:
-            if not held[number]:
-                yield f"8: {name} completed and holds nothing"
-            if charged.get(number) != saga.started.amount:
-                yield f"9: {name} completed, charged {charged.get(number)}"
-            if not shipped.get(number):
-                yield f"10: {name} completed and was not shipped"
-        else:
-            if held[number]:
-                yield f"8: {name} aborted and holds {held[number]} reservations"
-            if charged.get(number):
-                yield f"9: {name} aborted, charged {charged[number]}"
-            if shipped.get(number):
-                yield f"10: {name} aborted and was shipped"
+        expected = len(steps) if saga.completed else 0
+        if saga.finished is not None and standing[number] != expected:
+            yield f"6: of {saga.started.saga_id} {standing[number]} effects stand, not {expected}"
 
 
-def _known(what: str, number: int, sagas: dict[int, _Saga]) -> Iterator[str]:
-    if number not in sagas:
-        yield f"7: a {what} of {number}, which is no saga"
+def _read(database: apsw.Connection, query: str) -> list[Any]:
+    return apsw.Cursor(database).execute(query).fetchall()  # past the disk's faults
 
 
-class _Rows:
-    """Reads a database past its disk's faults."""
-
-    def __init__(self, database: apsw.Connection) -> None:
-        self._cursor = apsw.Cursor(database)
-
-    def __call__(self, query: str) -> list[Any]:
-        return self._cursor.execute(query).fetchall()
+def _fates(sagas: dict[int, _Saga]) -> list[Fate]:
+    return [
+        Fate(number, saga.started.saga_id, saga.completed, saga.started.amount, saga.started.order)
+        for number, saga in sagas.items()
+        if saga.finished is not None
+    ]

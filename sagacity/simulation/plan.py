@@ -1,23 +1,22 @@
 """Plan: what a seed stands for, all of it drawn before anything runs.
 
-Carts, requests, faults and weather; then the faults end. A plan is plain values: it can be written
+Starts, requests, faults and weather; then the faults end. A plan is plain values: it can be written
 to a file, shortened, and played again. Knows nothing of how it is played.
 """
 
+from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 from msgspec import Struct
 
 from sagacity import wire
-from tests.simulation.moods import POISON
-from tests.simulation.network import Weather
+from sagacity.simulation.moods import POISON
+from sagacity.simulation.network import Weather
+from sagacity.simulation.scenario import Scenario
 
 CLIENTS = 3
 SHARDS = 2
-POOLS = ("inventory", "payment", "shipping")
-SCARCE = "sku_scarce"
-SCARCE_UNITS = 12
-GONE = "sku_out_of_stock"
 
 KILL = "kill"  # a process
 KILL_ALL = "kill_all"  # processes
@@ -33,34 +32,21 @@ SICK = "sick"  # a service fails
 FAULTS = (KILL, KILL_ALL, DIE_AT_POINT, HANG, RESET, PART, FULL, SLOW, SYNC_FAILS, CLOCK, SICK)
 
 
-class Cart(Struct, frozen=True):
-    """What one checkout asks for."""
-
-    saga_id: str
-    user: str
-    lines: tuple[tuple[str, int], ...]
-    address: str
-
-    def body(self, *, other: bool = False) -> bytes:
-        """Give the request, or one of the same id with other content."""
-        return wire.pack(
-            {
-                "type": "checkout",
-                "saga_id": self.saga_id,
-                "user_id": self.user,
-                "items": [{"sku": sku, "quantity": quantity} for sku, quantity in self.lines],
-                "shipping_address": self.address + (" b" if other else ""),
-            }
-        )
-
-
 class Ask(Struct, frozen=True):
-    """A request of a client. `other`: with content that is not the cart's."""
+    """A request of a client.
+
+    Args:
+        at_ms: when.
+        client: whose.
+        kind: of wire.KINDS.
+        start: index of the start whose saga it is about.
+        other: with content that is not that start's.
+    """
 
     at_ms: int
     client: int
     kind: int
-    cart: int
+    start: int
     other: bool = False
 
 
@@ -76,10 +62,10 @@ class Fault(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """A whole run."""
+    """A whole run. `starts` are the bodies of the starts; each saga has one."""
 
     seed: int
-    carts: tuple[Cart, ...]
+    starts: tuple[dict[str, Any], ...]
     asks: tuple[Ask, ...]
     faults: tuple[Fault, ...]
     weather: dict[str, Weather]
@@ -91,28 +77,25 @@ class Plan(Struct, frozen=True):
     sync_us: int = 2_000  # longest sync of a disk
 
 
-_ORDINARY = (*["u42"] * 60, *["u43"] * 20, *["u999"] * 12)
-_ODD = ("u_flaky_3", "u_flaky_3", "u_slow_2s", "u_slow_2s", "u_timeout", "u_crash")
-
-
-def plan_of(seed: int, sagas: int = 50) -> Plan:
+def plan_of(scenario: Scenario, seed: int, sagas: int = 50) -> Plan:
     """Draw a plan.
 
     Args:
+        scenario: gives the bodies.
         seed: the same gives the same.
-        sagas: how many carts.
+        sagas: how many.
     """
     random = Random(seed * 2 + 1)
     span_ms = random.choice((1, 20, 100, 400, 2_000))
-    users = _ORDINARY + (_ODD if random.random() < 0.3 else ())
-    poison = 0.02 if random.random() < 0.15 else 0.0
-    carts = tuple(_cart(random, index, users, poison) for index in range(sagas))
     calm_ms = span_ms + random.choice((300, 1_000, 4_000))
+    poison = 0.02 if random.random() < 0.15 else 0.0
+    ids = [_saga_id(random, index, poison) for index in range(sagas)]
+    starts = tuple(dict(scenario.request(random, saga_id)) for saga_id in ids)
     return Plan(
         seed,
-        carts,
-        tuple(sorted(_asks(random, span_ms, sagas), key=lambda ask: ask.at_ms)),
-        tuple(sorted(_faults(random, calm_ms), key=lambda fault: fault.at_ms)),
+        starts,
+        tuple(sorted(_asks(random, span_ms, ids), key=lambda ask: ask.at_ms)),
+        tuple(sorted(_faults(random, calm_ms, pools_of(scenario)), key=lambda each: each.at_ms)),
         _weather(random),
         calm_ms,
         timeout_ms=random.choice((3_000, 3_000, 1_000)),
@@ -123,29 +106,31 @@ def plan_of(seed: int, sagas: int = 50) -> Plan:
     )
 
 
-def _cart(random: Random, index: int, users: tuple[str, ...], poison: float) -> Cart:
-    user = random.choice(users)
-    skus = random.choices(("abc123", "xyz789", SCARCE, GONE, "zzz"), (60, 30, 8, 1, 1), k=2)
-    lines = tuple((sku, random.randint(1, 3)) for sku in skus[: random.randint(1, 2)])
-    address = "no_carrier" if random.random() < 0.05 else "123 Main St"
+def pools_of(scenario: Scenario) -> tuple[str, ...]:
+    """Give the names of the services that a scenario needs, each once."""
+    return tuple(dict.fromkeys(step.service for step in scenario.saga.steps))
+
+
+def _saga_id(random: Random, index: int, poison: float) -> str:
     saga_id = f"{random.getrandbits(48):012x}-{index}"
     if random.random() < poison:
         saga_id += POISON + random.choice(("10", "20", "30", "11", "21"))
-        address = "no_carrier" if saga_id.endswith("1") else address
-    return Cart(saga_id, user, lines, address)
+    return saga_id
 
 
-def _asks(random: Random, span_ms: int, sagas: int) -> list[Ask]:
+def _asks(random: Random, span_ms: int, ids: Sequence[str]) -> list[Ask]:
     asks = []
-    for cart in range(sagas):
+    for start, saga_id in enumerate(ids):
         at_ms = random.randrange(span_ms)
         client = random.randrange(CLIENTS)
-        asks.append(Ask(at_ms, client, random.choice((wire.START, wire.START, wire.SUBMIT)), cart))
+        asks.append(Ask(at_ms, client, random.choice((wire.START, wire.START, wire.SUBMIT)), start))
+        if POISON in saga_id:
+            asks.append(Ask(at_ms + 5, client, wire.CANCEL, start))
         while random.random() < 0.2:
             later = at_ms + random.choice((0, 1, random.randrange(span_ms)))
             kind = random.choice((wire.START, wire.START, wire.CANCEL, wire.SHOW))
             other = kind == wire.START and random.random() < 0.2
-            asks.append(Ask(later, random.randrange(CLIENTS), kind, cart, other))
+            asks.append(Ask(later, random.randrange(CLIENTS), kind, start, other))
     return asks
 
 
@@ -166,18 +151,18 @@ def _weather(random: Random) -> dict[str, Weather]:
     return weather
 
 
-def _faults(random: Random, calm_ms: int) -> list[Fault]:
+def _faults(random: Random, calm_ms: int, pools: Sequence[str]) -> list[Fault]:
     kinds = [kind for kind in FAULTS if random.random() < 0.35]
     return [
-        _fault(random, kind, random.randrange(calm_ms))
+        _fault(random, kind, random.randrange(calm_ms), pools)
         for kind in kinds
         for _ in range(random.choice((1, 1, 2, 4)))
     ]
 
 
-def _fault(random: Random, kind: str, at_ms: int) -> Fault:
+def _fault(random: Random, kind: str, at_ms: int, pools: Sequence[str]) -> Fault:
     shards = [f"shard-{index}" for index in range(SHARDS)]
-    disks = [*shards, *POOLS]
+    disks = [*shards, *pools]
     target = random.choice(["router", *disks])
     if kind in {FULL, SLOW, SYNC_FAILS}:
         target = random.choice(disks)
@@ -185,10 +170,10 @@ def _fault(random: Random, kind: str, at_ms: int) -> Fault:
     if kind in {RESET, PART}:
         shard = random.choice(shards)
         target, other = random.choice(
-            [("client-0", "router"), ("router", shard), (random.choice(POOLS), shard)]
+            [("client-0", "router"), ("router", shard), (random.choice(pools), shard)]
         )
     if kind == SICK:
-        target = random.choice(POOLS)
+        target = random.choice(pools)
     if kind in {HANG, PART, FULL, SLOW, SICK}:
         span_ms = random.choice((100, 700, 3_000, 12_000))
     if kind == DIE_AT_POINT:

@@ -15,7 +15,7 @@ from typing import Any
 import zmq
 from msgspec import Struct
 
-from tests.simulation.world import MS, Process, World
+from sagacity.simulation.world import MS, Process, World
 
 HIGH_WATER = 256  # frames on their way or waiting, per connection and direction
 _ONCE = frozenset({1, 18})  # wire tags of what is said once on a connection of a worker
@@ -428,5 +428,3 @@ class TwinPoller:
             else:
                 world.pause(5_000 + int(world.random.random() * 50_000))
         return [(socket, zmq.POLLIN) for socket in self._sockets if socket.inbox]
-
-
