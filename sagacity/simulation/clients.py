@@ -63,7 +63,8 @@ class Clients:
         return [saga_id for saga_id in ids if saga_id not in self.outcomes]
 
     def _connect(self, process: Process) -> Connection:
-        return Connection(ROUTER, machine=TwinMachine(self._cluster.network, process))
+        machine = TwinMachine(self._cluster.network, process)
+        return Connection(ROUTER, timeout_s=self._cluster.plan.patience_s, machine=machine)
 
     def _main_of(self, asks: list[Ask]) -> Callable[[Process], None]:
         starts = self._cluster.plan.starts
@@ -106,8 +107,7 @@ class Clients:
         while todo or open_:
             if self._world.now >= retry_at:  # what is quarantined waits for somebody to ask
                 retry_at += int(RETRY_S * SECOND)
-                for ask in open_.values():
-                    saga_id = starts[ask.start]["saga_id"]
+                for saga_id in self.missing():
                     asked = {"type": "retry", "saga_id": saga_id, "reason": "healed"}
                     connection.ask(wire.RETRY, saga_id, wire.pack(asked))
             for start in todo:

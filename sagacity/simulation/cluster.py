@@ -14,7 +14,6 @@ import apsw
 import router
 from cluster.meters import RouterMeters
 from sagacity import sockets
-from sagacity.ids import shard_of
 from sagacity.saga import Retry
 from sagacity.service import Service
 from sagacity.simulation import plan as plans
@@ -24,18 +23,20 @@ from sagacity.simulation.network import Network
 from sagacity.simulation.plan import Fault, Plan
 from sagacity.simulation.scenario import Scenario
 from sagacity.simulation.world import Process, World
-from sagacity.slots import SlotMap
+from sagacity.slots import SlotMap, slot_of
 from sagacity.sockets import Context
 from sagacity.wire import DECLINED, FAILED, OK, Witness
 from sagacity.worker import Served, Watch, Worker
 from shard.admission import Admission
 from shard.effects import Effects
 from shard.engine import Engine
+from shard.entries import AttemptEnded
+from shard.events import Answered
 from shard.finished import FinishedInMemory
 from shard.guard import OldCopy, StartOver
 from shard.journal import JournalFailed, Receipt
 from shard.links import Links
-from shard.loop import SERVING, Fenced, Loop, NoUpkeep, Upkeep
+from shard.loop import SERVING, Fenced, Loop, NoUpkeep, Received, Upkeep
 from shard.retries import RetryBudget
 from shard.sagas import MS, Definition
 from shard.state import State
@@ -146,16 +147,35 @@ class CheckedLinks(Links):
         super().__init__(*args)
         self._violations = violations
         self._journal = journal
+        self._answered: set[tuple[int, int, int]] = set()  # what has just come
+
+    def receive(self, timeout_ns: int) -> Received:
+        """Receive, and remember which commands have an outcome now."""
+        received = super().receive(timeout_ns)
+        self._answered = {
+            (answer.number, answer.step, answer.direction)
+            for event in received.events
+            if isinstance(event, Answered)
+            for answer in event.items
+            if answer.outcome in {OK, DECLINED}
+        }
+        return received
 
     def send(self, receipt: Receipt, witness: Witness, effects: Effects) -> None:
         """Send, unless it is not written down."""
         if receipt.seq > len(self._journal.rows):
             self._violations.append(f"7: row {receipt.seq} is not durable and causes {effects}")
+        for entry in effects.entries:
+            if isinstance(entry, AttemptEnded) and self._is_answered(entry):
+                self._violations.append(f"B20: {entry} although its outcome had come")
         super().send(receipt, witness, effects)
+
+    def _is_answered(self, entry: AttemptEnded) -> bool:
+        return (entry.number, entry.step, entry.direction) in self._answered
 
 
 class _Watch(Watch):
-    """Sees what a worker has done: no epoch of a shard comes after a higher one."""
+    """Sees what a worker has done: no epoch of a slot comes after a higher one."""
 
     def __init__(self, violations: list[str], epochs: dict[int, int]) -> None:
         self._violations = violations
@@ -166,11 +186,11 @@ class _Watch(Watch):
         for command, answer in zip(served.commands, served.answers, strict=True):
             if answer.outcome not in PERFORMED:
                 continue
-            shard = shard_of(command.number)
-            highest = self._epochs.setdefault(shard, command.epoch)
+            slot = slot_of(command.saga_id)
+            highest = self._epochs.setdefault(slot, command.epoch)
             if command.epoch < highest:
                 self._violations.append(f"3: {command} was performed after epoch {highest}")
-            self._epochs[shard] = max(highest, command.epoch)
+            self._epochs[slot] = max(highest, command.epoch)
 
 
 class Cluster:
@@ -199,6 +219,7 @@ class Cluster:
         self.journals: dict[int, list[tuple[int, bytes, bytes]]] = {
             index: [] for index in range(plans.SHARDS)
         }
+        self.decided_at: dict[int, list[int]] = {index: [] for index in self.journals}
         self.moods = Moods(self.world)
         self.services: dict[str, Service] = {
             each.name: self.moods.moody(each) for each in scenario.services(self._crash)
@@ -297,7 +318,7 @@ class Cluster:
 
         def main(process: Process) -> None:
             disk = self.disks[process.name]
-            journal = TwinJournal(process, disk, self.journals[index])
+            journal = TwinJournal(process, disk, self.journals[index], self.decided_at[index])
             links = CheckedLinks(
                 self.violations,
                 journal,

@@ -47,11 +47,19 @@ class TwinJournal(MemoryJournal):
         process: that writes.
         disk: that it lies on.
         rows: that are there.
+        decided_at: when each was decided, in the world's time.
     """
 
-    def __init__(self, process: Process, disk: Disk, rows: list[tuple[int, bytes, bytes]]) -> None:
+    def __init__(
+        self,
+        process: Process,
+        disk: Disk,
+        rows: list[tuple[int, bytes, bytes]],
+        decided_at: list[int],
+    ) -> None:
         super().__init__()
         self.rows = rows
+        self._decided_at = decided_at
         self._process = process
         self._disk = disk
 
@@ -60,6 +68,7 @@ class TwinJournal(MemoryJournal):
         if not entries:
             return self.last
         world, disk = self._process.world, self._disk
+        decided_at = world.now
         self._process.point()
         world.pause(disk.sync_ns(world))
         if world.now < disk.full_until:
@@ -70,8 +79,10 @@ class TwinJournal(MemoryJournal):
             disk.failed += 1
             if took_place:
                 super().commit(entries, epoch, wall_ms)
+                self._decided_at.append(decided_at)
             raise JournalFailed("the sync failed")
         receipt = super().commit(entries, epoch, wall_ms)
+        self._decided_at.append(decided_at)
         self._process.point()
         return receipt
 

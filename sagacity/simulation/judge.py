@@ -10,16 +10,19 @@ import apsw
 from msgspec import Struct, field
 
 from sagacity import wire
+from sagacity.errors import NotTaken
 from sagacity.ids import ACTION, STEP_BITS, STEPS_MAX
-from sagacity.simulation.clients import Clients, body_of
+from sagacity.simulation.clients import LAST, Clients, Heard, body_of
 from sagacity.simulation.cluster import Cluster
 from sagacity.simulation.plan import Ask
 from sagacity.simulation.scenario import Fate
+from sagacity.simulation.world import MS
 from sagacity.wire import Answer
-from shard.entries import Finished, Opened, Started, TurnedBack
+from shard.entries import DEADLINE, TIMED_OUT, AttemptEnded, Finished, Opened, Started, TurnedBack
 from shard.journal import JournalRefused, MemoryJournal
 from shard.phases import COMPLETED
 
+LEFT_AT_LEAST_MS = 10_000  # of a deadline, at a recovery
 _STARTS = frozenset({wire.START, wire.SUBMIT})
 
 
@@ -28,6 +31,8 @@ class _Saga(Struct):
 
     started: Started
     shard: int
+    started_at: int
+    moved_at: int  # when its last entry was decided
     succeeded: list[int] = field(default_factory=list)  # steps whose action's success is written
     declined: list[int] = field(default_factory=list)
     compensated: list[int] = field(default_factory=list)
@@ -44,7 +49,7 @@ def judge(cluster: Cluster, clients: Clients) -> list[str]:
     faults: list[str] = []
     sagas: dict[int, _Saga] = {}
     for shard, rows in cluster.journals.items():
-        faults += _journal(shard, rows, sagas)
+        faults += _journal(cluster, shard, rows, sagas)
     faults += _sagas(sagas, len(cluster.scenario.saga.steps))
     if cluster.violations or faults:
         return faults  # it was stopped half-way: the rest says nothing
@@ -55,24 +60,34 @@ def judge(cluster: Cluster, clients: Clients) -> list[str]:
 
 
 def _journal(
-    shard: int, rows: list[tuple[int, bytes, bytes]], sagas: dict[int, _Saga]
+    cluster: Cluster, shard: int, rows: list[tuple[int, bytes, bytes]], sagas: dict[int, _Saga]
 ) -> Iterator[str]:
-    """3 and 4: dense and chained, epochs never fall, every entry where it may be."""
+    """3 and 4: dense and chained, epochs never fall, every entry where and when it may be."""
+    decided_at = cluster.decided_at[shard]
     journal = MemoryJournal()
     journal.rows = rows
-    epoch = 0
+    epoch = recovered_at = 0
     try:
         for seq, batch in journal.replay():
             if batch.epoch < epoch:
                 yield f"3: shard {shard} row {seq}: epoch {batch.epoch} after {epoch}"
+            if batch.epoch > epoch:
+                recovered_at = decided_at[seq - 1]
             epoch = batch.epoch
             for entry in batch.entries:
                 if isinstance(entry, Started):
                     if entry.number in sagas:
                         yield f"1: number {entry.number} was given twice"
-                    sagas[entry.number] = _Saga(entry, shard)
+                    sagas[entry.number] = _Saga(
+                        entry, shard, decided_at[seq - 1], decided_at[seq - 1]
+                    )
                 elif not isinstance(entry, Opened) and hasattr(entry, "number"):
-                    yield from _entry(entry, sagas.get(entry.number))
+                    saga = sagas.get(entry.number)
+                    yield from _entry(entry, saga)
+                    if saga is not None:
+                        yield from _time(cluster, entry, saga, decided_at[seq - 1], recovered_at)
+                        if not (saga.turned_back and getattr(entry, "direction", None) == ACTION):
+                            saga.moved_at = decided_at[seq - 1]
     except JournalRefused as error:
         yield f"3: shard {shard}: {error.text}"
 
@@ -94,6 +109,19 @@ def _entry(entry: Any, saga: _Saga | None) -> Iterator[str]:
             saga.declined.append(entry.step)
         elif ok:
             saga.compensated.append(entry.step)
+
+
+def _time(cluster: Cluster, entry: Any, saga: _Saga, at: int, recovered_at: int) -> Iterator[str]:
+    """No attempt and no saga ends before its time, whatever clocks say."""
+    plan = cluster.plan
+    if isinstance(entry, AttemptEnded) and entry.cause == TIMED_OUT:
+        had_ms = (at - max(saga.moved_at, recovered_at)) // MS
+        if had_ms < plan.timeout_ms:
+            yield f"B10: {saga.started.saga_id}: {entry} after {had_ms} ms"
+    if isinstance(entry, TurnedBack) and entry.cause == DEADLINE:
+        had_ms = (at - max(saga.started_at, recovered_at)) // MS
+        if had_ms < min(plan.deadline_ms, LEFT_AT_LEAST_MS):
+            yield f"B20: {saga.started.saga_id} turned back after {had_ms} ms: {entry}"
 
 
 def _sagas(sagas: dict[int, _Saga], steps: int) -> Iterator[str]:
@@ -129,6 +157,8 @@ def _heard(cluster: Cluster, clients: Clients, sagas: dict[int, _Saga]) -> Itera
     for heard in clients.heard:
         if heard.code == 13:
             yield f"a bug was answered: {heard}"
+        if heard.code == NotTaken.code and heard.ask.client != LAST and heard.ask.kind in _STARTS:
+            yield from _not_taken(cluster, heard, by_id.get(heard.saga_id))
         if heard.code is not None or heard.ask.kind == wire.SHOW:
             continue
         saga = by_id.get(heard.saga_id)
@@ -143,6 +173,17 @@ def _heard(cluster: Cluster, clients: Clients, sagas: dict[int, _Saga]) -> Itera
                 yield f"2: {heard.saga_id} was told {told[heard.saga_id]} and {said}"
             if (said["status"] == "COMPLETED") != saga.completed:
                 yield f"2: {heard.saga_id} was told {said}, its journal says another"
+
+
+def _not_taken(cluster: Cluster, heard: Heard, saga: _Saga | None) -> Iterator[str]:
+    """A start of which every try was refused has not begun, unless another client's has."""
+    others = [
+        ask
+        for ask in cluster.plan.asks
+        if ask.start == heard.ask.start and ask.kind in _STARTS and ask != heard.ask
+    ]
+    if saga is not None and not others and saga.started_at <= heard.at_ns:
+        yield f"A10: {heard.saga_id} was said not to be taken and had been: {heard}"
 
 
 def _same_content(cluster: Cluster, ask: Ask, started: Started) -> bool:

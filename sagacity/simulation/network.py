@@ -184,7 +184,15 @@ class Network:
         if not up:
             wire.down_on_way += 1
         pause = self.world.random.randrange(weather.delay_ms * MS)
-        self.world.after(pause, self._arrive, wire, frame, up)
+        self.world.after(pause, self._arrive if up else self._arrive_anyhow, wire, frame, up)
+
+    def _arrive_anyhow(self, wire: Wire, frame: bytes, up: bool) -> None:
+        """Arrive although the connection may be another by now: a DEALER cannot tell."""
+        wire.down_on_way -= 1
+        socket = wire.dealer
+        if not socket.closed and socket.wire is not None:
+            socket.inbox.append(frame)
+            socket.wake()
 
     def _arrive(self, wire: Wire, frame: bytes, up: bool) -> None:
         if not up:
@@ -240,6 +248,7 @@ class TwinSocket:
         "closed",
         "inbox",
         "kind_of_link",
+        "mandatory",
         "monitor",
         "network",
         "owner",
@@ -256,6 +265,7 @@ class TwinSocket:
         self.address = ""
         self.kind_of_link = ""
         self.closed = False
+        self.mandatory = False
         self.inbox: deque[Any] = deque()
         self.wire: Wire | None = None
         self.wires: dict[bytes, Wire] = {}
@@ -264,7 +274,9 @@ class TwinSocket:
         self._pending: bytes | None = None
 
     def setsockopt(self, option: int, value: object) -> None:
-        """Take an option; what matters is built in."""
+        """Take an option; but for one, what matters is built in."""
+        if option == zmq.ROUTER_MANDATORY:
+            self.mandatory = bool(value)
 
     def getsockopt(self, option: int) -> int:
         """Say whether more parts of a message are there; nothing else is asked."""
@@ -311,6 +323,8 @@ class TwinSocket:
         identity, frame = parts
         wire = self.wires.get(identity)
         if self.closed or wire is None:
+            if not self.mandatory:
+                return  # dropped in silence
             raise zmq.ZMQError(errno.EHOSTUNREACH)
         if wire.down_on_way + len(wire.dealer.inbox) >= HIGH_WATER:
             raise _AGAIN.with_traceback(None)

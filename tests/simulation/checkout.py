@@ -70,6 +70,7 @@ def judge(databases: Mapping[str, apsw.Connection], fates: Sequence[Fate]) -> It
     for what, left in (("reservations", held), ("payments", payments), ("shipments", shipments)):
         if left:
             yield f"7: {what} of {sorted(left)}, which are no sagas"
+    yield from _rows_without_barrier(databases)
     accounts = _read(databases["payment"], "SELECT user_id, balance FROM account")
     spent = dict(
         _read(
@@ -79,6 +80,22 @@ def judge(databases: Mapping[str, apsw.Connection], fates: Sequence[Fate]) -> It
     for user, balance in accounts:
         if balance != CATALOG.accounts[user] - spent.get(user, 0):
             yield f"9: {user} has {balance} and has spent {spent.get(user, 0)}"
+
+
+def _rows_without_barrier(databases: Mapping[str, apsw.Connection]) -> Iterator[str]:
+    """7: what a service wrote stands beside the stored success that says so."""
+    for service, table in (
+        ("inventory", "reservation"),
+        ("payment", "payment"),
+        ("shipping", "shipment"),
+    ):
+        orphans = _read(
+            databases[service],
+            f"SELECT number, step FROM {table} AS row WHERE NOT EXISTS (SELECT 1 FROM barrier"
+            " WHERE key = (row.number << 5) + (row.step << 1) AND outcome = 0)",
+        )
+        if orphans:
+            yield f"7: {table} holds {orphans}, which no stored success explains"
 
 
 def _stock(database: apsw.Connection) -> tuple[list[str], dict[int, int]]:

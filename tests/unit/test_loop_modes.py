@@ -55,8 +55,19 @@ def test_a_shard_that_starts_writes_nothing_answers_reads_and_refuses_the_rest()
     for _ in range(40):
         rig.turn(took_ms=500)
     assert rig.loop.mode == STARTING
-    assert sorted(map(str, said(rig))) == ["11", "11", "11", "saga"]
+    assert sorted(map(str, said(rig))) == ["11", "11", "saga"]  # the repeat waits for the outcome
     assert rig.journal.rows == rows
+
+
+def test_a_shard_that_starts_answers_repeats() -> None:
+    """SPEC 2 and 4: code 11 would say that a start which was taken before was not."""
+    rig = serving()
+    rig.begin()
+    rig.turn(rig.start("s1"))
+    assert (rig.loop.mode, said(rig)) == (STARTING, [])
+    rig.turn(*hellos(rig))
+    settled(rig)
+    assert said(rig) == ["checkout_complete"]
 
 
 def test_what_workers_say_before_a_shard_is_open_is_not_written() -> None:
