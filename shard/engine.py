@@ -176,10 +176,11 @@ class Engine:
         self._guess_paces(now)
 
     def wait(self, events: list[Event], now: Instant, refusal: SagacityError) -> Effects:
-        """Take a batch while nothing may be written: reads and repeats are answered, others refused.
+        """Take a batch while nothing may be written: reads and repeats are answered, no more.
 
-        A repeat that was refused would be a lie: its start may have been taken before. Workers are taken note of and get no commands. What they answer is asked of them again
-        when the shard goes on, under the same number: nothing is lost.
+        A repeat must not be refused: its start may have been taken before, by the shard that was
+        here before this one. Workers are taken note of and get no commands. What they answer is
+        asked of them again when the shard goes on, under the same number: nothing is lost.
 
         Returns:
             Effects without entries.

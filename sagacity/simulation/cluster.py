@@ -177,12 +177,16 @@ class CheckedLinks(Links):
 class _Watch(Watch):
     """Sees what a worker has done: no epoch of a slot comes after a higher one."""
 
-    def __init__(self, violations: list[str], epochs: dict[int, int]) -> None:
+    def __init__(
+        self, violations: list[str], epochs: dict[int, int], reached: Counter[str]
+    ) -> None:
         self._violations = violations
         self._epochs = epochs
+        self._reached = reached
 
     def served(self, served: Served) -> None:
         """Look at the epochs of what was performed."""
+        self._reached["commands repeated"] += served.repeated
         for command, answer in zip(served.commands, served.answers, strict=True):
             if answer.outcome not in PERFORMED:
                 continue
@@ -244,7 +248,8 @@ class Cluster:
             self._start(name)
         for fault in plan.faults:
             self.world.after(fault.at_ms * MS, self._strike, fault)
-        self.world.after(plan.calm_ms * MS, self._calm)
+        self.calm_at = self.world.now + plan.calm_ms * MS
+        self.world.at(self.calm_at, self._calm)
 
     @property
     def idle(self) -> bool:
@@ -266,10 +271,11 @@ class Cluster:
         known = self.world.processes.get(name)
         if known is None or not known.alive:
             process = self.world.spawn(name, self._mains[name])
-            process.at_death.append(lambda: self._start_again(name))
+            process.at_death.append(lambda: self._died(name))
 
-    def _start_again(self, name: str) -> None:
+    def _died(self, name: str) -> None:
         """What a supervisor does; of a pool it is the standby that goes on."""
+        self.reached[f"deaths of {name.partition('-')[0]}"] += 1
         self.world.after(self.world.random.randrange(5 * MS, 300 * MS), self._start, name)
 
     def _ended(self, process: Process, error: BaseException | None) -> None:
@@ -348,7 +354,7 @@ class Cluster:
                 CLUSTER,
                 catalog=self.scenario.catalog,
                 log=self.log,
-                watch=_Watch(self.violations, self._epochs[name]),
+                watch=_Watch(self.violations, self._epochs[name], self.reached),
                 machine=TwinMachine(self.network, process),
                 open_database=lambda _: self.databases[name].open_by(process),
             )

@@ -14,14 +14,25 @@ from sagacity.errors import NotTaken
 from sagacity.ids import ACTION, STEP_BITS, STEPS_MAX
 from sagacity.simulation.clients import LAST, Clients, Heard, body_of
 from sagacity.simulation.cluster import Cluster
+from sagacity.simulation.network import Weather
 from sagacity.simulation.plan import Ask
 from sagacity.simulation.scenario import Fate
 from sagacity.simulation.world import MS
 from sagacity.wire import Answer
-from shard.entries import DEADLINE, TIMED_OUT, AttemptEnded, Finished, Opened, Started, TurnedBack
+from shard.entries import (
+    DEADLINE,
+    TIMED_OUT,
+    AttemptEnded,
+    Finished,
+    Opened,
+    Quarantined,
+    Started,
+    TurnedBack,
+)
 from shard.journal import JournalRefused, MemoryJournal
 from shard.phases import COMPLETED
 
+_FAIR = Weather()
 LEFT_AT_LEAST_MS = 10_000  # of a deadline, at a recovery
 _STARTS = frozenset({wire.START, wire.SUBMIT})
 
@@ -37,6 +48,7 @@ class _Saga(Struct):
     declined: list[int] = field(default_factory=list)
     compensated: list[int] = field(default_factory=list)
     turned_back: int = 0
+    attempts: dict[int, int] = field(default_factory=dict)  # of actions, the current one
     finished: Finished | None = None
 
     @property
@@ -45,7 +57,7 @@ class _Saga(Struct):
 
 
 def judge(cluster: Cluster, clients: Clients) -> list[str]:
-    """Give what does not hold."""
+    """Give what does not hold; counts in the cluster what was reached."""
     faults: list[str] = []
     sagas: dict[int, _Saga] = {}
     for shard, rows in cluster.journals.items():
@@ -84,6 +96,7 @@ def _journal(
                 elif not isinstance(entry, Opened) and hasattr(entry, "number"):
                     saga = sagas.get(entry.number)
                     yield from _entry(entry, saga)
+                    _count(cluster.reached, entry, saga, cluster.plan.stuck_after)
                     if saga is not None:
                         yield from _time(cluster, entry, saga, decided_at[seq - 1], recovered_at)
                         if not (saga.turned_back and getattr(entry, "direction", None) == ACTION):
@@ -109,6 +122,28 @@ def _entry(entry: Any, saga: _Saga | None) -> Iterator[str]:
             saga.declined.append(entry.step)
         elif ok:
             saga.compensated.append(entry.step)
+
+
+def _count(reached: Counter[str], entry: Any, saga: _Saga | None, stuck_after: int) -> None:
+    """Count the ways of a saga that have to be seen now and then."""
+    if saga is None:
+        return
+    if isinstance(entry, Answer):
+        if entry.direction == ACTION and saga.turned_back:
+            reached["successes after turning back"] += 1
+        if entry.direction != ACTION and entry.step not in saga.succeeded:
+            reached["compensations of what may have happened"] += 1
+        if entry.direction == ACTION and entry.attempt < saga.attempts.get(entry.step, 0):
+            reached["successes of an older attempt"] += 1
+    elif isinstance(entry, AttemptEnded):
+        if entry.direction == ACTION:
+            saga.attempts[entry.step] = entry.attempt + 1
+        elif entry.attempt == stuck_after:
+            reached["sagas stuck"] += 1
+    elif isinstance(entry, Quarantined):
+        reached["commands quarantined"] += 1
+    elif isinstance(entry, TurnedBack):
+        reached[f"turned back: {entry.cause}"] += 1
 
 
 def _time(cluster: Cluster, entry: Any, saga: _Saga, at: int, recovered_at: int) -> Iterator[str]:
@@ -155,9 +190,14 @@ def _heard(cluster: Cluster, clients: Clients, sagas: dict[int, _Saga]) -> Itera
     by_id = {saga.started.saga_id: saga for saga in sagas.values()}
     told: dict[str, Any] = {}
     for heard in clients.heard:
+        cluster.reached[f"answers with code {heard.code}"] += 1
+        if heard.ask.kind == wire.CANCEL and heard.code is None:
+            cluster.reached["cancels taken"] += 1
+        if heard.ask.other and "fingerprint" in heard.body:
+            cluster.reached["other content refused"] += 1
         if heard.code == 13:
             yield f"a bug was answered: {heard}"
-        if heard.code == NotTaken.code and heard.ask.client != LAST and heard.ask.kind in _STARTS:
+        if heard.code == NotTaken.code and _is_definite(cluster, heard.ask):
             yield from _not_taken(cluster, heard, by_id.get(heard.saga_id))
         if heard.code is not None or heard.ask.kind == wire.SHOW:
             continue
@@ -175,6 +215,12 @@ def _heard(cluster: Cluster, clients: Clients, sagas: dict[int, _Saga]) -> Itera
                 yield f"2: {heard.saga_id} was told {said}, its journal says another"
 
 
+def _is_definite(cluster: Cluster, ask: Ask) -> bool:
+    """Say whether a refusal of it speaks for all its tries: what came twice is answered twice."""
+    doubles = any(cluster.plan.weather.get(kind, _FAIR).duplication for kind in ("client", "shard"))
+    return ask.client != LAST and ask.kind in _STARTS and not doubles
+
+
 def _not_taken(cluster: Cluster, heard: Heard, saga: _Saga | None) -> Iterator[str]:
     """A start of which every try was refused has not begun, unless another client's has."""
     others = [
@@ -182,7 +228,8 @@ def _not_taken(cluster: Cluster, heard: Heard, saga: _Saga | None) -> Iterator[s
         for ask in cluster.plan.asks
         if ask.start == heard.ask.start and ask.kind in _STARTS and ask != heard.ask
     ]
-    if saga is not None and not others and saga.started_at <= heard.at_ns:
+    known_by = min(heard.at_ns, cluster.calm_at)  # then the last client asks for it
+    if saga is not None and not others and saga.started_at < known_by:
         yield f"A10: {heard.saga_id} was said not to be taken and had been: {heard}"
 
 

@@ -75,7 +75,9 @@ class Network:
         self.weather: dict[str, Weather] = {}
         self.listeners: dict[str, TwinSocket] = {}
         self.kinds: dict[str, str] = {}  # of link, by address
-        self.partitions: dict[frozenset[str], int] = {}  # names of two processes -> until when
+        # Names of two processes -> until when, and what waits for that.
+        self.partitions: dict[frozenset[str], int] = {}
+        self._waiting: list[tuple[Wire, bytes, bool]] = []
         self.lost = self.doubled = self.overtaken = self.resets = self.held = 0
         self._identities = 0
         self._fair = Weather()
@@ -88,10 +90,12 @@ class Network:
         """Let every frame arrive from now on."""
         self.weather.clear()
         self.partitions.clear()
+        self._heal()
 
     def part(self, one: str, other: str, until: int) -> None:
         """Hold what two processes send each other."""
         self.partitions[frozenset((one, other))] = until
+        self.world.at(until, self._heal)
 
     def reset(self, one: str, other: str) -> bool:
         """End the connections between two processes; say whether there was one."""
@@ -145,11 +149,19 @@ class Network:
         for wire in wires:
             self.world.after(self.world.random.randrange(20_000, 2 * MS), self.end, wire)
 
-    def _held(self, one: Process, other: Process) -> int:
+    def _held(self, one: Process, other: Process) -> bool:
         if not self.partitions:
-            return 0
-        until = self.partitions.get(frozenset((one.name, other.name)), 0)
-        return until if until > self.world.now else 0
+            return False
+        return self.partitions.get(frozenset((one.name, other.name)), 0) > self.world.now
+
+    def _heal(self) -> None:
+        """Let go of what no partition holds any more."""
+        waiting, self._waiting = self._waiting, []
+        for wire, frame, up in waiting:
+            if not up:
+                wire.down_on_way -= 1
+            if wire.alive:
+                self.send(wire, frame, up=up)
 
     # -- frames ---------------------------------------------------------------------------------
 
@@ -158,10 +170,12 @@ class Network:
         random = self.world.random
         weather = self.weather.get(wire.kind, self._fair)
         arrives = self.world.now + 20_000 + int(random.random() * weather.latency_us * 1_000)
-        held = self._held(wire.dealer.owner, wire.router.owner)
-        if held:
+        if self._held(wire.dealer.owner, wire.router.owner):
             self.held += 1
-            arrives += held - self.world.now
+            self._waiting.append((wire, frame, up))
+            if not up:
+                wire.down_on_way += 1
+            return
         if not weather.is_fair and not (wire.kind == "worker" and frame[1] in _ONCE):
             if random.random() < weather.loss:
                 self.lost += 1

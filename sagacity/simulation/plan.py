@@ -158,7 +158,7 @@ def _faults(random: Random, calm_ms: int, pools: Sequence[str]) -> list[Fault]:
     return [
         _fault(random, kind, random.randrange(calm_ms), pools)
         for kind in kinds
-        for _ in range(random.choice((1, 1, 2, 4)))
+        for _ in range(random.choice((1, 2, 2, 5)))
     ]
 
 
@@ -177,9 +177,9 @@ def _fault(random: Random, kind: str, at_ms: int, pools: Sequence[str]) -> Fault
     if kind == SICK:
         target = random.choice(pools)
     if kind in {HANG, PART, FULL, SLOW, SICK}:
-        span_ms = random.choice((100, 700, 3_000, 12_000))
+        span_ms = random.choice((100, 700, 2_000, 12_000))
     if kind == DIE_AT_POINT:
-        number = random.randrange(200)
+        number = random.randrange(random.choice((10, 50, 200)))
     elif kind == SYNC_FAILS:
         number = random.randrange(2)
     elif kind == CLOCK:

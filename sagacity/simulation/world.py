@@ -209,7 +209,7 @@ class World:
                 main(process)
             except GreenletExit:
                 return
-            except Exception as raised:
+            except BaseException as raised:  # a broken invariant is no Exception
                 error = raised
             if process.alive:
                 self._bury(process)
