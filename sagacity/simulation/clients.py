@@ -14,7 +14,7 @@ from sagacity.simulation.cluster import ROUTER, Cluster, TwinMachine
 from sagacity.simulation.plan import CLIENTS, Ask
 from sagacity.simulation.world import MS, SECOND, Process
 
-FINAL = frozenset({"COMPLETED", "ABORTED"})
+STARTS = frozenset({wire.START, wire.SUBMIT})
 RETRY_S = 3.0
 LAST = CLIENTS  # the client that asks when the faults are over
 
@@ -31,7 +31,9 @@ class Heard(Struct, frozen=True):
     @property
     def final(self) -> bool:
         """Whether it tells the outcome."""
-        return self.code is None and self.body.get("status") in FINAL
+        if self.code is not None or self.ask.kind not in STARTS:
+            return False
+        return not str(self.body.get("type")).endswith("_accepted")
 
 
 class Clients:

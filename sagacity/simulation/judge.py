@@ -12,7 +12,7 @@ from msgspec import Struct, field
 from sagacity import wire
 from sagacity.errors import NotTaken
 from sagacity.ids import ACTION, STEP_BITS, STEPS_MAX
-from sagacity.simulation.clients import LAST, Clients, Heard, body_of
+from sagacity.simulation.clients import LAST, STARTS, Clients, Heard, body_of
 from sagacity.simulation.cluster import Cluster
 from sagacity.simulation.network import Weather
 from sagacity.simulation.plan import Ask
@@ -34,7 +34,6 @@ from shard.phases import COMPLETED
 
 _FAIR = Weather()
 LEFT_AT_LEAST_MS = 10_000  # of a deadline, at a recovery
-_STARTS = frozenset({wire.START, wire.SUBMIT})
 
 
 class _Saga(Struct):
@@ -205,20 +204,20 @@ def _heard(cluster: Cluster, clients: Clients, sagas: dict[int, _Saga]) -> Itera
         if saga is None:
             yield f"1: {heard.saga_id} was acknowledged and is in no journal"
             continue
-        if heard.ask.kind in _STARTS and not _same_content(cluster, heard.ask, saga.started):
+        if heard.ask.kind in STARTS and not _same_content(cluster, heard.ask, saga.started):
             yield f"1: {heard.saga_id} was answered and is of other content: {heard}"
         if heard.final and saga.finished is not None:
             said = {key: heard.body[key] for key in heard.body if key != "in_reply_to"}
             if told.setdefault(heard.saga_id, said) != said:
                 yield f"2: {heard.saga_id} was told {told[heard.saga_id]} and {said}"
-            if (said["status"] == "COMPLETED") != saga.completed:
+            if said != wire.unpack(saga.finished.answer):
                 yield f"2: {heard.saga_id} was told {said}, its journal says another"
 
 
 def _is_definite(cluster: Cluster, ask: Ask) -> bool:
     """Say whether a refusal of it speaks for all its tries: what came twice is answered twice."""
     doubles = any(cluster.plan.weather.get(kind, _FAIR).duplication for kind in ("client", "shard"))
-    return ask.client != LAST and ask.kind in _STARTS and not doubles
+    return ask.client != LAST and ask.kind in STARTS and not doubles
 
 
 def _not_taken(cluster: Cluster, heard: Heard, saga: _Saga | None) -> Iterator[str]:
@@ -226,7 +225,7 @@ def _not_taken(cluster: Cluster, heard: Heard, saga: _Saga | None) -> Iterator[s
     others = [
         ask
         for ask in cluster.plan.asks
-        if ask.start == heard.ask.start and ask.kind in _STARTS and ask != heard.ask
+        if ask.start == heard.ask.start and ask.kind in STARTS and ask != heard.ask
     ]
     known_by = min(heard.at_ns, cluster.calm_at)  # then the last client asks for it
     if saga is not None and not others and saga.started_at < known_by:
