@@ -11,6 +11,7 @@ from msgspec import Struct
 from tests.museum.plant import Change
 
 SIMULATION: Final = "simulation"
+TESTS: Final = "tests"  # of the default suite
 
 
 class Bug(Struct, frozen=True):
@@ -20,15 +21,21 @@ class Bug(Struct, frozen=True):
         name: as in the proof.
         layer: that finds it.
         changes: that plant it.
+        tests: files or tests that have to turn red, where the layer is the tests.
     """
 
     name: str
     layer: str
     changes: tuple[Change, ...]
+    tests: tuple[str, ...] = ()
 
 
 def _bug(name: str, layer: str, *changes: tuple[str, str, str]) -> Bug:
     return Bug(name, layer, tuple(Change(*change) for change in changes))
+
+
+def _tested(name: str, tests: str, *changes: tuple[str, str, str]) -> Bug:
+    return Bug(name, TESTS, tuple(Change(*change) for change in changes), tuple(tests.split()))
 
 
 BUGS: Final = (
@@ -312,4 +319,132 @@ BUGS: Final = (
             'error = NotTaken(f"{self._name(peer)} is down", retry_after_ms=RETRY_AFTER_MS)',
         ),
     ),
+    _tested(
+        "salted_hash_slots",
+        "tests/unit/test_slots.py",
+        (
+            "sagacity.slots:slot_of",
+            "return crc32(saga_id.encode()) & (SLOTS - 1)",
+            "return hash(saga_id) & (SLOTS - 1)",
+        ),
+    ),
+    _tested(
+        "resend_without_jitter",
+        "tests/unit/test_retries.py",
+        (
+            "shard.retries:backoff_ns",
+            'fraction = crc32(f"{saga_id}/{step}/{attempt}".encode())',
+            "fraction = 1 << 31",
+        ),
+    ),
+    _tested(
+        "duplicate_map_key",
+        "tests/unit/test_wire.py",
+        ("sagacity.wire:_unique", "if len(found) != len(pairs):", "if False:"),
+    ),
+    _tested(
+        "nan_accepted",
+        "tests/unit/test_conversation.py",
+        (
+            "cluster.conversation:_no_constant",
+            'raise ValueError(f"{name} is no JSON")',
+            "return float(name)",
+        ),
+    ),
+    _tested(
+        "unbounded_outbox",
+        "tests/unit/test_sockets.py",
+        (
+            "sagacity.sockets:Outbox._shorten",
+            "while self._peer_bytes.get(identity, 0) > self._peer_bytes_max:",
+            "while False:",
+        ),
+    ),
+    _tested(
+        "router_not_mandatory",
+        "tests/integration/test_links.py tests/unit/test_sockets.py",
+        (
+            "sagacity.sockets:_socket",
+            "socket.setsockopt(zmq.ROUTER_MANDATORY, 1)",
+            "socket.setsockopt(zmq.ROUTER_MANDATORY, 0)",
+        ),
+    ),
+    _tested(
+        "witness_ignored",
+        "tests/unit/test_guard.py tests/unit/test_loop_modes.py",
+        ("shard.guard:Gate.hear", "if finding is not None:", "if False:"),
+    ),
+    _tested(
+        "filter_says_wrong_no",
+        "tests/unit/test_segments.py tests/unit/test_compaction.py",
+        (
+            "shard.segments:Prints.may_hold",
+            "bucket = top >> (_TOP_BITS - self.bits)",
+            """
+            bucket = top >> (_TOP_BITS - self.bits)
+            if top % 64 == 7:
+                return False
+            """,
+        ),
+    ),
+    _tested(
+        "epoch_unchecked_in_journal",
+        "tests/unit/test_loop_modes.py",
+        (
+            "shard.state:State.opened",
+            'check(entry.epoch > self.epoch, "an epoch fell", was=self.epoch, got=entry.epoch, '
+            "seq=seq)",
+            "pass",
+        ),
+    ),
+    _tested(
+        "truncate_on_corruption",
+        "tests/unit/test_journal_file.py tests/unit/test_verify.py",
+        (
+            "shard.journal:SqliteJournal.replay",
+            "yield seq, self._checked(seq, chain, packed)",
+            """
+            try:
+                whole = self._checked(seq, chain, packed)
+            except JournalRefused:
+                self._db.execute("DELETE FROM journal WHERE seq >= ?", (seq,))
+                return
+            yield seq, whole
+            """,
+        ),
+    ),
+    _tested(
+        "acknowledge_before_fsync",
+        "tests/unit/test_journal_file.py",
+        (
+            "shard.store:Store._open",
+            '_set(db, "synchronous", "FULL", expect=2)',
+            '_set(db, "synchronous", "OFF", expect=0)',
+        ),
+    ),
+    _tested(
+        "compensation_trusts_ids",
+        "tests/unit/test_services.py",
+        (
+            "services.payment:refund",
+            "row: Any = db.execute(_CHARGED, (call.number, call.step)).fetchone()",
+            """
+            row: Any = db.execute(_CHARGED, (call.number, call.step)).fetchone()
+            if call.body.payment_id is not UNSET:
+                row = db.execute(
+                    "SELECT id, user_id, amount, refunded FROM payment WHERE id = ?",
+                    (call.body.payment_id[1:],),
+                ).fetchone()
+            """,
+        ),
+    ),
 )
+
+
+def by_name(name: str) -> Bug:
+    """Give a bug.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    return {bug.name: bug for bug in BUGS}[name]

@@ -1,6 +1,6 @@
 """Plant: changes a function of production code, as a diff would, for as long as a block lasts.
 
-The changed source is compiled in the function's own module. Nothing in production code knows of
+The function's code is replaced by that of its changed source. Nothing in production code knows of
 it, so no switch can be left on there; a change that fits no more fails at once.
 """
 
@@ -9,7 +9,6 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 from msgspec import Struct
@@ -44,33 +43,30 @@ def planted(*changes: Change) -> Iterator[None]:
 
 @contextmanager
 def _planted(change: Change) -> Iterator[None]:
-    module_name, _, path = change.place.partition(":")
-    module = import_module(module_name)
-    owner, name = _owner(module, path)
-    before = inspect.getattr_static(owner, name)
-    setattr(owner, name, _compiled(before, change))
+    function = _function(change.place)
+    before = function.__code__
+    function.__code__ = _compiled(function, change)  # so whoever holds the function has the change
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        function.__code__ = before
 
 
-def _owner(module: ModuleType, path: str) -> tuple[Any, str]:
-    *outer, name = path.split(".")
-    owner: Any = module
-    for part in outer:
-        owner = getattr(owner, part)
-    return owner, name
+def _function(place: str) -> Any:
+    module_name, _, path = place.partition(":")
+    found: Any = import_module(module_name)
+    for part in path.split("."):
+        found = inspect.getattr_static(found, part)
+    return found.__func__ if isinstance(found, staticmethod) else found
 
 
-def _compiled(before: Any, change: Change) -> Any:
-    function = before.__func__ if isinstance(before, staticmethod) else before
+def _compiled(function: Any, change: Change) -> Any:
     source = textwrap.dedent(inspect.getsource(function))
     old, new = _indented(source, change)
     made: dict[str, Any] = {}
     changed = source.replace(old, new)
     exec(compile(changed, f"<planted {change.place}>", "exec"), function.__globals__, made)
-    return made[function.__name__]
+    return made[function.__name__].__code__
 
 
 def _indented(source: str, change: Change) -> tuple[str, str]:

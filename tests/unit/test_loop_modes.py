@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 
+from sagacity.errors import InvariantBroken
 from sagacity.ids import count_of
 from sagacity.wire import CANCEL, FAILED, OK, SHOW, pack, unpack
 from shard.entries import Opened
@@ -35,6 +36,14 @@ def settled(rig: Rig) -> None:
             rig.links.held[peer].clear()
         rig.turn(*rig.beats(), *answers, took_ms=400)
     raise AssertionError("a saga does not end")
+
+
+def test_a_journal_in_which_two_owners_wrote_is_not_replayed() -> None:
+    """E1: an epoch that does not grow was written by who did not know of the other."""
+    rig = Rig()
+    rig.journal.commit([Opened(CLUSTER_ID, 0, 1)], 1, 1)
+    with pytest.raises(InvariantBroken, match="an epoch fell"):
+        rig.begin()
 
 
 # -- starting -------------------------------------------------------------------------------------
