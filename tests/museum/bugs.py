@@ -392,8 +392,7 @@ BUGS: Final = (
         "tests/unit/test_loop_modes.py",
         (
             "shard.state:State.opened",
-            'check(entry.epoch > self.epoch, "an epoch fell", was=self.epoch, got=entry.epoch, '
-            "seq=seq)",
+            'check(entry.epoch > self.epoch, "an epoch fell", was=self.epoch, got=entry.epoch, seq=seq)',  # noqa: E501 - a line of our source
             "pass",
         ),
     ),
