@@ -99,7 +99,8 @@ class ShardConfig(Struct, frozen=True, kw_only=True):
         retry_per_success_permille: retries that a thousand successes of a service earn.
         retry_burst: retries that a service may save up.
         retry_per_second: retries that a service gets in any case.
-        retention_ms: how long a finished saga's answer and history are kept; 24 hours at least.
+        retention_ms: how long a finished saga's answer and history are kept, while the shard runs;
+            24 hours at least.
         tail_bytes: of journal rows since the checkpoint; then they are taken apart.
     """
 

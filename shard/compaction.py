@@ -132,7 +132,7 @@ class Compaction:
         with self._store.transaction() as cursor:
             made = None
             if ended:
-                self._generations.enter(cursor, sorting.records, sorting.ended_ms)
+                self._generations.enter(cursor, sorting.records)
                 made = self._generations.write_segment(cursor, sorted(sorting.entries))
             cursor.executemany("DELETE FROM kept WHERE number = ?", sorting.no_longer_kept)
             cursor.executemany("INSERT OR REPLACE INTO kept VALUES(?, ?)", sorting.kept)
@@ -235,7 +235,6 @@ class _Sorting:
         self._kept_record = kept_record
         self._pending: dict[int, Record] = {}
         self.records: list[bytes] = []  # of those that ended, in that order
-        self.ended_ms: list[int] = []
         self.entries: list[bytes] = []  # of the segment
         self.kept: list[tuple[int, bytes]] = []
         self.no_longer_kept: list[tuple[int]] = []
@@ -259,9 +258,9 @@ class _Sorting:
             if kind is Finished:
                 ended.append(number)
         for number in ended:
-            self._end(number, wall_ms)
+            self._end(number)
 
-    def _end(self, number: int, wall_ms: int) -> None:
+    def _end(self, number: int) -> None:
         record, was_kept = self._whole(number, self._pending.pop(number))
         if was_kept:
             self.no_longer_kept.append((number,))
@@ -269,7 +268,6 @@ class _Sorting:
         assert isinstance(started, Started)
         self.entries.append(entry_of(started.saga_id, self._base + len(self.records)))
         self.records.append(pack_record(record))
-        self.ended_ms.append(wall_ms)
 
     def keep_the_rest(self) -> None:
         """Keep the records of the sagas that have not ended in these rows."""

@@ -29,7 +29,7 @@ from shard.admission import Admission
 from shard.course import Course
 from shard.deadlines import TICK_NS
 from shard.effects import Effects
-from shard.entries import Batch, Opened
+from shard.entries import Batch, Opened, Ran
 from shard.events import (
     Answered,
     CommandBegun,
@@ -88,7 +88,7 @@ class Engine:
         tally: is told what happens.
         deadline_ms: of a saga.
         worker_live_ns: a worker whose heartbeat is older is not live.
-        retention_ms: how long a finished saga is kept.
+        retention_ms: how long a finished saga is kept, while the shard runs.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Engine:
         nor a clock that jumped turns sagas back in bulk.
         """
         self._course.seq = seq
-        self._retention.begin(self.state.wall_ms, now)
+        self._retention.begin(self.state.ran_ms, now)
         self.state.wall_ms = now.wall_ms
         self.state.opened(opened, seq)
         for saga in self.state.live.values():
@@ -233,21 +233,26 @@ class Engine:
         self._take(requests, now, fx)
         self._fire(timers_until, now, fx)
         self._assign(now, fx)
-        self._forget(now, fx)
+        if now.ns >= self._retention.look_at:
+            self._retain(now, fx)
         if now.ns >= self._forgetting.due:
             self._forgetting.send(now, fx)
         return fx
 
-    def _forget(self, now: Instant, fx: Effects) -> None:
-        """Forget some of the sagas that are past retention, and have every service do so."""
-        before_ms = self._retention.due(now)
-        if before_ms is None or not self.may_forget:
-            return
-        found = self.state.finished.expired(before_ms)
+    def _retain(self, now: Instant, fx: Effects) -> None:
+        """Note how long the shard has run; have some of what is past retention forgotten."""
+        state, retention = self.state, self._retention
+        kept = len(state.finished) > state.forgotten
+        if kept and retention.is_due(state.ran_ms, now):
+            entry = Ran(retention.ran_ms(now))
+            fx.entries.append(entry)
+            state.ran(entry, self.seq)
+        below = retention.ended(state.marks, now)
+        found = state.finished.expired(below) if below and self.may_forget else None
         if found is not None:
             ordinal, numbers = found
             self.forget(ranges_of(count_of(number) for number in numbers), ordinal, fx)
-            self._retention.look_again(now)
+            retention.look_again(now)
 
     @property
     def may_forget(self) -> bool:

@@ -132,6 +132,16 @@ class ForgetTaken(Struct, frozen=True, array_like=True, tag=17, gc=False):
     list_number: int
 
 
+class Ran(Struct, frozen=True, array_like=True, tag=18, gc=False):
+    """So long has the shard run in all; what has ended by now had ended by then.
+
+    Args:
+        ran_ms: loop time, summed over the processes that owned it; never falls.
+    """
+
+    ran_ms: int
+
+
 Entry = (
     Opened
     | Started
@@ -143,8 +153,9 @@ Entry = (
     | Quarantined
     | Forgotten
     | ForgetTaken
+    | Ran
 )
-OF_NO_SAGA = (Opened, Forgotten, ForgetTaken)  # all others have a `number`
+OF_NO_SAGA = (Opened, Forgotten, ForgetTaken, Ran)  # all others have a `number`
 
 DECLINED = "declined"
 TIMED_OUT = "timed_out"  # attempts used up
@@ -171,4 +182,4 @@ class Batch(Struct, frozen=True, array_like=True, gc=False):
     entries: list[Entry]
 
 
-FORMAT = 2
+FORMAT = 3

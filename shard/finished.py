@@ -28,13 +28,10 @@ class FinishedInMemory:
         """Give none: the journal's rows are all there."""
         return None
 
-    def expired(self, before_ms: int) -> tuple[int, list[int]] | None:
+    def expired(self, below: int) -> tuple[int, list[int]] | None:
         """Give the next sagas to forget: the ordinal behind them, and their numbers."""
-        end = self._forgotten
-        while end < len(self._in_order) and self._in_order[end].ended_ms < before_ms:
-            end += 1
-        numbers = [card.number for card in self._in_order[self._forgotten : end]]
-        return (end, numbers) if numbers else None
+        numbers = [card.number for card in self._in_order[self._forgotten : below]]
+        return (self._forgotten + len(numbers), numbers) if numbers else None
 
     def forget(self, below: int) -> None:
         """From now on what has a lower ordinal is past retention."""

@@ -50,9 +50,7 @@ FORGOTTEN_AT_ONCE: Final = 8  # blocks, about 3 ms
 _PART: Final = "SELECT entries FROM part WHERE key = ?"
 _BLOCK: Final = "SELECT first, records FROM block WHERE first <= ? ORDER BY first DESC LIMIT 1"
 _BLOCKS: Final = "SELECT first, records FROM block WHERE first > ? AND first < ? ORDER BY first"
-_OLDEST: Final = (
-    "SELECT first, ended_ms, records FROM block WHERE first >= ? ORDER BY first LIMIT ?"
-)
+_OLDEST: Final = "SELECT first, records FROM block WHERE first >= ? ORDER BY first LIMIT ?"
 _DELETE_OLDEST: Final = (
     "DELETE FROM block WHERE first IN"
     " (SELECT first FROM block WHERE first < ? ORDER BY first LIMIT ?)"
@@ -145,15 +143,11 @@ class Generations:
 
     # -- what a compaction writes ---------------------------------------------------------------
 
-    def enter(self, cursor: Cursor, records: Sequence[bytes], ended_ms: Sequence[int]) -> None:
+    def enter(self, cursor: Cursor, records: Sequence[bytes]) -> None:
         """Write the blocks of the next finished sagas."""
         for at in range(0, len(records), BLOCK_RECORDS):
-            end = at + BLOCK_RECORDS
-            block = pack_block(list(records[at:end]))
-            cursor.execute(
-                "INSERT INTO block VALUES(?, ?, ?)",
-                (self._base + at, max(ended_ms[at:end]), block),
-            )
+            block = pack_block(list(records[at : at + BLOCK_RECORDS]))
+            cursor.execute("INSERT INTO block VALUES(?, ?)", (self._base + at, block))
 
     def entered(self, count: int) -> None:
         """The blocks of the next `count` sagas are durable: their cards leave memory."""
@@ -198,22 +192,21 @@ class Generations:
         """From now on what has a lower ordinal is past retention."""
         self.forgotten = max(self.forgotten, below)
 
-    def expired(self, before_ms: int) -> tuple[int, list[int]] | None:
+    def expired(self, below: int) -> tuple[int, list[int]] | None:
         """Give the next sagas to forget: the ordinal behind them, and their numbers.
 
         Args:
-            before_ms: wall time; those that ended later are left alone.
+            below: those with this ordinal or a higher one are left alone.
         """
         end, numbers = self.forgotten, []
-        for first, ended_ms, sealed in self._store.rows(_OLDEST, self.forgotten, FORGOTTEN_AT_ONCE):
-            if ended_ms >= before_ms:
-                break
+        for first, sealed in self._store.rows(_OLDEST, self.forgotten, FORGOTTEN_AT_ONCE):
             records = self._sound(unpack_block, sealed)
-            cards = [card_of_record(self._sound(unpack_record, each)) for each in records]
-            if max(card.ended_ms for card in cards) >= before_ms:
-                break  # the column is no more than a hint: a flipped bit there forgets nothing
-            numbers += [card.number for card in cards]
-            end = first + len(records)
+            if first + len(records) > below:
+                break
+            if first != end:  # the column is not sealed: a flipped bit there forgets nothing
+                raise JournalFailed(f"{self._store.path} is damaged: saga {end} has no block")
+            numbers += [card_of_record(self._sound(unpack_record, r)).number for r in records]
+            end += len(records)
         return (end, numbers) if numbers else None
 
     def has_expired_blocks(self) -> bool:

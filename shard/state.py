@@ -25,12 +25,14 @@ from shard.entries import (
     Forgotten,
     Opened,
     Quarantined,
+    Ran,
     RetryAsked,
     Started,
     TurnedBack,
 )
 from shard.phases import NEXT
 from shard.records import Record
+from shard.retention import MARKS_MAX, Mark, thin
 from shard.sagas import (
     COMPENSATED,
     ROWS_TOLD,
@@ -64,11 +66,11 @@ class FinishedSagas(Protocol):
     def add(self, card: Card) -> None:
         """Keep the next card."""
 
-    def expired(self, before_ms: int) -> tuple[int, list[int]] | None:
+    def expired(self, below: int) -> tuple[int, list[int]] | None:
         """Give the next sagas to forget: the ordinal behind them, and their numbers.
 
         Args:
-            before_ms: wall time; those that ended later are left alone.
+            below: those with this ordinal or a higher one are left alone.
         """
 
     def forget(self, below: int) -> None:
@@ -106,10 +108,11 @@ class Counts(Struct, frozen=True, kw_only=True):
         forgotten_counts: normal ranges of the counts of the sagas that are past retention.
         seen: service -> the newest row that it is known to have seen.
         accepted: epoch that accepted a loss last.
+        ran_ms: how long the shard has run.
+        marks: of sagas that are not past retention, by when they had ended.
     """
 
     epoch: int
-    wall_ms: int
     number: int
     order_counts: list[int]
     finished: int
@@ -120,6 +123,8 @@ class Counts(Struct, frozen=True, kw_only=True):
     forgotten_counts: list[Range]
     seen: dict[str, int] = field(default_factory=dict)
     accepted: int = 0
+    ran_ms: int = 0
+    marks: list[Mark] = field(default_factory=list)
 
 
 class Checkpoint(Struct, frozen=True):
@@ -164,6 +169,8 @@ class State:
         self.lists_open: dict[int, list[Range]] = {}  # those that some service has not taken
         self.lists_takers: dict[int, list[str]] = {}  # of these: who has
         self.forgotten_counts = Ranges()  # of all that are past retention
+        self.ran_ms = 0  # loop time that the shard has run, over all its lives, as noted last
+        self.marks: list[Mark] = []  # until when what is kept had ended; the oldest first
         self._services = frozenset(name for d in definitions.values() for name in d.services)
         self._folds: dict[type, Callable[[Any, int], object]] = {
             Opened: self.opened,
@@ -176,6 +183,7 @@ class State:
             Finished: self.finish,
             Forgotten: self.forget,
             ForgetTaken: self.forget_taken,
+            Ran: self.ran,
         }
 
     def apply(self, entry: Entry, seq: int) -> None:
@@ -186,7 +194,6 @@ class State:
         """Give what a checkpoint keeps of this instant, beside the sagas."""
         return Counts(
             epoch=self.epoch,
-            wall_ms=self.wall_ms,
             number=self.number,
             order_counts=list(self.order_counts),
             finished=len(self.finished),
@@ -197,6 +204,8 @@ class State:
             forgotten_counts=self.forgotten_counts.all(),
             seen=dict(self.seen),
             accepted=self.accepted,
+            ran_ms=self.ran_ms,
+            marks=list(self.marks),
         )
 
     def restore(self, kept: Iterable[Record], counts: Counts) -> None:
@@ -217,7 +226,6 @@ class State:
                         self.live[entry.number].attempt = entry.attempt
                     self.apply(entry, row.seq)
         self.epoch = counts.epoch
-        self.wall_ms = counts.wall_ms
         self.number = counts.number
         self.count = count_of(counts.number)
         self.order_counts = list(counts.order_counts)
@@ -228,6 +236,8 @@ class State:
         self.forgotten_counts = Ranges(counts.forgotten_counts)
         self.seen = dict(counts.seen)
         self.accepted = counts.accepted
+        self.ran_ms = counts.ran_ms
+        self.marks = list(counts.marks)
 
     def opened(self, entry: Opened, seq: int) -> None:
         """The shard was taken over."""
@@ -409,6 +419,7 @@ class State:
         self.lists = number
         self.forgotten = entry.ordinal
         self.finished.forget(entry.ordinal)
+        self.marks = [mark for mark in self.marks if mark.ordinal > entry.ordinal]
         for low, high in ranges:
             self.forgotten_counts.add(low, high)
         if ranges:
@@ -424,6 +435,16 @@ class State:
         check(entry.service not in takers, "a list was taken twice", entry=entry, seq=seq)
         takers.append(entry.service)
         self._drop_if_taken(entry.list_number)
+
+    def ran(self, entry: Ran, seq: int) -> None:
+        """So long has the shard run; what has ended by now is kept for a while from here on."""
+        check(entry.ran_ms >= self.ran_ms, "running time fell", entry=entry, seq=seq)
+        self.ran_ms = entry.ran_ms
+        ended = len(self.finished)
+        if ended > (self.marks[-1].ordinal if self.marks else self.forgotten):
+            self.marks.append(Mark(entry.ran_ms, ended))
+        if len(self.marks) > MARKS_MAX:
+            thin(self.marks)
 
     def lacks(self, service: str, list_number: int) -> bool:
         """Say whether a service has yet to take a list."""

@@ -37,7 +37,7 @@ from shard.codec import (
     unpack_segment,
     unseal,
 )
-from shard.entries import FORMAT, Finished, Opened, Started
+from shard.entries import FORMAT, Finished, Opened, Ran, Started
 from shard.records import Record
 from shard.segments import ENTRY_BYTES, HASH_BYTES, Prints, entries_in, entry_of
 from shard.state import Checkpoint
@@ -177,6 +177,7 @@ def _rows(
     """Check the rows behind the checkpoint; what is still there before it means nothing."""
     chain = GENESIS if checkpoint is None else checkpoint.chain
     highest = 0 if checkpoint is None else checkpoint.counts.number
+    ran_ms = 0 if checkpoint is None else checkpoint.counts.ran_ms
     for seq, stored, packed in db.execute(_TAIL, (found.checkpoint,)):
         follows = seq == found.last_seq + 1
         if not follows:
@@ -202,6 +203,10 @@ def _rows(
                 if entry.number <= highest or shard_of(entry.number) != shard:
                     yield f"row {seq}: number {entry.number} was given after {highest}"
                 highest = entry.number
+            elif isinstance(entry, Ran):
+                if entry.ran_ms < ran_ms:
+                    yield f"row {seq}: the shard had run {entry.ran_ms} ms, after {ran_ms} ms"
+                ran_ms = entry.ran_ms
         if batch.epoch != found.epoch:
             yield f"row {seq} was written in epoch {batch.epoch}, not in {found.epoch}"
 

@@ -43,6 +43,7 @@ from shard.entries import (
     Forgotten,
     Opened,
     Quarantined,
+    Ran,
     RetryAsked,
     Started,
     TurnedBack,
@@ -364,6 +365,8 @@ def _entry(entry: Entry, world: World) -> str:
             return f"forgotten list {entry.list_number}: {_ranges(entry.ranges)}"
         case ForgetTaken():
             return f"list {entry.list_number} taken by {entry.service}"
+        case Ran():
+            return f"ran {entry.ran_ms} ms"
 
 
 def _ranges(ranges: list[tuple[int, int]]) -> str:

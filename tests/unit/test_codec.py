@@ -19,6 +19,7 @@ from shard.entries import (
     Forgotten,
     Opened,
     Quarantined,
+    Ran,
     RetryAsked,
     Started,
     TurnedBack,
@@ -35,6 +36,7 @@ ENTRIES: list[Entry] = [
     Finished(1027, 4, b"\x80"),
     Forgotten(2, [(1, 9000), (9002, 9377)], 9376),
     ForgetTaken("payment", 2),
+    Ran(604_800_001),
 ]
 
 
@@ -47,7 +49,7 @@ def test_every_entry_comes_back_as_it_was() -> None:
 def test_tags_never_change() -> None:
     """They are on disks."""
     tags = [type(entry).__struct_config__.tag for entry in ENTRIES]
-    assert tags == [1, 10, 2, 11, 12, 13, 15, 14, 16, 17]
+    assert tags == [1, 10, 2, 11, 12, 13, 15, 14, 16, 17, 18]
 
 
 def test_another_version_is_refused() -> None:

@@ -190,7 +190,7 @@ def test_sagas_past_retention_leave_a_tombstone_of_sixteen_bytes(world: DiskWorl
     """SPEC 2: an old id never runs again; its outcome is no longer kept."""
     finish(world, *(f"s{at}" for at in range(60)))
     world.settle()
-    found = world.generations.expired(world.now.wall_ms + 1)
+    found = world.generations.expired(60)
     assert found is not None
     ordinal, numbers = found
     assert ordinal == len(numbers) > 20
@@ -213,13 +213,33 @@ def test_sagas_past_retention_leave_a_tombstone_of_sixteen_bytes(world: DiskWorl
     assert world.generations.page(0, 60, 100)[0].saga_id != "s0"
 
 
-def test_a_flipped_bit_in_when_a_block_ended_forgets_nothing_early(world: DiskWorld) -> None:
-    """SPEC 2: never under 24 h. The column is not sealed; the records that it is about are."""
+def test_a_flipped_bit_in_where_a_block_begins_forgets_nothing_early(world: DiskWorld) -> None:
+    """SPEC 2: never under 24 h. The column is not sealed; what it says is checked."""
+    finish(world, *(f"s{at}" for at in range(60)))
+    world.settle()
+    firsts = [first for (first,) in world.disk.store.rows("SELECT first FROM block ORDER BY first")]
+    there = world.generations.page(0, firsts[1], firsts[1])
+    sound = (firsts[1], [card.number for card in there])
+    flips = [firsts[1] ^ 1 << bit for bit in range(12)]
+    for flipped in set(flips).difference(firsts):  # SQLite has no two rows of one key
+        moved = "UPDATE block SET first = ? WHERE first = ?"
+        world.disk.store.db.execute(moved, (flipped, firsts[1]))
+        assert world.generations.expired(firsts[1]) == sound
+        with pytest.raises(JournalFailed, match=f"damaged: saga {firsts[1]} has no block"):
+            world.generations.expired(60)
+        world.disk.store.db.execute(moved, (firsts[1], flipped))
+
+
+def test_a_block_is_forgotten_when_all_of_it_is_past_retention(world: DiskWorld) -> None:
+    """Half of one stays readable: kept longer is no harm."""
     finish(world, *(f"s{at}" for at in range(20)))
     world.settle()
-    world.disk.store.db.execute("UPDATE block SET ended_ms = 0")
-    assert world.generations.expired(world.now.wall_ms) is None
-    assert world.generations.expired(world.now.wall_ms + 1) is not None
+    ((behind,),) = world.disk.store.rows("SELECT first FROM block ORDER BY first LIMIT 1 OFFSET 1")
+    assert world.generations.expired(behind - 1) is None
+    assert world.generations.expired(behind) == world.generations.expired(behind + 1)
+    found = world.generations.expired(behind)
+    assert found is not None
+    assert (found[0], len(found[1])) == (behind, behind)
 
 
 @pytest.mark.parametrize("table", ["block", "part", "segment", "kept"])

@@ -140,7 +140,8 @@ class OnDisk(Forgetful):
         super().__init__(thrown, world)
 
     def _retain(self, *, every: bool = False) -> None:
-        while (found := self._disk.generations.expired(self._disk.now.wall_ms + 1)) is not None:
+        generations = self._disk.generations
+        while (found := generations.expired(len(generations))) is not None:
             end, numbers = found
             named = ranges_of(count_of(number) for number in numbers)
             self._take(self._disk.step(forget=(named, end)))

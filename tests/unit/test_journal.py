@@ -21,6 +21,7 @@ from shard.entries import (
     Forgotten,
     Opened,
     Quarantined,
+    Ran,
     RetryAsked,
     Started,
     TurnedBack,
@@ -173,6 +174,7 @@ entries: st.SearchStrategy[Entry] = st.one_of(
     st.builds(Finished, small, small, st.binary(max_size=300)),
     st.builds(Forgotten, small, st.lists(st.tuples(small, small), max_size=4), small),
     st.builds(ForgetTaken, texts, small),
+    st.builds(Ran, small),
 )
 commits = st.lists(st.tuples(st.lists(entries, max_size=6), small, small), max_size=8)
 

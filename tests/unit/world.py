@@ -58,6 +58,7 @@ class Rules(Struct, frozen=True, kw_only=True):
     queue_age_max_ms: int = 5_000
     slots: frozenset[int] = frozenset(range(SLOTS))
     budget: tuple[int, int, int] = (100, 100, 10)
+    retention_ms: int = 604_800_000
 
 
 class World:
@@ -95,6 +96,7 @@ class World:
             RetryBudget(*self.rules.budget),
             self.tally,
             self.rules.deadline_ms,
+            retention_ms=self.rules.retention_ms,
         )
 
     # -- time and steps -------------------------------------------------------------------------
@@ -373,4 +375,5 @@ def snapshot(state: State) -> dict[str, Any]:
         "forgotten": state.forgotten,
         "orders": list(state.order_counts),
         "seen": (dict(state.seen), state.accepted),
+        "running": (state.ran_ms, state.marks),
     }
