@@ -276,7 +276,9 @@ class Cluster:
     def _died(self, name: str) -> None:
         """What a supervisor does; of a pool it is the standby that goes on."""
         self.reached[f"deaths of {name.partition('-')[0]}"] += 1
-        self.world.after(self.world.random.randrange(5 * MS, 300 * MS), self._start, name)
+        self.world.after(
+            self.world.random.randrange(5 * MS, self.plan.restart_ms * MS), self._start, name
+        )
 
     def _ended(self, process: Process, error: BaseException | None) -> None:
         expected: tuple[type[BaseException], ...] = ()

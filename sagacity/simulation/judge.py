@@ -26,6 +26,7 @@ from shard.entries import (
     Finished,
     Opened,
     Quarantined,
+    RetryAsked,
     Started,
     TurnedBack,
 )
@@ -98,7 +99,8 @@ def _journal(
                     _count(cluster.reached, entry, saga, cluster.plan.stuck_after)
                     if saga is not None:
                         yield from _time(cluster, entry, saga, decided_at[seq - 1], recovered_at)
-                        if not (saga.turned_back and getattr(entry, "direction", None) == ACTION):
+                        late = saga.turned_back and getattr(entry, "direction", None) == ACTION
+                        if not late and not isinstance(entry, RetryAsked):
                             saga.moved_at = decided_at[seq - 1]
     except JournalRefused as error:
         yield f"3: shard {shard}: {error.text}"

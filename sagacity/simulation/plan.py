@@ -74,6 +74,7 @@ class Plan(Struct, frozen=True):
     deadline_ms: int = 30_000
     stuck_after: int = 10
     patience_s: float = 35.0  # of clients
+    restart_ms: int = 300  # longest time until what died is started again
     turn_us: int = 500  # longest turn of a process
     sync_us: int = 2_000  # longest sync of a disk
 
@@ -102,7 +103,8 @@ def plan_of(scenario: Scenario, seed: int, sagas: int = 50) -> Plan:
         timeout_ms=random.choice((3_000, 3_000, 1_000)),
         deadline_ms=random.choice((30_000, 30_000, 4_000)),
         stuck_after=random.choice((2, 10)),
-        patience_s=random.choice((0.3, 3.0, 35.0)),
+        patience_s=random.choice((0.3, 1.0, 35.0)),
+        restart_ms=random.choice((50, 300, 3_000)),
         turn_us=random.choice((100, 1_000, 5_000)),
         sync_us=random.choice((500, 5_000, 20_000)),
     )

@@ -21,13 +21,13 @@ GONE = "sku_out_of_stock"
 UNKNOWN = "zzz"
 CATALOG = Catalog(
     {"abc123": 10_000, "xyz789": 4_999, SCARCE: 500, GONE: 1_000},
-    {"abc123": 10**9, "xyz789": 10**9, SCARCE: 12, GONE: 0},
-    {"u999": 0, "u43": 400_000},
+    {"abc123": 10**9, "xyz789": 10**9, SCARCE: 6, GONE: 0},
+    {"u999": 0, "u43": 40_000},
 )
 USERS = ("u42", "u43", "u999", "u_flaky_3", "u_slow_2s", "u_timeout", "u_crash")
 _WEIGHTS = (120, 40, 20, 1, 1, 1, 1)
 _SKUS = ("abc123", "xyz789", SCARCE, GONE, UNKNOWN)
-_SKU_WEIGHTS = (60, 30, 8, 1, 1)
+_SKU_WEIGHTS = (60, 30, 15, 1, 1)
 
 
 def services(kill: Callable[[], None]) -> Sequence[Service]:
