@@ -11,12 +11,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test bench clean
+.PHONY: help setup demo up test prove museum bench clean
 
 help:
 	@echo "make demo    start a cluster, a checkout that completes and each way a step refuses, audit"
 	@echo "make up      run a cluster in the foreground (options: ARGS='--shards 4'); Ctrl-C drains"
 	@echo "make test    format, lint, types, tests"
+	@echo "make prove   play seeds of the simulation (SEEDS=1000 START=1); exit 1 on a violation"
+	@echo "make museum  plant bugs and see that the proof finds them (BUGS=a,b; all without)"
 	@echo "make bench   measure checkouts a second on this machine"
 	@echo "make setup   .venv with what tests need"
 	@echo "make clean   remove .venv and caches; data directories stay"
@@ -58,6 +60,15 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+SEEDS ?= 1000
+START ?= 1
+prove: $(VENV)/.dev
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --start $(START) $(ARGS)
+
+BUGS ?=
+museum: $(VENV)/.dev
+	@$(BIN)/python -m tests.museum $(if $(BUGS),--bugs $(BUGS)) $(ARGS)
 
 bench: $(VENV)/.run
 	@$(BIN)/python -m bench.first_light $(ARGS)

@@ -15,8 +15,11 @@ from sagacity.wire import (
     BOOKS,
     CANCEL,
     LIST,
+    RECALL,
     RETRY,
     SHOW,
+    START,
+    SUBMIT,
     Command,
     Proceed,
     Request,
@@ -68,6 +71,7 @@ RECOVERED_GUESS_NS = 5_000 * MS
 CREDIT_SWEEP_NS = 1_000 * MS
 
 READS = frozenset((SHOW, BOOKS, LIST))  # answered by a shard that may not write
+STARTS = frozenset((START, SUBMIT, RECALL))  # likewise where their id is known: they are repeats
 _SOONER = frozenset((CANCEL, RETRY, *READS))  # before starts, which could end what they mean
 
 
@@ -172,10 +176,11 @@ class Engine:
         self._guess_paces(now)
 
     def wait(self, events: list[Event], now: Instant, refusal: SagacityError) -> Effects:
-        """Take a batch while nothing may be written: reads are answered, requests refused.
+        """Take a batch while nothing may be written: reads and repeats are answered, no more.
 
-        Workers are taken note of and get no commands. What they answer is asked of them again
-        when the shard goes on, under the same number: nothing is lost.
+        A repeat must not be refused: its start may have been taken before, by the shard that was
+        here before this one. Workers are taken note of and get no commands. What they answer is
+        asked of them again when the shard goes on, under the same number: nothing is lost.
 
         Returns:
             Effects without entries.
@@ -188,7 +193,8 @@ class Engine:
                 self.tally.absorbed("answer_while_waiting")
         for batch in (event for event in events if isinstance(event, Requests)):
             for request in batch.items:
-                if request.kind in READS:
+                kind = request.kind
+                if kind in READS or (kind in STARTS and self._desk.knows(request)):
                     self._desk.take(batch.origin, request, now, fx)
                 else:
                     self._desk.refuse(batch.origin, request, refusal, fx)

@@ -70,7 +70,7 @@ FLOORS: Final = (
         (
             *_of("cluster", "__main__ audit cli commands conversation demo judge maelstrom"),
             *_of("cluster", "render requests timeline up verifying"),
-            "sagacity.testing",
+            *("sagacity.testing", "sagacity.simulation", "sagacity.simulation.*"),
         ),
     ),
 )
@@ -97,6 +97,7 @@ BLIND: Final[Mapping[str, frozenset[str]]] = {
 # Buildings that meet on the wire alone; who may import whose.
 BUILDINGS: Final = ("router", "shard", "services")
 PURE_SHARD_FOR: Final = frozenset({"sagacity.testing"})  # runs the engine in memory
+IN_ONE_THREAD: Final = "sagacity.simulation."  # runs router and shards; services are given to it
 
 # The only room that makes ZeroMQ's sockets and sets their options; others may wait for them.
 SOCKETS: Final = "sagacity.sockets"
@@ -201,6 +202,8 @@ def _forbidden(arrow: Arrow) -> str | None:
     if top_there not in (*PACKAGES, "router"):
         return None
     if here in PURE_SHARD_FOR and there in PURE:
+        return None
+    if here.startswith(IN_ONE_THREAD) and top_there in {"router", "shard"}:
         return None
     if top_there in BUILDINGS and top_here != top_there:
         return "which is met on the wire alone"

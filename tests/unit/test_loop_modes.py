@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from sagacity.errors import InvariantBroken
 from sagacity.ids import count_of
 from sagacity.wire import BOOKS, CANCEL, FAILED, OK, SHOW, pack, unpack
 from shard.engine import Engine
@@ -43,6 +44,14 @@ def settled(rig: Rig) -> None:
     raise AssertionError("a saga does not end")
 
 
+def test_a_journal_in_which_two_owners_wrote_is_not_replayed() -> None:
+    """E1: an epoch that does not grow was written by who did not know of the other."""
+    rig = Rig()
+    rig.journal.commit([Opened(CLUSTER_ID, 0, 1)], 1, 1)
+    with pytest.raises(InvariantBroken, match="an epoch fell"):
+        rig.begin()
+
+
 # -- starting -------------------------------------------------------------------------------------
 
 
@@ -61,8 +70,19 @@ def test_a_shard_that_starts_writes_nothing_answers_reads_and_refuses_the_rest()
     for _ in range(40):
         rig.turn(took_ms=500)
     assert rig.loop.mode == STARTING
-    assert sorted(map(str, said(rig))) == ["11", "11", "11", "saga"]
+    assert sorted(map(str, said(rig))) == ["11", "11", "saga"]  # the repeat waits for the outcome
     assert rig.journal.rows == rows
+
+
+def test_a_shard_that_starts_answers_repeats() -> None:
+    """SPEC 2 and 4: code 11 would say that a start which was taken before was not."""
+    rig = serving()
+    rig.begin()
+    rig.turn(rig.start("s1"))
+    assert (rig.loop.mode, said(rig)) == (STARTING, [])
+    rig.turn(*hellos(rig))
+    settled(rig)
+    assert said(rig) == ["checkout_complete"]
 
 
 def test_what_workers_say_before_a_shard_is_open_is_not_written() -> None:

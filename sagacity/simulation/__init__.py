@@ -1,0 +1,28 @@
+"""A whole cluster in one thread: the production code of every role, between twins of network, disks
+and clock, under faults that a seed draws; then everything has to finish, and the books to balance.
+
+    scenario = Scenario(saga=mine, services=lambda kill: [mine_service], request=draw_request)
+    holds(scenario, seeds=200)
+
+The rooms, in the order in which to read them: `scenario` what is simulated, `plan` what a seed
+stands for, `world` time and processes, `network` and `disk` the twins, `moods` what handlers do,
+`cluster` the processes wired, `clients` who asks, `judge` what must hold, `run`, `shrink`, `prove`.
+"""
+
+from sagacity.simulation.plan import Plan, plan_of
+from sagacity.simulation.prove import Proof, holds, prove
+from sagacity.simulation.run import Outcome, run
+from sagacity.simulation.scenario import Body, Fate, Scenario
+
+__all__ = [
+    "Body",
+    "Fate",
+    "Outcome",
+    "Plan",
+    "Proof",
+    "Scenario",
+    "holds",
+    "plan_of",
+    "prove",
+    "run",
+]

@@ -1,0 +1,443 @@
+"""Cluster: the production code of every role, wired to the twins of one simulation.
+
+Router, shards, workers and clients run as they are; a supervisor in two lines starts again what
+ended. What ends in a way that no process of ours should is a violation.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import apsw
+
+import router
+from cluster.meters import RouterMeters
+from sagacity import sockets
+from sagacity.saga import Retry
+from sagacity.service import Service
+from sagacity.simulation import plan as plans
+from sagacity.simulation.disk import Disk, TwinDatabase, TwinJournal, made
+from sagacity.simulation.moods import Moods
+from sagacity.simulation.network import Network
+from sagacity.simulation.plan import Fault, Plan
+from sagacity.simulation.scenario import Scenario
+from sagacity.simulation.world import Process, World
+from sagacity.slots import SlotMap, slot_of
+from sagacity.sockets import Context
+from sagacity.wire import DECLINED, FAILED, OK, Witness
+from sagacity.worker import Served, Watch, Worker
+from shard.admission import Admission
+from shard.effects import Effects
+from shard.engine import Engine
+from shard.entries import AttemptEnded
+from shard.events import Answered
+from shard.finished import FinishedInMemory
+from shard.guard import OldCopy, StartOver
+from shard.journal import JournalFailed, Receipt
+from shard.links import Links
+from shard.loop import SERVING, Fenced, Loop, NoUpkeep, Received, Upkeep
+from shard.retries import RetryBudget
+from shard.sagas import MS, Definition
+from shard.state import State
+from shard.tally import PlainTally
+
+CLUSTER = "5a9ac177" * 4
+ROUTER = "tcp://127.0.0.1:1000"
+NO_FD = -1
+PERFORMED = frozenset({OK, DECLINED, FAILED})
+HUNG_MS = {"router": 15_000, "shard": 15_000}  # then the supervisor kills; workers after 10 s
+
+
+def routers_of(shard: int) -> str:
+    """Give the address where routers connect to a shard."""
+    return f"tcp://127.0.0.1:{2000 + shard}"
+
+
+def workers_of(shard: int) -> str:
+    """Give the address where workers connect to a shard."""
+    return f"tcp://127.0.0.1:{3000 + shard}"
+
+
+class TwinMachine:
+    """What a client or a worker takes from outside itself."""
+
+    def __init__(self, network: Network, process: Process) -> None:
+        self._network = network
+        self._process = process
+
+    def context(self) -> Context:
+        """Give what makes its sockets."""
+        return cast(Context, self._network.context(self._process))
+
+    def monotonic_ns(self) -> int:
+        """Give the world's time."""
+        return self._network.world.now
+
+    def random_bits(self, bits: int) -> int:
+        """Draw from the seed."""
+        return self._network.world.random.getrandbits(bits)
+
+
+class _Clock:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def monotonic_ns(self) -> int:
+        return self._world.now
+
+    def wall_ms(self) -> int:
+        return self._world.wall_ms()
+
+
+class _Child:
+    """A router's life as a process: nobody is told of it."""
+
+    stopping = False
+    wakeup_fd = NO_FD
+    state = "starting"
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def report(self, state: str, _facts: object = None) -> None:
+        self.state = state
+
+    def beat(self, now_ns: int, _facts: object = None) -> None:
+        pass
+
+    def beat_due_ns(self) -> int:
+        return self._world.now + 1_000 * MS
+
+    def woken(self) -> bool:
+        return False
+
+
+class Log:
+    """Takes what processes log, and counts it."""
+
+    def __init__(self) -> None:
+        self.events: Counter[str] = Counter()
+
+    def info(self, event: str, **_fields: Any) -> None:
+        """Count it."""
+        self.events[event] += 1
+
+    warning = error = debug = info
+
+
+class Tally(PlainTally):
+    """A shard's counts, and what its loop tells."""
+
+    def committed(self, took_ns: int, entries: int) -> None:
+        """Not counted."""
+
+    def turned(self, took_ns: int) -> None:
+        """Not counted."""
+
+    def turned_away(self, service: str, text: str) -> None:
+        """Count it."""
+        self.counts["turned_away", service] += 1
+
+
+class CheckedLinks(Links):
+    """A shard's connections, which see that nothing leaves before it is durable."""
+
+    def __init__(self, violations: list[str], journal: TwinJournal, *args: Any) -> None:
+        super().__init__(*args)
+        self._violations = violations
+        self._journal = journal
+        self._answered: set[tuple[int, int, int]] = set()  # what has just come
+
+    def receive(self, timeout_ns: int) -> Received:
+        """Receive, and remember which commands have an outcome now."""
+        received = super().receive(timeout_ns)
+        self._answered = {
+            (answer.number, answer.step, answer.direction)
+            for event in received.events
+            if isinstance(event, Answered)
+            for answer in event.items
+            if answer.outcome in {OK, DECLINED}
+        }
+        return received
+
+    def send(self, receipt: Receipt, witness: Witness, effects: Effects) -> None:
+        """Send, unless it is not written down."""
+        if receipt.seq > len(self._journal.rows):
+            self._violations.append(f"7: row {receipt.seq} is not durable and causes {effects}")
+        for entry in effects.entries:
+            if isinstance(entry, AttemptEnded) and self._is_answered(entry):
+                self._violations.append(f"B20: {entry} although its outcome had come")
+        super().send(receipt, witness, effects)
+
+    def _is_answered(self, entry: AttemptEnded) -> bool:
+        return (entry.number, entry.step, entry.direction) in self._answered
+
+
+class _Watch(Watch):
+    """Sees what a worker has done: no epoch of a slot comes after a higher one."""
+
+    def __init__(
+        self, violations: list[str], epochs: dict[int, int], reached: Counter[str]
+    ) -> None:
+        self._violations = violations
+        self._epochs = epochs
+        self._reached = reached
+
+    def served(self, served: Served) -> None:
+        """Look at the epochs of what was performed."""
+        self._reached["commands repeated"] += served.repeated
+        for command, answer in zip(served.commands, served.answers, strict=True):
+            if answer.outcome not in PERFORMED:
+                continue
+            slot = slot_of(command.saga_id)
+            highest = self._epochs.setdefault(slot, command.epoch)
+            if command.epoch < highest:
+                self._violations.append(f"3: {command} was performed after epoch {highest}")
+            self._epochs[slot] = max(highest, command.epoch)
+
+
+class Cluster:
+    """Every process and disk of one run.
+
+    Args:
+        scenario: what is simulated.
+        plan: to play.
+    """
+
+    def __init__(self, scenario: Scenario, plan: Plan) -> None:
+        self.scenario = scenario
+        self.plan = plan
+        self.pools = plans.pools_of(scenario)
+        self.world = World(
+            plan.seed, self._ended, turn_ns=plan.turn_us * 1_000, sync_ns=plan.sync_us * 1_000
+        )
+        self.network = Network(self.world)
+        self.log = Log()
+        self.tally = Tally()
+        self.reached: Counter[str] = Counter()  # faults that took place
+        self.violations: list[str] = []
+        self.slots = SlotMap.even(plans.SHARDS)
+        self.loops: dict[int, Loop] = {}
+        self.disks = {name: Disk() for name in (*self._shards(), *self.pools)}
+        self.journals: dict[int, list[tuple[int, bytes, bytes]]] = {
+            index: [] for index in range(plans.SHARDS)
+        }
+        self.decided_at: dict[int, list[int]] = {index: [] for index in self.journals}
+        self.moods = Moods(self.world)
+        self.services: dict[str, Service] = {
+            each.name: self.moods.moody(each) for each in scenario.services(self._crash)
+        }
+        self.databases: dict[str, TwinDatabase] = {
+            name: made(self.world, self.disks[name], service, CLUSTER, scenario.catalog)
+            for name, service in self.services.items()
+        }
+        retry = Retry(timeout_ms=plan.timeout_ms, stuck_after=plan.stuck_after)
+        self.definitions = {scenario.saga.name: Definition(scenario.saga, retry)}
+        self._epochs: dict[str, dict[int, int]] = {name: {} for name in self.pools}
+        self._mains: dict[str, Callable[[Process], None]] = {"router": self._router}
+        self.network.kinds[ROUTER] = "client"
+        for index in range(plans.SHARDS):
+            self._mains[f"shard-{index}"] = self._shard_of(index)
+            self.network.kinds[routers_of(index)] = "shard"
+            self.network.kinds[workers_of(index)] = "worker"
+        for name in self.pools:
+            self._mains[name] = self._worker_of(name)
+        self.network.weather.update(plan.weather)
+        for name in self._mains:
+            self._start(name)
+        for fault in plan.faults:
+            self.world.after(fault.at_ms * MS, self._strike, fault)
+        self.calm_at = self.world.now + plan.calm_ms * MS
+        self.world.at(self.calm_at, self._calm)
+
+    @property
+    def idle(self) -> bool:
+        """Whether every shard serves and waits, with no saga in flight."""
+        return all(
+            (process := self.world.processes[f"shard-{index}"]).alive
+            and process.waits_for is not None
+            and self.loops[index].mode == SERVING
+            and not self.loops[index].engine.inflight
+            for index in range(plans.SHARDS)
+        )
+
+    # -- processes ------------------------------------------------------------------------------
+
+    def _shards(self) -> list[str]:
+        return [f"shard-{index}" for index in range(plans.SHARDS)]
+
+    def _start(self, name: str) -> None:
+        known = self.world.processes.get(name)
+        if known is None or not known.alive:
+            process = self.world.spawn(name, self._mains[name])
+            process.at_death.append(lambda: self._died(name))
+
+    def _died(self, name: str) -> None:
+        """What a supervisor does; of a pool it is the standby that goes on."""
+        self.reached[f"deaths of {name.partition('-')[0]}"] += 1
+        self.world.after(
+            self.world.random.randrange(5 * MS, self.plan.restart_ms * MS), self._start, name
+        )
+
+    def _ended(self, process: Process, error: BaseException | None) -> None:
+        expected: tuple[type[BaseException], ...] = ()
+        if process.name.startswith("shard"):
+            expected = (JournalFailed, Fenced, StartOver, OldCopy)
+        elif process.name in self.pools:
+            expected = (apsw.IOError,)
+        if process.name.startswith("client") and error is None:
+            return
+        if not isinstance(error, expected) or isinstance(error, OldCopy):
+            self.violations.append(f"{process.name} ended: {error!r}")
+            if error is not None:
+                error.add_note(f"at {self.world.now}")
+                self.bug = error
+        else:
+            self.reached[f"ended by {type(error).__name__}"] += 1
+
+    def _router(self, process: Process) -> None:
+        context = cast(Context, self.network.context(process))
+        meters = RouterMeters(plans.SHARDS)
+        child = cast(Any, _Child(self.world))
+        decides = router.Router(
+            self.slots, meters, client_inflight_max=1_024, shard_inflight_max=4_096
+        )
+        front = sockets.router(context, ROUTER)
+        peers = [router._Peer(context, index, routers_of(index)) for index in range(plans.SHARDS)]
+        peers.append(router._Peer(context, decides.supervisor, "tcp://127.0.0.1:4000"))
+        clock, log = _Clock(self.world), cast(Any, self.log)
+        poller = context.poller()
+        router.Loop(decides, front, poller, peers, child, meters, clock, log).run(0)
+
+    def _shard_of(self, index: int) -> Callable[[Process], None]:
+        def fresh() -> tuple[Engine, Upkeep]:
+            engine = Engine(
+                index,
+                self.slots.slots_of(index),
+                State(self.definitions, FinishedInMemory()),
+                self.scenario.prices,
+                Admission(4_096, 5_000),
+                RetryBudget(100, 100, 10),
+                self.tally,
+                self.plan.deadline_ms,
+            )
+            return engine, NoUpkeep()
+
+        def main(process: Process) -> None:
+            disk = self.disks[process.name]
+            journal = TwinJournal(process, disk, self.journals[index], self.decided_at[index])
+            links = CheckedLinks(
+                self.violations,
+                journal,
+                cast(Context, self.network.context(process)),
+                routers_of(index),
+                workers_of(index),
+                CLUSTER,
+                frozenset(self.pools),
+                NO_FD,
+            )
+            engine, upkeep = fresh()
+            clock = _Clock(self.world)
+            loop = Loop(engine, journal, links, clock, CLUSTER, self.tally, upkeep, fresh=fresh)
+            loop.recover()
+            self.loops[index] = loop
+            while True:
+                loop.turn()
+
+        return main
+
+    def _worker_of(self, name: str) -> Callable[[Process], None]:
+        def main(process: Process) -> None:
+            worker = Worker(
+                self.services[name],
+                Path(name),
+                [workers_of(index) for index in range(plans.SHARDS)],
+                CLUSTER,
+                catalog=self.scenario.catalog,
+                log=self.log,
+                watch=_Watch(self.violations, self._epochs[name], self.reached),
+                machine=TwinMachine(self.network, process),
+                open_database=lambda _: self.databases[name].open_by(process),
+            )
+            worker.run()
+
+        return main
+
+    def _crash(self) -> None:
+        self.reached["deaths by their own hand"] += 1
+        self.world.kill(self.world.current)
+
+    # -- faults ---------------------------------------------------------------------------------
+
+    def _strike(self, fault: Fault) -> None:
+        world, process = self.world, self.world.processes.get(fault.target)
+        until = world.now + fault.span_ms * MS
+        if fault.kind == plans.KILL_ALL:
+            for name in self._mains:
+                world.kill(world.processes[name])
+        elif fault.kind == plans.PART:
+            self.network.part(fault.target, fault.other, until)
+        elif fault.kind == plans.RESET:
+            if not self.network.reset(fault.target, fault.other):
+                return
+        elif fault.kind == plans.FULL:
+            self.disks[fault.target].full_until = until
+        elif fault.kind == plans.SLOW:
+            self.disks[fault.target].slow_until = until
+        elif fault.kind == plans.SYNC_FAILS:
+            self.disks[fault.target].failing = bool(fault.number)
+        elif fault.kind == plans.SICK:
+            self.moods.sick_until[fault.target] = until
+        elif fault.kind == plans.CLOCK:
+            world.wall_jump_ms += fault.number
+        elif process is None or not process.alive:
+            return
+        elif fault.kind == plans.KILL:
+            world.kill(process)
+        elif fault.kind == plans.DIE_AT_POINT:
+            process.dies_at = fault.number
+        else:
+            self._hang(process, fault.span_ms)
+        self.reached[fault.kind] += 1
+
+    def _hang(self, process: Process, span_ms: int) -> None:
+        limit_ms = HUNG_MS.get(process.name.partition("-")[0], 10_000)
+        self.world.hang(process, span_ms * MS)
+        if span_ms > limit_ms:
+            self.world.after(limit_ms * MS, self.world.kill, process)
+
+    def _calm(self) -> None:
+        """End all faults: from here on everything has to finish."""
+        self.network.calm()
+        self.moods.end()
+        for disk in self.disks.values():
+            disk.full_until = disk.slow_until = 0
+            disk.failing = None
+        for process in self.world.processes.values():
+            process.dies_at = None
+            if process.alive and process.hung_until > self.world.now:
+                process.hung_until = self.world.now
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.world.close()
+        for database in self.databases.values():
+            apsw.Connection.close(database)
+
+    def figures(self) -> Mapping[str, int]:
+        """Give what was reached, for the campaign's table."""
+        network = self.network
+        told = {
+            "frames lost": network.lost,
+            "frames doubled": network.doubled,
+            "frames overtaken": network.overtaken,
+            "frames held": network.held,
+            "connections reset": network.resets,
+            "writes without room": sum(disk.refused for disk in self.disks.values()),
+            "failures of a sick service": self.moods.failed,
+            "deaths by a poison command": self.moods.killed,
+            "failed syncs": sum(disk.failed for disk in self.disks.values()),
+        }
+        counts = {" ".join(key): value for key, value in self.tally.counts.items()}
+        return Counter(told) + self.reached + self.log.events + Counter(counts)

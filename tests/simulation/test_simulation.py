@@ -1,0 +1,96 @@
+"""The simulation: seeds hold, can be played again, and planted bugs are found."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from sagacity.simulation import plan_of, prove, run
+from sagacity.simulation.prove import read_plan, write_plan
+from sagacity.simulation.shrink import kind_of, shrink
+from shard.finished import FinishedInMemory
+from tests.simulation.__main__ import REGRESSIONS, main
+from tests.simulation.checkout import SCENARIO
+
+SEEDS = 1_000
+SAGAS = 8
+_TRACES = """
+from sagacity.simulation import plan_of, run
+from tests.simulation.checkout import SCENARIO
+print([run(SCENARIO, plan_of(SCENARIO, seed, 20)).trace for seed in range(40)])
+"""
+
+
+def test_every_invariant_holds_over_a_thousand_seeds() -> None:
+    """No fault that a seed draws loses, doubles or leaves half-done a checkout."""
+    proof = prove(SCENARIO, range(1, SEEDS + 1), sagas=SAGAS, jobs=2)
+    assert proof.broken == {}
+    assert proof.figures["started checkout"] >= SEEDS * SAGAS
+    for reached in ("kill", "kill_all", "die_at_point", "hang", "part", "reset", "full", "slow"):
+        assert proof.figures[reached] > 0
+    for reached in ("frames lost", "frames doubled", "frames overtaken", "failed syncs", "clock"):
+        assert proof.figures[reached] > 0
+
+
+def test_a_seed_is_a_history_whatever_the_hash_seed() -> None:
+    """Two processes with different hash seeds send the same frames at the same times."""
+    traces = []
+    for hash_seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", _TRACES],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        traces.append(done.stdout)
+    assert traces[0] == traces[1]
+
+
+@pytest.mark.parametrize("file", sorted(REGRESSIONS.glob("*.json")), ids=lambda file: file.stem)
+def test_what_once_broke_holds(file: Path) -> None:
+    """Each plan that found a bug of ours is played for ever."""
+    assert run(SCENARIO, read_plan(file)).violations == ()
+
+
+def test_a_planted_bug_is_found_and_its_plan_made_short() -> None:
+    """The negative control: an engine that takes a finished id for a new one is caught at once."""
+    with patch.object(FinishedInMemory, "find", lambda _self, _saga_id: None):
+        seed = min(prove(SCENARIO, range(1, 20), sagas=SAGAS).broken)
+        plan = plan_of(SCENARIO, seed, SAGAS)
+        short = shrink(SCENARIO, plan)
+        assert kind_of(run(SCENARIO, short)) == kind_of(run(SCENARIO, plan))
+    assert len(short.asks) <= 2
+    assert not short.faults
+    assert run(SCENARIO, short).violations == ()
+
+
+def test_a_plan_is_played_again_from_its_file(tmp_path: Path) -> None:
+    """What is found on one machine is shown on another, by one command."""
+    plan = plan_of(SCENARIO, 7, SAGAS)
+    write_plan(plan, tmp_path / "seed-7.json")
+    assert read_plan(tmp_path / "seed-7.json") == plan
+    assert main(["--replay", str(tmp_path / "seed-7.json")]) == 0
+
+
+@pytest.mark.parametrize("text", ["", "{", json.dumps({"seed": 1}), "\x00\x01", json.dumps([1, 2])])
+def test_a_file_that_is_no_plan_is_refused(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Truncated and foreign files: a clear message, exit code 2, and the file as it was."""
+    file = tmp_path / "plan.json"
+    file.write_text(text)
+    assert main(["--replay", str(file)]) == 2
+    assert "is no plan of a simulation" in capsys.readouterr().err
+    assert file.read_text() == text
+
+
+def test_a_file_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Likewise."""
+    assert main(["--replay", "/nowhere/plan.json"]) == 2
+    assert "is no plan" in capsys.readouterr().err
