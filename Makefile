@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test prove museum bench clean
+.PHONY: help setup demo up test prove museum campaign bench clean
 
 help:
 	@echo "make demo    start a cluster, a checkout that completes and each way a step refuses, audit"
@@ -19,6 +19,7 @@ help:
 	@echo "make test    format, lint, types, tests"
 	@echo "make prove   play seeds of the simulation (SEEDS=1000 START=1); exit 1 on a violation"
 	@echo "make museum  plant bugs and see that the proof finds them (BUGS=a,b; all without)"
+	@echo "make campaign  every layer of the proof at full size, about two hours (ARGS='--part 0.1')"
 	@echo "make bench   measure checkouts a second on this machine"
 	@echo "make setup   .venv with what tests need"
 	@echo "make clean   remove .venv and caches; data directories stay"
@@ -69,6 +70,9 @@ prove: $(VENV)/.dev
 BUGS ?=
 museum: $(VENV)/.dev
 	@$(BIN)/python -m tests.museum $(if $(BUGS),--bugs $(BUGS)) $(ARGS)
+
+campaign: $(VENV)/.dev
+	@$(BIN)/python -m tests.campaign $(ARGS)
 
 bench: $(VENV)/.run
 	@$(BIN)/python -m bench.first_light $(ARGS)
