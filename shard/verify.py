@@ -2,21 +2,15 @@
 
 python -P -m shard verify --data DIR [--parent PID]
 
-One line of JSON a shard on stdout. The caller keeps the cluster from starting meanwhile. A file
-without a WAL is read as it stands, as immutable; one with a WAL is copied first, since SQLite would
-write to the directory to read both.
+One line of JSON a shard on stdout. The caller keeps the cluster from starting meanwhile.
 """
 
 import argparse
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from urllib.parse import quote
 
 import apsw
 import msgspec
@@ -24,6 +18,7 @@ from msgspec import Struct
 
 from cluster.child import die_with
 from cluster.directory import DataDirectory
+from cluster.resting import opened
 from sagacity.errors import SagacityError
 from sagacity.ids import shard_of
 from shard.codec import (
@@ -94,29 +89,6 @@ def verify(path: Path, cluster_id: str, shard: int) -> Found:
     except OSError as error:
         found.faults.append(f"cannot be read: {error.strerror} ({error.filename})")
     return found
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[apsw.Connection]:
-    """Give a connection to what is committed in a journal; the journal's directory stays as it is.
-
-    Raises:
-        OSError: it is not there, or there is no room for a copy ($TMPDIR).
-        apsw.Error: it is no database.
-    """
-    wal = path.with_name(path.name + "-wal")
-    if not wal.exists() or wal.stat().st_size == 0:
-        path.stat()  # SQLite does not say why
-        uri = f"file:{quote(str(path))}?immutable=1"
-        with closing(apsw.Connection(uri, apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)) as db:
-            yield db
-        return
-    with tempfile.TemporaryDirectory(prefix="sagacity-verify-") as folder:
-        copy = Path(folder) / path.name
-        shutil.copyfile(path, copy)
-        shutil.copyfile(wal, copy.with_name(wal.name))
-        with closing(apsw.Connection(str(copy))) as db:
-            yield db
 
 
 def faults_of(db: apsw.Connection, cluster_id: str, shard: int, found: Found) -> Iterator[str]:

@@ -1,0 +1,276 @@
+"""Invariants 1, 2 and 5: what clients were told, against what the journals hold. Pure."""
+
+from hashlib import blake2b
+from typing import Final
+
+from checker.evidence import CHECKOUT, Journal
+from checker.lives import COMPENSATING, PHASES, final_answer
+from checker.record import STARTS, Ask, Catalog, ClientRecord, Heeded
+from checker.verdict import Case, Told
+from sagacity import wire
+from sagacity.errors import Conflict, Malformed, NotSupported, NotTaken
+from sagacity.ids import count_of, number_of, order_id, shard_of
+from sagacity.messages import Order
+from sagacity.slots import slot_of
+
+# The codes that say for certain that this request was not taken.
+NOT_TAKEN: Final = (Malformed.code, NotSupported.code, NotTaken.code)
+_RANKS: Final = {"RUNNING": 1, "COMPENSATING": 2, "COMPLETED": 3, "ABORTED": 3}
+_FINAL: Final = 3
+NO_RECORD: Final = "there is no client's record"
+
+_read_order = wire.decoder(Order)
+
+
+def acknowledged_starts(case: Case, told: Told) -> None:
+    """1: an acknowledged id is in exactly one journal, as it was sent; nobody else started one."""
+    by_id = _identities(case, told)
+    for journal in case.evidence.journals:
+        _numbers(case, journal, told)
+    record = case.evidence.record
+    if record is None:
+        told.cannot(NO_RECORD)
+        return
+    for cluster_id in record.clusters:
+        if cluster_id != case.evidence.cluster_id:
+            told.finding("", f"it is of cluster {cluster_id}", "client's record")
+    asked = _by_id(record)
+    told.looked("ids asked", len(asked))
+    for saga_id in by_id:
+        if not any(ask.kind in STARTS for ask in asked.get(saga_id, ())):
+            told.finding(saga_id, "was started, and nobody sent it", _journal_of(case, saga_id))
+    for saga_id, asks in asked.items():
+        _one_id(case, saga_id, asks, by_id.get(saga_id), told)
+    if record.catalog is not None:
+        _prices(case, record.catalog, told)
+
+
+def _identities(case: Case, told: Told) -> dict[str, int]:
+    """Every saga is what its number, slot, order and fingerprint say; give numbers by id."""
+    by_id: dict[str, int] = {}
+    orders: set[str] = set()
+    owners = case.evidence.owners
+    for number, story in case.stories.items():
+        started, where = story.started, f"journal {story.shard}, row {story.seq}"
+        saga_id = started.saga_id
+        if saga_id in by_id:
+            told.finding(saga_id, f"has the numbers {by_id[saga_id]} and {number}", where)
+        by_id[saga_id] = number
+        slot = slot_of(saga_id)
+        if started.slot != slot or not 0 <= slot < len(owners) or owners[slot] != story.shard:
+            told.finding(saga_id, f"is in slot {started.slot}, which is not its own", where)
+        if started.number != number or shard_of(number) != story.shard:
+            told.finding(saga_id, f"has number {started.number}, of another shard", where)
+        order = order_id(started.order_count, started.slot)
+        if order in orders or started.order_count < 1:
+            told.finding(saga_id, f"has order {order}, which another one has", where)
+        orders.add(order)
+        if started.fingerprint != blake2b(started.order, digest_size=16).digest():
+            told.finding(saga_id, "has a fingerprint that is not its order's", where)
+        if started.amount < 0:
+            told.finding(saga_id, f"costs {started.amount}", where)
+        told.looked("sagas", 1)
+    return by_id
+
+
+def _numbers(case: Case, journal: Journal, told: Told) -> None:
+    """No start is missing between others: numbers are dense, but where a loss was accepted."""
+    where = f"journal {journal.shard}"
+    forgotten = case.forgotten[journal.shard]
+    jumps = {entry.orders_skipped for _, entry in journal.opened if entry.orders_skipped}
+    accepted = bool(jumps) or bool(journal.counts and journal.counts.accepted)
+    counts = sorted(count_of(number) for number in journal.stories)
+    before = 0
+    for count in counts:
+        missing = forgotten.first_missing(before + 1)
+        if missing < count and not accepted:
+            told.finding("", f"no saga has number {number_of(missing, journal.shard)}", where)
+        before = count
+    highest = max([before, forgotten.highest])
+    if journal.counts is not None and count_of(journal.counts.number) > highest and not accepted:
+        text = f"number {journal.counts.number} was given, and no saga has it"
+        told.finding("", text, where)
+    told.looked("past retention", sum(high - low + 1 for low, high in journal.forgotten))
+
+
+def _by_id(record: ClientRecord) -> dict[str, list[Ask]]:
+    asked: dict[str, list[Ask]] = {}
+    for ask in record.asks:
+        asked.setdefault(ask.saga_id, []).append(ask)
+    return asked
+
+
+def _one_id(case: Case, saga_id: str, asks: list[Ask], number: int | None, told: Told) -> None:
+    """What was answered of one id fits what the journals have of it."""
+    where = "client's record"
+    started = case.stories[number].started if number is not None else None
+    tombstone = started is None and _is_tombstone(case, saga_id)
+    starts = [ask for ask in asks if ask.kind in STARTS]
+    for ask in asks:
+        for heard in ask.answers:
+            if not _acknowledges(heard):
+                continue
+            told.looked("acknowledgements", 1)
+            if started is None and not tombstone:
+                told.finding(saga_id, "was acknowledged, and is in no journal", where)
+                return
+    if started is None:
+        return
+    # Whether any of these requests can have started it.
+    maybe = [ask for ask in starts if not _is_refused(ask)]
+    fingerprints = {ask.fingerprint for ask in maybe}
+    if None in fingerprints:
+        told.cannot("what was asked of other sagas than checkout cannot be compared")
+    elif started.fingerprint not in fingerprints:
+        what = "was started with content" if maybe else "was started by a request refused, or"
+        told.finding(saga_id, f"{what} that nobody sent", _journal_of(case, saga_id))
+    for ask in starts:
+        for heard in ask.answers:
+            same = ask.fingerprint in (None, started.fingerprint)
+            if heard.code is None and not same:
+                told.finding(saga_id, "other content was answered like the first", where)
+            elif heard.code == Conflict.code:
+                said = heard.said().get("fingerprint")
+                if ask.fingerprint == started.fingerprint or said != started.fingerprint.hex():
+                    told.finding(saga_id, f"was refused as other content than {said}", where)
+
+
+def _is_refused(ask: Ask) -> bool:
+    """Whether a request was not taken, for certain."""
+    return bool(ask.answers) and all(heard.code in NOT_TAKEN for heard in ask.answers)
+
+
+def _acknowledges(heard: Heeded) -> bool:
+    return heard.code is None or (heard.code == Conflict.code and "fingerprint" in heard.said())
+
+
+def _is_tombstone(case: Case, saga_id: str) -> bool:
+    hashed = blake2b(saga_id.encode(), digest_size=16).digest()
+    return any(hashed in journal.tombstones for journal in case.evidence.journals)
+
+
+def _prices(case: Case, catalog: Catalog, told: Told) -> None:
+    """A checkout's amount is what its cart costs."""
+    for story in case.stories.values():
+        started = story.started
+        if started.saga != CHECKOUT:
+            continue
+        where = f"journal {story.shard}, row {story.seq}"
+        try:
+            order = _read_order(started.order)
+        except ValueError as error:
+            told.finding(started.saga_id, f"its order cannot be read: {error}", where)
+            continue
+        prices = [catalog.prices.get(line.sku) for line in order.items]
+        costs = (
+            0
+            if None in prices
+            else sum(
+                (price or 0) * line.quantity
+                for price, line in zip(prices, order.items, strict=True)
+            )
+        )
+        if started.amount != costs or order.saga_id != started.saga_id:
+            text = f"was started for {started.amount}, its cart costs {costs}"
+            told.finding(started.saga_id, text, where)
+
+
+def _journal_of(case: Case, saga_id: str) -> str:
+    slot = slot_of(saga_id)
+    owners = case.evidence.owners
+    return f"journal {owners[slot]}" if slot < len(owners) else "journals"
+
+
+def final_answers(case: Case, told: Told) -> None:
+    """2: a final answer never changes; for each client, phases never go backwards."""
+    finals: dict[str, bytes] = {}
+    for number, life in case.lives.items():
+        if not life.is_final:
+            continue
+        story = case.stories[number]
+        finals[life.saga_id] = life.final
+        told.looked("final sagas", 1)
+        promised, said = final_answer(story, life), _said(life.final)
+        status = PHASES[life.phase] if 0 <= life.phase < len(PHASES) else ""
+        differs = promised is not None and list(promised.items()) != list(said.items())
+        if differs or said.get("status") != status:
+            told.finding(life.saga_id, f"is {status} with the answer {said}", _at(case, number))
+    record = case.evidence.record
+    if record is None:
+        told.cannot(NO_RECORD)
+        return
+    known = {life.saga_id for life in case.lives.values()}
+    heard_first: dict[str, bytes] = {}
+    for ask in record.asks:
+        for heard in ask.answers:
+            if heard.code is not None or _RANKS.get(str(heard.said().get("status"))) != _FINAL:
+                continue
+            told.looked("final answers", 1)
+            first = heard_first.setdefault(ask.saga_id, heard.body)
+            if heard.body != first:
+                text = f"was answered {_said(first)}, then {heard.said()}"
+                told.finding(ask.saga_id, text, f"client {ask.client}")
+            if ask.saga_id in known and finals.get(ask.saga_id) != heard.body:
+                text = f"was answered {heard.said()}, its journal has another end"
+                told.finding(ask.saga_id, text, f"client {ask.client}")
+    _backwards(record, told)
+
+
+def _backwards(record: ClientRecord, told: Told) -> None:
+    """Whoever asks after an answer came must not be told of an earlier phase."""
+    steps: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
+    for ask in record.asks:
+        if ask.kind == "cancel":
+            continue  # the same is said again, whatever has become of it since
+        for heard in ask.answers:
+            rank = _RANKS.get(str(heard.said().get("status"))) if heard.code is None else None
+            if rank is not None:
+                place = (ask.client, ask.saga_id)
+                steps.setdefault(place, []).append((ask.at, heard.at, rank))
+    for (client, saga_id), told_of in steps.items():
+        for asked_at, _, rank in told_of:
+            before = [other for _, at, other in told_of if at < asked_at]
+            if before and max(before) > rank:
+                told.finding(saga_id, "went back to an earlier phase", f"client {client}")
+
+
+def everything_ends(case: Case, told: Told) -> None:
+    """5: after the faults stop, every saga is final, or STUCK with a fault that explains it."""
+    record = case.evidence.record
+    told.looked("sagas", len(case.stories))
+    excused: set[str] = set()
+    if record is not None:
+        excused = {name for struck in record.struck for name in struck.stuck}
+    stuck = {
+        number
+        for journal in case.evidence.journals
+        for fold in journal.folds
+        for number, standing in fold.running.items()
+        if standing.stuck
+    }
+    for number, life in case.lives.items():
+        if life.is_final:
+            continue
+        if number in stuck and life.phase == COMPENSATING:
+            plan = case.plan(case.stories[number])
+            service = plan.services[life.left[0] - 1] if plan and life.left else ""
+            if not {life.saga_id, service} & excused:
+                text = f"is STUCK in step {life.left[:1]}, and no fault explains it"
+                told.finding(life.saga_id, text, _at(case, number))
+        elif record is not None and record.quiet:
+            text = f"is {PHASES[life.phase]} after the faults have stopped"
+            told.finding(life.saga_id, text, _at(case, number))
+        else:
+            told.cannot("sagas have not ended, and no client's record says that one waited for it")
+
+
+def _said(body: bytes) -> dict[str, object]:
+    try:
+        return wire.unpack(body)
+    except Malformed:
+        return {"unreadable": body.hex()}
+
+
+def _at(case: Case, number: int) -> str:
+    story = case.stories[number]
+    return f"journal {story.shard}, row {story.record[-1].seq}"
