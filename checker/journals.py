@@ -13,7 +13,9 @@ from sagacity.wire import OK, Witness
 
 MIB: Final = 1 << 20
 MEMORY_MORE_BYTES: Final = 64 * MIB  # beside half of what a process took before
-FILES_MORE: Final = 8
+FILES_MORE: Final = 8  # of a role together
+THREADS_MORE: Final = 4  # each scrape is answered by a thread that may outlive it by a moment
+_USED: Final = ("memory_bytes", "files", "threads")
 
 
 def journals_are_whole(case: Case, told: Told) -> None:
@@ -275,11 +277,11 @@ def _metrics(record: ClientRecord, running: dict[int, int], told: Told) -> None:
     last: dict[str, Metrics] = {}
     for scraped in record.metrics:
         last[scraped.process] = scraped
+        if faults := scraped.values.get("saga_faults_total", 0):
+            told.finding("", f"has counted {faults:g} faults", scraped.process)
     told.looked("processes scraped", len(last))
     for process, scraped in last.items():
         values = scraped.values
-        if values.get("saga_faults_total", 0):
-            told.finding("", f"has counted {values['saga_faults_total']:g} faults", process)
         role, _, index = process.rpartition("-")
         if role != "shard":
             continue
@@ -297,6 +299,7 @@ def _metrics(record: ClientRecord, running: dict[int, int], told: Told) -> None:
 
 
 def _usage(record: ClientRecord, told: Told) -> None:
+    """Of each role together: which worker of a pool works and which stands by may have changed."""
     first: dict[str, Usage] = {}
     last: dict[str, Usage] = {}
     for used in record.usage:
@@ -305,14 +308,21 @@ def _usage(record: ClientRecord, told: Told) -> None:
     told.looked("processes measured", len(last))
     if not last:
         told.cannot("nobody has measured memory, files and threads")
-    for process, now in last.items():
-        was = first[process]
-        if now is was:
+    for process, used in last.items():
+        if first[process] is used:
             told.cannot(f"{process} was measured once, not before and after")
-        if now.threads > was.threads:
-            told.finding("", f"had {was.threads} threads, has {now.threads}", process)
+    for role in sorted({process.rpartition("-")[0] for process in last}):
+        was, now = (_of_role(role, each) for each in (first, last))
+        if now.threads > was.threads + THREADS_MORE:
+            told.finding("", f"had {was.threads} threads, has {now.threads}", role)
         if now.files > was.files + FILES_MORE:
-            told.finding("", f"had {was.files} open files, has {now.files}", process)
+            told.finding("", f"had {was.files} open files, has {now.files}", role)
         if now.memory_bytes > was.memory_bytes * 3 // 2 + MEMORY_MORE_BYTES:
             text = f"took {was.memory_bytes // MIB} MiB, takes {now.memory_bytes // MIB}"
-            told.finding("", text, process)
+            told.finding("", text, role)
+
+
+def _of_role(role: str, measured: dict[str, Usage]) -> Usage:
+    each = [used for name, used in measured.items() if name.rpartition("-")[0] == role]
+    sums = (sum(getattr(one, name) for one in each) for name in _USED)
+    return Usage(0, role, 0, *sums)

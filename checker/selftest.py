@@ -255,7 +255,7 @@ def _of_measures(record: ClientRecord) -> Iterator[tuple[str, str, ClientRecord]
                 made = _with(record.metrics, at, replace(scraped, values=values))
                 yield "record metrics", name, replace(record, metrics=made)
     for at, used in list(enumerate(record.usage))[-1:]:
-        for name, more in (("threads", 1), ("files", 100), ("memory_bytes", 1 << 34)):
+        for name, more in (("threads", 100), ("files", 100), ("memory_bytes", 1 << 34)):
             other = replace(used, **{name: getattr(used, name) + more})
             yield "record usage", name, replace(record, usage=_with(record.usage, at, other))
 

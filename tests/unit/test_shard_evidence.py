@@ -6,11 +6,11 @@ from pathlib import Path
 
 import apsw
 import pytest
+from tests.chaos.evidence import JournalRead, read_journal
 
 from cluster.directory import DataDirectory
 from sagacity.wire import DECLINED, OK
 from shard.entries import OF_NO_SAGA, Entry
-from tests.chaos.evidence import JournalRead, read_journal
 from tests.unit.disk_world import DiskWorld
 from tests.unit.journal_world import CLUSTER
 
