@@ -235,6 +235,8 @@ def _crashes(case: Case, told: Told) -> None:
     for service, rows in _of_step(case, CHARGE, "crash"):
         marked = {row[0] for row in rows}
         where = f"services/{service.name}.db, crash"
+        if len(marked) != len(rows):
+            told.finding("", "a mark is there twice", where)
         for number in marked - set(case.lives):
             if not case.is_forgotten(number, count_of(number)) and number not in case.stories:
                 told.finding("", f"number {number} has a mark, and no journal knows it", where)
@@ -299,6 +301,8 @@ def stock_adds_up(case: Case, told: Told) -> None:
     known: dict[str, int] = {}
     for sku, initial, available in stock:
         told.looked("SKUs", 1)
+        if sku in known:
+            told.finding("", f"{sku} is there twice", where)
         known[sku] = initial
         taken = gone.pop(sku, 0)
         if not 0 <= available <= initial or initial - available != taken:
@@ -350,7 +354,10 @@ def money_adds_up(case: Case, told: Told) -> None:
 def _accounts(case: Case, service: ServiceRows, spent: dict[str, int], told: Told) -> None:
     """What an account began with is what it has, and what its sagas have spent."""
     where = f"services/{service.name}.db, account"
-    balances: dict[str, int] = dict(service.tables.get("account", ()))
+    accounts = service.tables.get("account", ())
+    balances: dict[str, int] = dict(accounts)
+    if len(balances) != len(accounts):
+        told.finding("", "an account is there twice", where)
     catalog = case.evidence.record.catalog if case.evidence.record else None
     for user, balance in balances.items():
         if type(balance) is not int or balance < 0:

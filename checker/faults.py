@@ -21,8 +21,9 @@ def faults_really_happened(case: Case, told: Told) -> None:
     for each in record.planned:
         planned[each.fault] = planned.get(each.fault, 0) + 1
     for fault, times in planned.items():
-        if hits.get(fault, 0) < times:
-            text = f"void: {fault} was planned {times} times, and happened {hits.get(fault, 0)}"
+        if hits.get(fault, 0) != times:
+            void = "void: " if hits.get(fault, 0) < times else ""
+            text = f"{void}{fault} was planned {times} times, and happened {hits.get(fault, 0)}"
             told.finding("", text, "client's record")
     for fault in hits.keys() - planned.keys():
         told.finding("", f"{fault} happened, and nobody planned it", "client's record")

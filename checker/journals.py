@@ -4,7 +4,7 @@ from bisect import bisect_right
 from typing import Final
 
 from checker.evidence import Fold, Journal, ServiceRows
-from checker.lives import ABORTED, COMPENSATING, COMPLETED, PHASES, Life
+from checker.lives import ABORTED, COMPENSATING, COMPLETED, Life, phase_name
 from checker.record import ClientRecord, Metrics, Usage
 from checker.starts import NO_RECORD
 from checker.verdict import Case, Told
@@ -77,6 +77,8 @@ def _witnesses(case: Case, service: ServiceRows, told: Told) -> None:
         if not 0 <= witness.shard < len(journals):
             told.finding("", f"it has seen shard {witness.shard}, which is none", where)
             continue
+        if witness.shard in seen:
+            told.finding("", f"it has two witnesses of journal {witness.shard}", where)
         seen[witness.shard] = witness
         fault = _unseen(case, witness, journals[witness.shard])
         if fault:
@@ -108,7 +110,9 @@ def _unseen(case: Case, witness: Witness, journal: Journal) -> str:
             return f"another row {witness.seq}"
     elif witness.seq == journal.checkpoint and journal.chain != witness.chain:
         return f"another row {witness.seq}"
-    if witness.seq >= journal.checkpoint and witness.number != case.given(journal, witness.seq):
+    if (
+        witness.seq >= journal.checkpoint or not journal.forgotten
+    ) and witness.number != case.given(journal, witness.seq):
         return f"number {witness.number} in row {witness.seq}"
     if witness.number > case.given(journal, journal.last_seq):
         return f"number {witness.number}"
@@ -165,6 +169,9 @@ def entries_are_lawful(case: Case, told: Told) -> None:
 def _lists(journal: Journal, told: Told) -> None:
     """Lists of forgotten sagas are dense, and go as far as sagas were given numbers."""
     known = journal.counts.lists if journal.counts else 0
+    if known and not journal.forgotten:
+        text = f"{known} lists were made, and nothing is forgotten"
+        told.finding("", text, f"journal {journal.shard}, checkpoint")
     for seq, entry in journal.lists:
         if entry.list_number != known + 1:
             text = f"list {entry.list_number} follows list {known}"
@@ -198,7 +205,7 @@ def _as_walked(case: Case, journal: Journal, fold: Fold, told: Told) -> None:
         step = life.left[0] if life.phase == COMPENSATING and life.left else life.step
         walked = (life.phase, step, life.direction)
         if walked != (standing.phase, standing.step, standing.direction):
-            text = f"is {PHASES[life.phase]} in step {step}, by {fold.way} {standing}"
+            text = f"is {phase_name(life.phase)} in step {step}, by {fold.way} {standing}"
             told.finding(life.saga_id, text, where)
 
 
@@ -258,6 +265,15 @@ def counts_agree(case: Case, told: Told) -> None:
         again = sum(1 for count in kept if case.is_forgotten(count << 10 | journal.shard, count))
         ended = len(lives) - running[journal.shard] + forgotten - again
         told.looked("started", len(kept) + forgotten - again)
+        if journal.counts is not None and len(lives) == len(journal.stories):
+            before = sum(
+                life.is_final and journal.stories[number].record[-1].seq <= journal.checkpoint
+                for number, life in zip(journal.stories, lives, strict=True)
+            )
+            listed = sum(high - low + 1 for low, high in journal.counts.forgotten_counts)
+            if not before <= journal.counts.finished <= before + listed:
+                text = f"{before} had ended, the checkpoint counts {journal.counts.finished}"
+                told.finding("", text, f"journal {journal.shard}, checkpoint")
         for fold in journal.folds:
             if fold.broken or any(number not in case.lives for number in journal.stories):
                 continue

@@ -24,6 +24,12 @@ PHASES: Final = ("NEW", "RUNNING", "COMPENSATING", "COMPLETED", "ABORTED")
 LATE_ATTEMPTS: Final = 20  # docs/journal-format.md: what is kept of a long compensation
 ATTEMPT_CAUSES: Final = ("failed", "timed_out")
 
+
+def phase_name(phase: int) -> str:
+    """Give a phase's name, whatever a changed row says."""
+    return PHASES[phase] if 0 <= phase < len(PHASES) else f"phase {phase}"
+
+
 Place = tuple[int, int]  # step, direction
 
 
@@ -97,6 +103,8 @@ class _Walk:
         for seq, entry in self._story.told():
             if seq < self._seq:
                 self._fault(f"row {seq} comes after row {self._seq}")
+            if getattr(entry, "number", None) != self._story.started.number:
+                self._fault(f"{_name(entry)} is of another saga")
             self._must_follow(seq, entry)
             self._seq = seq
             if self.life.is_final:

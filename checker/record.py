@@ -119,8 +119,11 @@ class Heeded(Struct, gc=False):
     body: bytes  # packed, without in_reply_to
 
     def said(self) -> dict[str, Any]:
-        """Give its body."""
-        return wire.unpack(self.body)
+        """Give its body; nothing where it cannot be read."""
+        try:
+            return wire.unpack(self.body)
+        except Malformed:
+            return {}
 
 
 class Ask(Struct):

@@ -4,7 +4,7 @@ from hashlib import blake2b
 from typing import Final
 
 from checker.evidence import CHECKOUT, Journal
-from checker.lives import COMPENSATING, PHASES, final_answer
+from checker.lives import COMPENSATING, final_answer, phase_name
 from checker.record import STARTS, Ask, Catalog, ClientRecord, Heeded
 from checker.verdict import Case, Told
 from sagacity import wire
@@ -27,6 +27,7 @@ def acknowledged_starts(case: Case, told: Told) -> None:
     by_id = _identities(case, told)
     for journal in case.evidence.journals:
         _numbers(case, journal, told)
+        _in_order(journal, told)
     record = case.evidence.record
     if record is None:
         told.cannot(NO_RECORD)
@@ -91,6 +92,32 @@ def _numbers(case: Case, journal: Journal, told: Told) -> None:
         text = f"number {journal.counts.number} was given, and no saga has it"
         told.finding("", text, where)
     told.looked("past retention", sum(high - low + 1 for low, high in journal.forgotten))
+
+
+def _in_order(journal: Journal, told: Told) -> None:
+    """Order numbers grow by one in each slot; epochs and deadlines are those of their rows."""
+    dense = not journal.forgotten and not any(entry.orders_skipped for _, entry in journal.opened)
+    dense = dense and not (journal.counts and journal.counts.accepted)
+    orders: dict[int, int] = {}
+    wholes: dict[int, int] = {}  # from a start to its deadline, by epoch
+    epochs = {head.seq: head.epoch for head in journal.heads}
+    epoch = 0
+    for number in sorted(journal.stories):
+        story = journal.stories[number]
+        started, where = story.started, f"journal {journal.shard}, row {story.seq}"
+        before = orders.get(started.slot, 0)
+        if started.order_count <= before or (dense and started.order_count != before + 1):
+            text = f"has order count {started.order_count} in its slot, after {before}"
+            told.finding(started.saga_id, text, where)
+        orders[started.slot] = started.order_count
+        if not epoch <= started.slot_epoch == epochs.get(story.seq, started.slot_epoch):
+            told.finding(started.saga_id, f"started in epoch {started.slot_epoch}", where)
+        epoch = started.slot_epoch
+        whole = started.deadline_ms - story.record[0].wall_ms
+        if wholes.setdefault(epoch, whole) != whole or whole <= 0:
+            told.finding(started.saga_id, f"has {whole} ms, others have {wholes[epoch]}", where)
+    if epoch > journal.epoch:
+        told.finding("", f"sagas started in epoch {epoch}", f"journal {journal.shard}")
 
 
 def _by_id(record: ClientRecord) -> dict[str, list[Ask]]:
@@ -191,7 +218,7 @@ def final_answers(case: Case, told: Told) -> None:
         finals[life.saga_id] = life.final
         told.looked("final sagas", 1)
         promised, said = final_answer(story, life), _said(life.final)
-        status = PHASES[life.phase] if 0 <= life.phase < len(PHASES) else ""
+        status = phase_name(life.phase)
         differs = promised is not None and list(promised.items()) != list(said.items())
         if differs or said.get("status") != status:
             told.finding(life.saga_id, f"is {status} with the answer {said}", _at(case, number))
@@ -203,17 +230,51 @@ def final_answers(case: Case, told: Told) -> None:
     heard_first: dict[str, bytes] = {}
     for ask in record.asks:
         for heard in ask.answers:
+            if not _is_an_answer(ask, heard):
+                text = f"{ask.kind} was answered {heard.code}: {heard.said()}"
+                told.finding(ask.saga_id, text, f"client {ask.client}")
             if heard.code is not None or _RANKS.get(str(heard.said().get("status"))) != _FINAL:
+                continue
+            where = f"client {ask.client}"
+            if ask.kind not in STARTS:  # a look at it: told of its end in other words
+                told.looked("looks at ends", 1)
+                final = _said(finals.get(ask.saga_id, b""))
+                if ask.saga_id in known and any(
+                    final.get(name, heard.said().get(name)) != heard.said().get(name)
+                    for name in ("status", "order_id", "reason")
+                ):
+                    text = f"was shown as {heard.said().get('status')}, its end is {final}"
+                    told.finding(ask.saga_id, text, where)
                 continue
             told.looked("final answers", 1)
             first = heard_first.setdefault(ask.saga_id, heard.body)
             if heard.body != first:
                 text = f"was answered {_said(first)}, then {heard.said()}"
-                told.finding(ask.saga_id, text, f"client {ask.client}")
+                told.finding(ask.saga_id, text, where)
             if ask.saga_id in known and finals.get(ask.saga_id) != heard.body:
                 text = f"was answered {heard.said()}, its journal has another end"
-                told.finding(ask.saga_id, text, f"client {ask.client}")
+                told.finding(ask.saga_id, text, where)
     _backwards(record, told)
+
+
+def _is_an_answer(ask: Ask, heard: Heeded) -> bool:
+    """Say whether an answer is one that such a request can get (SPEC 1 to 4)."""
+    said = heard.said()
+    if heard.code is not None:
+        return said.get("type") == "error" and said.get("code") == heard.code
+    kind, status = str(said.get("type")), said.get("status")
+    if ask.kind in STARTS and kind.endswith("_accepted"):
+        is_whole = list(said) == ["type", "saga_id", "status"]
+        is_known = status in _RANKS and kind.removesuffix("_accepted").isidentifier()
+        fits = is_whole and is_known and (kind == "checkout_accepted" or ask.fingerprint is None)
+    elif ask.kind in STARTS:
+        fits = _RANKS.get(str(status)) == _FINAL
+    elif ask.kind in ("cancel", "retry"):
+        wanted = {"type": f"{ask.kind}_ok", "saga_id": ask.saga_id, "status": "COMPENSATING"}
+        fits = list(said.items()) == list(wanted.items())
+    else:
+        fits = bool(said)
+    return fits and said.get("saga_id") == ask.saga_id
 
 
 def _backwards(record: ClientRecord, told: Told) -> None:
@@ -258,7 +319,7 @@ def everything_ends(case: Case, told: Told) -> None:
                 text = f"is STUCK in step {life.left[:1]}, and no fault explains it"
                 told.finding(life.saga_id, text, _at(case, number))
         elif record is not None and record.quiet:
-            text = f"is {PHASES[life.phase]} after the faults have stopped"
+            text = f"is {phase_name(life.phase)} after the faults have stopped"
             told.finding(life.saga_id, text, _at(case, number))
         else:
             told.cannot("sagas have not ended, and no client's record says that one waited for it")

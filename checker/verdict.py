@@ -16,6 +16,7 @@ HOLDS: Final = "holds"
 VIOLATED: Final = "violated"
 CANNOT_TELL: Final = "cannot tell"
 
+WHAT_LENGTH_MAX: Final = 400  # characters of a finding
 KEPT: Final = 20  # findings of an invariant that are told; the others are counted
 
 
@@ -74,7 +75,7 @@ class Told:
         """Something is not as it has to be."""
         self._found += 1
         if len(self._findings) < self._kept:
-            self._findings.append(Finding(saga_id, what, where))
+            self._findings.append(Finding(saga_id, what[:WHAT_LENGTH_MAX], where))
 
     def looked(self, kind: str, count: int) -> None:
         """So many things of a kind were looked at; none at all cannot tell anything."""
