@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from msgspec import Struct, field
 
+from checker.bodies import is_about, said
 from checker.evidence import CHECKOUT, ServiceRows, TableRow
-from checker.lives import COMPENSATING, COMPLETED, RUNNING, Life
+from checker.lives import COMPENSATING, COMPLETED, RUNNING, Life, place_name
 from checker.verdict import Case, Told
 from sagacity import wire
-from sagacity.errors import Malformed
-from sagacity.ids import ACTION, COMPENSATION, DIRECTIONS, barrier_key, count_of, shard_of
+from sagacity.ids import ACTION, COMPENSATION, barrier_key, count_of, shard_of
 from sagacity.messages import Order
 from sagacity.wire import DECLINED, OK
 
@@ -46,7 +46,7 @@ def effects_have_commands(case: Case, told: Told) -> None:
         due = life.due.get((sent.step, sent.direction)) if life else None
         if due is None or due > sent.witness_seq:
             where = f"the wire, after row {sent.witness_seq} of journal {sent.shard}"
-            text = f"{DIRECTIONS[sent.direction]} {sent.step} left, due by row {due}"
+            text = f"{place_name(sent.step, sent.direction)} left, due by row {due}"
             told.finding(case.name(sent.number), text, where)
 
 
@@ -66,7 +66,7 @@ def _barrier(case: Case, service: ServiceRows, told: Told) -> None:
     told.looked("barrier rows", len(service.barrier))
     for key, (saga_id, outcome, reply) in service.barrier.items():
         number, step, direction = key >> 5, key >> 1 & 15, key & 1
-        row = f"{DIRECTIONS[direction]} {step}"
+        row = place_name(step, direction)
         life = case.lives.get(number)
         forgotten = gone.get(shard_of(number))
         if forgotten is not None and count_of(number) in forgotten:
@@ -79,8 +79,8 @@ def _barrier(case: Case, service: ServiceRows, told: Told) -> None:
             text = f"{row} stands under number {number}, of saga {life.saga_id}"
             told.finding(saga_id, text, where)
         else:
-            plan = case.plan(case.stories[number])
-            services = plan.services if plan else []
+            plan = case.plans[number]
+            services = plan.services
             if not 1 <= step <= len(services) or services[step - 1] != service.name:
                 told.finding(saga_id, f"{row} is not of this service", where)
             elif not life.may_have_sent(step, direction):
@@ -100,7 +100,7 @@ def _row(
     """A row says what the journal says; where that says nothing, something that may be."""
     step, direction = place
     where = f"services/{service.name}.db, barrier"
-    row = f"{DIRECTIONS[direction]} {step}"
+    row = place_name(step, direction)
     outcome, reply = kept
     known = life.outcomes.get(place)
     if known is not None:
@@ -113,15 +113,10 @@ def _row(
         told.finding(life.saga_id, f"{row} has outcome {outcome}, its journal none", where)
     if outcome == TOMBSTONE and (reply or key | COMPENSATION not in service.barrier):
         told.finding(life.saga_id, f"{row} is a tombstone without a compensation", where)
-    elif outcome != TOMBSTONE and not _is_about(reply, life.saga_id, step):
+    elif outcome != TOMBSTONE and known is None and not is_about(reply, life.saga_id, step):
         told.finding(life.saga_id, f"{row} has a reply about something else", where)
     if direction == COMPENSATION and key & ~1 not in service.barrier:
         told.finding(life.saga_id, f"{row} has no row of its action before it", where)
-
-
-def _is_about(reply: bytes, saga_id: str, step: int) -> bool:
-    said = _said(reply)
-    return (said.get("saga_id"), said.get("step")) == (saga_id, step)
 
 
 def _outcomes(case: Case, service: ServiceRows, told: Told) -> None:
@@ -129,15 +124,15 @@ def _outcomes(case: Case, service: ServiceRows, told: Told) -> None:
     gone = service.forgets()
     where = f"services/{service.name}.db, barrier"
     for number, life in case.lives.items():
-        plan = case.plan(case.stories[number])
-        services = plan.services if plan else []
+        plan = case.plans[number]
+        services = plan.services
         ranges = gone.get(shard_of(number))
         if ranges is not None and count_of(number) in ranges:
             continue
         for step, direction in life.outcomes:
             mine = 1 <= step <= len(services) and services[step - 1] == service.name
             if mine and barrier_key(number, step, direction) not in service.barrier:
-                text = f"{DIRECTIONS[direction]} {step} has an outcome, and no row here"
+                text = f"{place_name(step, direction)} has an outcome, and no row here"
                 told.finding(life.saga_id, text, where)
 
 
@@ -158,19 +153,19 @@ def _expected(service: ServiceRows, number: int, step: int) -> _Expected | None:
     if action is None or action[1] != OK:
         return _Expected()
     undone = key | COMPENSATION in service.barrier
-    return _Expected(_ids(_said(action[2]), step), undone)
+    return _Expected(_ids(said(action[2]), step), undone)
 
 
-def _ids(said: dict[str, Any], step: int) -> list[int]:
+def _ids(reply: dict[str, Any], step: int) -> list[int]:
     """Give the ids of the rows that a stored reply names."""
     try:
         if step == RESERVE:
-            return [int(str(each["reservation_id"])[1:]) for each in said["reservations"]]
+            return [int(str(each["reservation_id"])[1:]) for each in reply["reservations"]]
         if step == SHIP:
-            shipment = int(str(said["shipment_id"])[1:])
-            return [shipment] if said["tracking_number"] == f"1Z999AA{shipment}" else []
-        payment = int(str(said["payment_id"])[1:])
-        fits = said["transaction_id"] == f"txn_{FIRST_TRANSACTION - 1 + payment}"
+            shipment = int(str(reply["shipment_id"])[1:])
+            return [shipment] if reply["tracking_number"] == f"1Z999AA{shipment}" else []
+        payment = int(str(reply["payment_id"])[1:])
+        fits = reply["transaction_id"] == f"txn_{FIRST_TRANSACTION - 1 + payment}"
     except (KeyError, TypeError, ValueError):
         return []
     return [payment] if fits else []
@@ -220,7 +215,7 @@ def _as_asked(case: Case, number: int, order: Order, step: int, line: int, row: 
         wanted = order.items[line]
         return list(row[3:6]) == [line, wanted.sku, wanted.quantity]
     if step == CHARGE:
-        return list(row[3:5]) == [order.user_id, case.stories[number].started.amount]
+        return list(row[3:5]) == [order.user_id, case.starts[number].amount]
     return bool(row[3] == order.shipping_address)
 
 
@@ -250,8 +245,8 @@ def _crashes(case: Case, told: Told) -> None:
 
 
 def _is_checkout(case: Case, number: int) -> bool:
-    story = case.stories.get(number)
-    return story is not None and story.started.saga == CHECKOUT
+    started = case.starts.get(number)
+    return started is not None and started.saga == CHECKOUT
 
 
 def _order(case: Case, number: int) -> Order | None:
@@ -259,7 +254,7 @@ def _order(case: Case, number: int) -> Order | None:
     if not _is_checkout(case, number):
         return None
     try:
-        order: Order = _read_order(case.stories[number].started.order)
+        order: Order = _read_order(case.starts[number].order)
     except ValueError:
         return None
     return order
@@ -338,7 +333,7 @@ def money_adds_up(case: Case, told: Told) -> None:
     for number, life in case.lives.items():
         if not _is_checkout(case, number):
             continue
-        total, sums = case.stories[number].started.amount, paid.get(number, [])
+        total, sums = case.starts[number].amount, paid.get(number, [])
         if life.phase == COMPLETED and sums != [(total, 0)]:
             text = f"is COMPLETED, costs {total}, was charged and refunded {sums}"
             told.finding(life.saga_id, text, where)
@@ -393,10 +388,3 @@ def shipments_are_single(case: Case, told: Told) -> None:
             told.finding(life.saga_id, text, where)
         elif count > 1:
             told.finding(life.saga_id, f"has {count} live shipments", where)
-
-
-def _said(body: bytes) -> dict[str, Any]:
-    try:
-        return wire.unpack(body)
-    except Malformed:
-        return {}

@@ -7,9 +7,8 @@ from typing import Final
 
 from msgspec import Struct, field
 
+from checker.bodies import is_about, said
 from checker.evidence import CHECKOUT, Plan, Story
-from sagacity import wire
-from sagacity.errors import Malformed
 from sagacity.ids import ACTION, COMPENSATION, DIRECTIONS, order_id
 from sagacity.wire import DECLINED, OK, Answer
 from shard import entries
@@ -140,12 +139,14 @@ class _Walk:
         if entry.saga_id != life.saga_id:
             self._fault(f"an outcome of saga {entry.saga_id}")
         if place in life.outcomes:
-            self._fault(f"a second outcome of {_place(*place)}")
+            self._fault(f"a second outcome of {place_name(*place)}")
             return
         if entry.outcome not in (OK, DECLINED):
-            self._fault(f"{_place(*place)}: {entry.outcome} is no outcome")
+            self._fault(f"{place_name(*place)}: {entry.outcome} is no outcome")
         if entry.epoch < self._story.started.slot_epoch:
-            self._fault(f"{_place(*place)}: an outcome of epoch {entry.epoch}, before its start")
+            self._fault(
+                f"{place_name(*place)}: an outcome of epoch {entry.epoch}, before its start"
+            )
         life.outcomes[place] = entry
         self._reply_of(entry)
         if entry.direction == ACTION:
@@ -155,13 +156,10 @@ class _Walk:
 
     def _reply_of(self, entry: Answer) -> None:
         """The body is about this saga and step."""
-        try:
-            said = wire.unpack(entry.body)
-        except Malformed as error:
-            self._fault(f"{_place(entry.step, entry.direction)}: {error.text}")
-            return
-        if (said.get("saga_id"), said.get("step")) != (self.life.saga_id, entry.step):
-            self._fault(f"{_place(entry.step, entry.direction)}: its reply is of another command")
+        if not is_about(entry.body, self.life.saga_id, entry.step):
+            self._fault(
+                f"{place_name(entry.step, entry.direction)}: its reply is of another command"
+            )
 
     def _action(self, entry: Answer) -> None:
         life = self.life
@@ -251,7 +249,9 @@ class _Walk:
     def _attempt_ended(self, entry: AttemptEnded) -> None:
         life = self.life
         if not self._is_current(entry):
-            self._fault(f"an attempt of {_place(entry.step, entry.direction)} that is not current")
+            self._fault(
+                f"an attempt of {place_name(entry.step, entry.direction)} that is not current"
+            )
             return
         if entry.cause not in ATTEMPT_CAUSES:
             self._fault(f"an attempt ended as {entry.cause!r}")
@@ -268,7 +268,7 @@ class _Walk:
         if not self._is_current(entry) or (
             entry.attempt != life.attempt and entry.direction == ACTION
         ):
-            self._fault(f"{_place(entry.step, entry.direction)} quarantined, it is not current")
+            self._fault(f"{place_name(entry.step, entry.direction)} quarantined, it is not current")
             return
         if entry.deaths < 1:
             self._fault("quarantined without a death")
@@ -317,28 +317,26 @@ def final_answer(story: Story, life: Life) -> dict[str, object] | None:
     started = story.started
     if started.saga != CHECKOUT:
         return None
-    said: dict[str, object] = {"type": "checkout_complete", "saga_id": started.saga_id}
+    told: dict[str, object] = {"type": "checkout_complete", "saga_id": started.saga_id}
     if life.phase == COMPLETED:
         order = order_id(started.order_count, started.slot)
-        return {**said, "status": "COMPLETED", "order_id": order}
-    return {**said, "type": "checkout_failed", "status": "ABORTED", "reason": life.reason}
+        return {**told, "status": "COMPLETED", "order_id": order}
+    return {**told, "type": "checkout_failed", "status": "ABORTED", "reason": life.reason}
 
 
 def _declined(step: int, body: bytes) -> str:
     """Give the reason of a declined step of a checkout."""
-    try:
-        said = wire.unpack(body)
-    except Malformed:
-        return ""
+    told = said(body)
     if step == 1:
-        return f"Out of stock: {said.get('sku')}"
+        return f"Out of stock: {told.get('sku')}"
     who = "Payment declined" if step == 2 else "Shipment refused"
-    return f"{who}: {said.get('decline_code')}"
+    return f"{who}: {told.get('decline_code')}"
 
 
 def _name(entry: object) -> str:
     return type(entry).__name__
 
 
-def _place(step: int, direction: int) -> str:
+def place_name(step: int, direction: int) -> str:
+    """Give a command's name, whatever a changed row says."""
     return f"{DIRECTIONS[direction] if direction in (0, 1) else direction} {step}"

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, field
 
+from checker.bodies import said
 from sagacity import wire
 from sagacity.errors import Malformed, SagacityError
 from sagacity.messages import Checkout, merge
@@ -120,10 +121,7 @@ class Heeded(Struct, gc=False):
 
     def said(self) -> dict[str, Any]:
         """Give its body; nothing where it cannot be read."""
-        try:
-            return wire.unpack(self.body)
-        except Malformed:
-            return {}
+        return said(self.body)
 
 
 class Ask(Struct):

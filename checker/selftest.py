@@ -16,7 +16,9 @@ from checker.evidence import Evidence, Journal, ServiceRows, Story
 from checker.record import Ask, ClientRecord
 from checker.rules import judge
 from checker.verdict import HOLDS, VIOLATED, Verdict
+from sagacity.errors import Conflict
 from sagacity.ids import COMPENSATION
+from sagacity.wire import pack
 from shard.entries import OF_NO_SAGA
 from shard.records import Row
 
@@ -34,8 +36,9 @@ BLIND: Final = {
     "origin.column 1": "its format; another one is refused before it is evidence",
     "record struck.hit": "how many were hit; nobody else has counted them",
     "record struck.stuck": "speaks only of sagas that are stuck",
-    "record at_ms": "when something was written down; the order of the lines tells what came first",
-    "record answer to show": "a look for people; its status, order and reason are compared alone",
+    "record at_ms": "when a line was written; their order tells what came first",
+    "record answer of an error.body": "its words are for people; its code and fingerprint count",
+    "record answer to show.body": "a look for people; status, order and reason alone are compared",
 }
 
 
@@ -142,7 +145,8 @@ def _of_entries(journal: Journal, chance: Chance) -> Iterator[tuple[str, str, Jo
             made = told(_with(row.entries, place, other))
             yield f"entry {kind.__name__}", change, _with_story(journal, number, made)
         twice = told(row.entries[: place + 1] + row.entries[place:])
-        if kind.__name__ != "AttemptEnded":  # a second one is another attempt's
+        # A second one of these is another attempt's, or somebody has asked twice.
+        if kind.__name__ not in ("AttemptEnded", "RetryAsked"):
             yield f"entry {kind.__name__}", "twice", _with_story(journal, number, twice)
         if (at, place) == (0, 0):
             left = {other: each for other, each in journal.stories.items() if other != number}
@@ -237,14 +241,15 @@ def _of_record(record: ClientRecord, chance: Chance) -> Iterator[tuple[str, str,
         ask = record.asks[at]
         for name in ("code", "body"):
             one = ask.answers[place]
-            changed = replace(one, **{name: _other(getattr(one, name), chance)})
+            other: Any = _other(getattr(one, name), chance)
+            if name == "body" and one.code == Conflict.code and "fingerprint" in one.said():
+                other = pack({**one.said(), "fingerprint": "0" * 32})
+            elif name == "body" and (ask.kind == "show" or one.code is not None):
+                continue  # words for people
+            changed = replace(one, **{name: other})
             made = replace(ask, answers=_with(ask.answers, place, changed))
-            if (name, ask.kind) != ("body", "show"):
-                yield (
-                    f"record answer {status}",
-                    name,
-                    replace(record, asks=_with(record.asks, at, made)),
-                )
+            asks = _with(record.asks, at, made)
+            yield f"record answer {status}", name, replace(record, asks=asks)
     for rows in ("planned", "struck"):
         for change, other in _of_list(getattr(record, rows), chance):
             if change != "at_ms":

@@ -1,8 +1,9 @@
 """Invariants 1, 2 and 5: what clients were told, against what the journals hold. Pure."""
 
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
+from checker.bodies import said
 from checker.evidence import CHECKOUT, Journal
 from checker.lives import COMPENSATING, final_answer, phase_name
 from checker.record import STARTS, Ask, Catalog, ClientRecord, Heeded
@@ -78,17 +79,28 @@ def _numbers(case: Case, journal: Journal, told: Told) -> None:
     """No start is missing between others: numbers are dense, but where a loss was accepted."""
     where = f"journal {journal.shard}"
     forgotten = case.forgotten[journal.shard]
-    jumps = {entry.orders_skipped for _, entry in journal.opened if entry.orders_skipped}
-    accepted = bool(jumps) or bool(journal.counts and journal.counts.accepted)
-    counts = sorted(count_of(number) for number in journal.stories)
-    before = 0
-    for count in counts:
+    skips = [(seq, entry) for seq, entry in journal.opened if entry.orders_skipped]
+    for seq, entry in journal.opened:
+        if entry.numbers_above and not entry.orders_skipped:
+            told.finding(
+                "", "numbers are left out, and no loss was accepted", f"{where}, row {seq}"
+            )
+    before = 0  # count of the last number that must have been given
+    for number in sorted(journal.stories):
+        seq = journal.stories[number].seq
+        while skips and skips[0][0] < seq:
+            _, entry = skips.pop(0)
+            before = max(before, count_of(entry.numbers_above)) + entry.orders_skipped
         missing = forgotten.first_missing(before + 1)
-        if missing < count and not accepted:
-            told.finding("", f"no saga has number {number_of(missing, journal.shard)}", where)
-        before = count
+        # Where a loss was accepted before the checkpoint is no longer known.
+        lost = journal.counts is not None and journal.counts.accepted and seq <= journal.checkpoint
+        if missing != count_of(number) and count_of(number) not in forgotten and not lost:
+            text = f"has number {number}, not {number_of(missing, journal.shard)}"
+            told.finding(case.name(number), text, f"{where}, row {seq}")
+        before = max(before, count_of(number))
     highest = max([before, forgotten.highest])
-    if journal.counts is not None and count_of(journal.counts.number) > highest and not accepted:
+    lost = bool(journal.counts and journal.counts.accepted)
+    if journal.counts is not None and count_of(journal.counts.number) > highest and not lost:
         text = f"number {journal.counts.number} was given, and no saga has it"
         told.finding("", text, where)
     told.looked("past retention", sum(high - low + 1 for low, high in journal.forgotten))
@@ -157,9 +169,9 @@ def _one_id(case: Case, saga_id: str, asks: list[Ask], number: int | None, told:
             if heard.code is None and not same:
                 told.finding(saga_id, "other content was answered like the first", where)
             elif heard.code == Conflict.code:
-                said = heard.said().get("fingerprint")
-                if ask.fingerprint == started.fingerprint or said != started.fingerprint.hex():
-                    told.finding(saga_id, f"was refused as other content than {said}", where)
+                first = heard.said().get("fingerprint")
+                if ask.fingerprint == started.fingerprint or first != started.fingerprint.hex():
+                    told.finding(saga_id, f"was refused as other content than {first}", where)
 
 
 def _is_refused(ask: Ask) -> bool:
@@ -217,11 +229,11 @@ def final_answers(case: Case, told: Told) -> None:
         story = case.stories[number]
         finals[life.saga_id] = life.final
         told.looked("final sagas", 1)
-        promised, said = final_answer(story, life), _said(life.final)
+        promised, answer = final_answer(story, life), said(life.final)
         status = phase_name(life.phase)
-        differs = promised is not None and list(promised.items()) != list(said.items())
-        if differs or said.get("status") != status:
-            told.finding(life.saga_id, f"is {status} with the answer {said}", _at(case, number))
+        differs = promised is not None and list(promised.items()) != list(answer.items())
+        if differs or answer.get("status") != status:
+            told.finding(life.saga_id, f"is {status} with the answer {answer}", _at(case, number))
     record = case.evidence.record
     if record is None:
         told.cannot(NO_RECORD)
@@ -230,51 +242,51 @@ def final_answers(case: Case, told: Told) -> None:
     heard_first: dict[str, bytes] = {}
     for ask in record.asks:
         for heard in ask.answers:
-            if not _is_an_answer(ask, heard):
-                text = f"{ask.kind} was answered {heard.code}: {heard.said()}"
+            body = heard.said()
+            if not _is_an_answer(ask, heard, body):
+                text = f"{ask.kind} was answered {heard.code}: {body}"
                 told.finding(ask.saga_id, text, f"client {ask.client}")
-            if heard.code is not None or _RANKS.get(str(heard.said().get("status"))) != _FINAL:
+            if heard.code is not None or _RANKS.get(str(body.get("status"))) != _FINAL:
                 continue
             where = f"client {ask.client}"
             if ask.kind not in STARTS:  # a look at it: told of its end in other words
                 told.looked("looks at ends", 1)
-                final = _said(finals.get(ask.saga_id, b""))
+                final = said(finals.get(ask.saga_id, b""))
                 if ask.saga_id in known and any(
-                    final.get(name, heard.said().get(name)) != heard.said().get(name)
+                    final.get(name, body.get(name)) != body.get(name)
                     for name in ("status", "order_id", "reason")
                 ):
-                    text = f"was shown as {heard.said().get('status')}, its end is {final}"
+                    text = f"was shown as {body.get('status')}, its end is {final}"
                     told.finding(ask.saga_id, text, where)
                 continue
             told.looked("final answers", 1)
             first = heard_first.setdefault(ask.saga_id, heard.body)
             if heard.body != first:
-                text = f"was answered {_said(first)}, then {heard.said()}"
+                text = f"was answered {said(first)}, then {body}"
                 told.finding(ask.saga_id, text, where)
             if ask.saga_id in known and finals.get(ask.saga_id) != heard.body:
-                text = f"was answered {heard.said()}, its journal has another end"
+                text = f"was answered {body}, its journal has another end"
                 told.finding(ask.saga_id, text, where)
     _backwards(record, told)
 
 
-def _is_an_answer(ask: Ask, heard: Heeded) -> bool:
+def _is_an_answer(ask: Ask, heard: Heeded, body: dict[str, Any]) -> bool:
     """Say whether an answer is one that such a request can get (SPEC 1 to 4)."""
-    said = heard.said()
     if heard.code is not None:
-        return said.get("type") == "error" and said.get("code") == heard.code
-    kind, status = str(said.get("type")), said.get("status")
+        return body.get("type") == "error" and body.get("code") == heard.code
+    kind, status = str(body.get("type")), body.get("status")
     if ask.kind in STARTS and kind.endswith("_accepted"):
-        is_whole = list(said) == ["type", "saga_id", "status"]
+        is_whole = list(body) == ["type", "saga_id", "status"]
         is_known = status in _RANKS and kind.removesuffix("_accepted").isidentifier()
         fits = is_whole and is_known and (kind == "checkout_accepted" or ask.fingerprint is None)
     elif ask.kind in STARTS:
         fits = _RANKS.get(str(status)) == _FINAL
     elif ask.kind in ("cancel", "retry"):
         wanted = {"type": f"{ask.kind}_ok", "saga_id": ask.saga_id, "status": "COMPENSATING"}
-        fits = list(said.items()) == list(wanted.items())
+        fits = list(body.items()) == list(wanted.items())
     else:
-        fits = bool(said)
-    return fits and said.get("saga_id") == ask.saga_id
+        fits = bool(body)
+    return fits and body.get("saga_id") == ask.saga_id
 
 
 def _backwards(record: ClientRecord, told: Told) -> None:
@@ -288,9 +300,9 @@ def _backwards(record: ClientRecord, told: Told) -> None:
             if rank is not None:
                 place = (ask.client, ask.saga_id)
                 steps.setdefault(place, []).append((ask.at, heard.at, rank))
-    for (client, saga_id), told_of in steps.items():
-        for asked_at, _, rank in told_of:
-            before = [other for _, at, other in told_of if at < asked_at]
+    for (client, saga_id), answerof in steps.items():
+        for asked_at, _, rank in answerof:
+            before = [other for _, at, other in answerof if at < asked_at]
             if before and max(before) > rank:
                 told.finding(saga_id, "went back to an earlier phase", f"client {client}")
 
@@ -313,8 +325,8 @@ def everything_ends(case: Case, told: Told) -> None:
         if life.is_final:
             continue
         if number in stuck and life.phase == COMPENSATING:
-            plan = case.plan(case.stories[number])
-            service = plan.services[life.left[0] - 1] if plan and life.left else ""
+            services = case.plans[number].services
+            service = services[life.left[0] - 1] if life.left else ""
             if not {life.saga_id, service} & excused:
                 text = f"is STUCK in step {life.left[:1]}, and no fault explains it"
                 told.finding(life.saga_id, text, _at(case, number))
@@ -323,13 +335,6 @@ def everything_ends(case: Case, told: Told) -> None:
             told.finding(life.saga_id, text, _at(case, number))
         else:
             told.cannot("sagas have not ended, and no client's record says that one waited for it")
-
-
-def _said(body: bytes) -> dict[str, object]:
-    try:
-        return wire.unpack(body)
-    except Malformed:
-        return {"unreadable": body.hex()}
 
 
 def _at(case: Case, number: int) -> str:

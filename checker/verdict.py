@@ -11,6 +11,7 @@ from checker.evidence import Evidence, Journal, Plan, Story
 from checker.lives import Life, walk
 from sagacity.ids import count_of, number_of, shard_of
 from sagacity.ranges import Ranges
+from shard.entries import Started
 
 HOLDS: Final = "holds"
 VIOLATED: Final = "violated"
@@ -105,7 +106,9 @@ class Case:
 
     Attributes:
         stories: of all journals, by number.
-        lives: of those whose definition is known.
+        starts: of each of them.
+        plans: the definition of each, where it is known.
+        lives: of these.
         answered: (service, shard) -> the newest row whose command that service has answered.
         answered_epochs: service -> slot -> the highest epoch that it has answered for.
     """
@@ -116,8 +119,15 @@ class Case:
         self.lives: dict[int, Life] = {}
         self.unplanned: set[str] = set()  # sagas whose definition nobody has
         self.forgotten = [Ranges(journal.forgotten) for journal in evidence.journals]
+        self.starts: dict[int, Started] = {}
+        self.plans: dict[int, Plan] = {}
         for number, story in self.stories.items():
-            plan = self.plan(story)
+            self.starts[number] = started = story.started
+            plan = evidence.plans.get(started.saga)
+            if plan is not None and plan.version == started.version:
+                self.plans[number] = plan
+            else:
+                plan = None
             if plan is None:
                 self.unplanned.add(story.started.saga)
             else:
@@ -126,25 +136,20 @@ class Case:
         self.answered_epochs: dict[str, dict[int, int]] = {}
         self._given = [_given(journal) for journal in evidence.journals]
         for number, life in self.lives.items():
-            self._note_answers(self.stories[number], life)
+            self._note_answers(number, life)
 
-    def _note_answers(self, story: Story, life: Life) -> None:
-        plan = self.plan(story)
+    def _note_answers(self, number: int, life: Life) -> None:
+        plan, slot, shard = self.plans[number], self.starts[number].slot, self.stories[number].shard
         for place, answer in life.outcomes.items():
             step, _ = place
-            if plan is None or not 1 <= step <= len(plan.services):
+            if not 1 <= step <= len(plan.services):
                 continue
-            name, slot = plan.services[step - 1], story.started.slot
+            name = plan.services[step - 1]
             due = life.due.get(place, 0)
-            if due > self.answered.get((name, story.shard), 0):
-                self.answered[name, story.shard] = due
+            if due > self.answered.get((name, shard), 0):
+                self.answered[name, shard] = due
             epochs = self.answered_epochs.setdefault(name, {})
             epochs[slot] = max(epochs.get(slot, 0), answer.epoch)
-
-    def plan(self, story: Story) -> Plan | None:
-        """Give the definition of a saga; None where its version is not known."""
-        plan = self.evidence.plans.get(story.started.saga)
-        return plan if plan is not None and plan.version == story.started.version else None
 
     def name(self, number: int) -> str:
         """Give a saga's id; "" where no journal knows its number."""

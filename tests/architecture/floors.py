@@ -52,7 +52,10 @@ FLOORS: Final = (
                 "forgetting history listing outcomes phases pools rates records replies requests",
             ),
             *_of("shard", "retention retries sagas segments state tally"),
-            *("checker", *_of("checker", "effects evidence faults folds journals lives record")),
+            *(
+                "checker",
+                *_of("checker", "bodies effects evidence faults folds journals lives record"),
+            ),
             *_of("checker", "rules selftest starts verdict"),
         ),
     ),

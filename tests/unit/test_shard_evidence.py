@@ -1,16 +1,21 @@
-"""The kill rounds' evidence, of journals whose rows are gone."""
+"""What a shard's file tells the checker, of journals whose rows are gone; and of damaged ones."""
 
+import json
 from collections.abc import Iterator
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import apsw
 import pytest
-from tests.chaos.evidence import JournalRead, read_journal
 
+from checker.evidence import Journal, OfShard, Story, read_line
+from checker.folds import LIVE, fold_of
 from cluster.directory import DataDirectory
+from sagacity.errors import Malformed
 from sagacity.wire import DECLINED, OK
 from shard.entries import OF_NO_SAGA, Entry
+from shard.evidence import read, tell
 from tests.unit.disk_world import DiskWorld
 from tests.unit.journal_world import CLUSTER
 
@@ -49,9 +54,9 @@ def told_by_every_row(world: DiskWorld) -> dict[int, list[Entry]]:
     return told
 
 
-def read(directory: DataDirectory, world: DiskWorld) -> JournalRead:
+def found(directory: DataDirectory, world: DiskWorld) -> Journal:
     world.close()
-    return read_journal(directory, CLUSTER, 0)
+    return read(directory.journal(0), CLUSTER, 0, world.definitions)
 
 
 def test_what_a_compacted_journal_tells_is_what_all_its_rows_told(
@@ -60,14 +65,69 @@ def test_what_a_compacted_journal_tells_is_what_all_its_rows_told(
     """A checker that saw only what is young would find every old fault unproven."""
     expected = told_by_every_row(world)
     assert len(expected) == 42
-    found = read(directory, world)
-    assert found.checkpoint > 0
-    stories = {number: [each.started, *each.entries] for number, each in found.stories.items()}
+    journal = found(directory, world)
+    assert journal.checkpoint > 0
+    stories = {
+        number: [each.started, *(entry for _, entry in each.told())]
+        for number, each in journal.stories.items()
+    }
     assert stories == expected
-    assert (found.gaps, found.strays) == ([], [])
+    assert (journal.faults, journal.strays, journal.unread) == ([], [], "")
 
 
-def test_a_block_that_is_gone_is_a_gap(directory: DataDirectory, world: DiskWorld) -> None:
+def test_both_replays_give_the_live_state(directory: DataDirectory, world: DiskWorld) -> None:
+    """PROOF 4: replay gives the live state, and checkpoint + tail gives the same."""
+    live = fold_of(LIVE, world.engine.state)
+    journal = found(directory, world)
+    assert [fold.broken for fold in journal.folds] == ["", ""]
+    for fold in journal.folds:
+        assert fold.running == live.running
+        assert fold.counts == {name: live.counts[name] for name in fold.counts}
+    assert journal.folds[0].counts == live.counts
+
+
+def test_a_block_that_is_gone_is_a_fault(directory: DataDirectory, world: DiskWorld) -> None:
     """Finished sagas that vanish must not pass for sagas that never were."""
     world.disk.store.db.execute("DELETE FROM block WHERE first = (SELECT max(first) FROM block)")
-    assert read(directory, world).gaps != []
+    assert found(directory, world).faults != []
+
+
+def test_a_journal_that_cannot_be_read_says_so(directory: DataDirectory, world: DiskWorld) -> None:
+    """What was read before the damage must not pass for all that there is."""
+    world.disk.store.db.execute("UPDATE checkpoint SET counts = zeroblob(length(counts))")
+    journal = found(directory, world)
+    assert journal.unread
+    assert journal.faults
+
+
+@pytest.mark.parametrize("pragma", ["application_id = 7", "user_version = 1"])
+def test_what_is_no_journal_of_this_version_is_refused(
+    directory: DataDirectory, world: DiskWorld, pragma: str
+) -> None:
+    """A foreign file is no evidence, whatever its rows say."""
+    world.close()
+    with apsw.Connection(str(directory.journal(0))) as db:
+        db.execute(f"PRAGMA {pragma}")
+    with pytest.raises(Malformed):
+        read(directory.journal(0), CLUSTER, 0, world.definitions)
+
+
+def test_a_shard_that_never_served_has_an_empty_journal(directory: DataDirectory) -> None:
+    """A cluster that was killed as it started is no damaged one."""
+    assert read(directory.journal(0), CLUSTER, 0, {}) == Journal(0)
+    directory.journal(0).touch()
+    assert read(directory.journal(0), CLUSTER, 0, {}) == Journal(0)
+
+
+def test_lines_give_back_what_was_told(directory: DataDirectory, world: DiskWorld) -> None:
+    """The journals' reader and the rules live in different processes."""
+    journal = found(directory, world)
+    out = BytesIO()
+    tell(journal, world.definitions, out)
+    first, *others = [read_line(line) for line in out.getvalue().splitlines()]
+    assert isinstance(first, OfShard)
+    assert first.stories == len(others) == len(journal.stories)
+    assert first.plans["checkout"].services == ["inventory", "payment", "shipping"]
+    first.journal.stories = {each.number: Story(0, each.record) for each in others}
+    assert first.journal == journal
+    assert all(json.loads(line) for line in out.getvalue().splitlines())
