@@ -43,6 +43,8 @@ def effects_have_commands(case: Case, told: Told) -> None:
     for sent in case.evidence.wire or ():
         told.looked("commands on the wire", 1)
         life = case.lives.get(sent.number)
+        if life is None and case.is_forgotten(sent.number, count_of(sent.number)):
+            continue
         due = life.due.get((sent.step, sent.direction)) if life else None
         if due is None or due > sent.witness_seq:
             where = f"the wire, after row {sent.witness_seq} of journal {sent.shard}"

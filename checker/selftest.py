@@ -227,7 +227,8 @@ def _of_barrier(
 def _of_record(record: ClientRecord, chance: Chance) -> Iterator[tuple[str, str, ClientRecord]]:
     kinds: dict[str, list[int]] = {}
     for at, ask in enumerate(record.asks):
-        kinds.setdefault(ask.kind, []).append(at)
+        if any(heard.code is None for heard in ask.answers):  # of another one nothing came
+            kinds.setdefault(ask.kind, []).append(at)
     for kind, places in kinds.items():
         at = _one_of(places, chance)
         yield from _of_ask(record, at, kind, chance)

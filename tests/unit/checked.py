@@ -19,6 +19,7 @@ from config.load import load_catalog
 from sagacity import wire
 from sagacity.executor import BatchExecutor, make_tables
 from sagacity.ids import count_of
+from sagacity.ranges import ranges_of
 from sagacity.saga import Retry
 from sagacity.service import Service
 from sagacity.slots import SLOTS
@@ -149,8 +150,7 @@ class Cluster(World):
 
     def forget(self, *numbers: int) -> None:
         """Finished sagas, the first that ended, are past retention; services take the list."""
-        counts = sorted(count_of(number) for number in numbers)
-        ranges = [(count, count) for count in counts]
+        ranges = ranges_of(count_of(number) for number in numbers)
         self.step(forget=(ranges, len(numbers)))
         list_number = self.engine.state.lists
         for name, executor in self.executors.items():
