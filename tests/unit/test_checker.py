@@ -15,9 +15,10 @@ from checker.selftest import BLIND, Unseen, selftest
 from checker.verdict import CANNOT_TELL, HOLDS, KEPT, VIOLATED, as_report
 from sagacity import wire
 from sagacity.ids import barrier_key
-from shard.entries import Answer, AttemptEnded, Finished, Started, TurnedBack
+from sagacity.saga import Retry
+from sagacity.wire import Answer
+from shard.entries import AttemptEnded, Finished, Started, TurnedBack
 from shard.records import Row
-from shard.sagas import Retry
 from shard.segments import hash_of
 from tests.unit.checked import Cluster, lived, verdicts, without_record
 
@@ -65,12 +66,13 @@ def test_nothing_is_violated_at_any_moment_of_a_life() -> None:
         assert bad == {}
 
     cluster._perform = looked  # type: ignore[method-assign]
-    for name, fields in {
+    fields: dict[str, dict[str, Any]] = {
         "a": {},
         "b": {"user_id": "u999"},
         "c": {"shipping_address": "no_carrier"},
-    }.items():
-        cluster.step(cluster.start(name, **fields))
+    }
+    for name, changed in fields.items():
+        cluster.step(cluster.start(name, **changed))
     cluster.settle()
     cluster.step(cluster.start("lost"))
     cluster.serve("inventory")
