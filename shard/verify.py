@@ -134,10 +134,12 @@ def faults_of(db: apsw.Connection, cluster_id: str, shard: int, found: Found) ->
 
 
 def _checkpoint(db: apsw.Connection) -> Checkpoint | None:
-    rows = db.execute("SELECT seq, counts FROM checkpoint").fetchall()
+    rows = db.execute("SELECT id, seq, counts FROM checkpoint").fetchall()
     if not rows:
         return None
-    [(seq, sealed)] = rows
+    if [row[0] for row in rows] != [1]:
+        raise Unreadable("there is not one of it")
+    [(_, seq, sealed)] = rows
     checkpoint = unpack_checkpoint(sealed)
     if checkpoint.seq != seq:
         raise Unreadable(f"it is of row {checkpoint.seq}, not of row {seq}")
@@ -234,6 +236,8 @@ def _segments(db: apsw.Connection, oldest: int, known: "_Sum") -> Iterator[str]:
     for segment_id, head, prints in db.execute("SELECT id, head, prints FROM segment"):
         try:
             segment = unpack_segment(head)
+            if segment.id != segment_id:
+                yield f"segment {segment_id} says that it is segment {segment.id}"
             if not segment.live:
                 continue  # half made, or in another: swept at the next start
             size = 0
