@@ -9,7 +9,7 @@ from checker.record import ClientRecord, Metrics, Usage
 from checker.starts import NO_RECORD
 from checker.verdict import Case, Told
 from sagacity.ids import ACTION, COMPENSATION, barrier_key, count_of, shard_of
-from sagacity.wire import OK, Witness
+from sagacity.wire import OK, Answer, Witness
 
 MIB: Final = 1 << 20
 MEMORY_MORE_BYTES: Final = 64 * MIB  # beside half of what a process took before
@@ -51,7 +51,8 @@ def _rows(case: Case, journal: Journal, told: Told) -> None:
         at = head.seq
         entry = opened.get(head.seq)
         if entry is not None:
-            if entry.epoch <= epoch or entry.epoch != head.epoch:
+            follows = entry.epoch == epoch + 1 or (entry.orders_skipped and entry.epoch > epoch)
+            if not follows or entry.epoch != head.epoch:
                 told.finding("", f"epoch {entry.epoch} follows epoch {epoch}", f"{where}, row {at}")
             if (entry.cluster_id, entry.shard) != (case.evidence.cluster_id, journal.shard):
                 text = f"was opened by cluster {entry.cluster_id}, shard {entry.shard}"
@@ -60,11 +61,17 @@ def _rows(case: Case, journal: Journal, told: Told) -> None:
         elif head.epoch != epoch:
             text = f"is of epoch {head.epoch}, the shard had {epoch}"
             told.finding("", text, f"{where}, row {at}")
-    walls = {head.seq: head.wall_ms for head in journal.heads}
+    heads = {head.seq: head for head in journal.heads}
     for story in journal.stories.values():
         for row in story.record:
-            if row.seq > journal.checkpoint and walls.get(row.seq) != row.wall_ms:
+            if row.seq <= journal.checkpoint:
+                continue
+            found = heads.get(row.seq)
+            if found is None or found.wall_ms != row.wall_ms:
                 told.finding(story.started.saga_id, f"stands in row {row.seq}, not there", where)
+            elif any(each.epoch > found.epoch for each in row.entries if isinstance(each, Answer)):
+                text = f"has an outcome of a later epoch in row {row.seq}"
+                told.finding(story.started.saga_id, text, where)
 
 
 def _witnesses(case: Case, service: ServiceRows, told: Told) -> None:

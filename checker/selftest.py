@@ -18,7 +18,7 @@ from checker.rules import judge
 from checker.verdict import HOLDS, VIOLATED, Verdict
 from sagacity.errors import Conflict
 from sagacity.ids import COMPENSATION
-from sagacity.wire import pack
+from sagacity.wire import Answer, pack
 from shard.entries import OF_NO_SAGA
 from shard.records import Row
 
@@ -52,6 +52,8 @@ class Tried(Struct, frozen=True):
 class Unseen(Tried, frozen=True):
     """A change that did not turn the checker red."""
 
+
+FAR: Final = 1_000
 
 Change = tuple[str, str, Evidence]
 Chance = Callable[[int], int]
@@ -315,7 +317,10 @@ def _of_list(rows: list[Any], chance: Chance) -> Iterator[tuple[str, list[Any]]]
 def _of_struct(row: Struct, chance: Chance) -> Iterator[tuple[str, Any]]:
     """Change each field of a row."""
     for name in row.__struct_fields__:
-        yield name, replace(row, **{name: _other(getattr(row, name), chance)})
+        value = getattr(row, name)
+        # An outcome may be of any epoch that its shard has had since the saga's start.
+        far = name == "epoch" and isinstance(row, Answer)
+        yield name, replace(row, **{name: value + FAR if far else _other(value, chance)})
 
 
 def _other(value: Any, chance: Chance) -> Any:

@@ -113,7 +113,7 @@ def _in_order(journal: Journal, told: Told) -> None:
     orders: dict[int, int] = {}
     wholes: dict[int, int] = {}  # from a start to its deadline, by epoch
     epochs = {head.seq: head.epoch for head in journal.heads}
-    epoch = 0
+    epoch = row = 0
     for number in sorted(journal.stories):
         story = journal.stories[number]
         started, where = story.started, f"journal {journal.shard}, row {story.seq}"
@@ -124,7 +124,9 @@ def _in_order(journal: Journal, told: Told) -> None:
         orders[started.slot] = started.order_count
         if not epoch <= started.slot_epoch == epochs.get(story.seq, started.slot_epoch):
             told.finding(started.saga_id, f"started in epoch {started.slot_epoch}", where)
-        epoch = started.slot_epoch
+        if story.seq < row:
+            told.finding(started.saga_id, f"got number {number} before a lower one", where)
+        epoch, row = started.slot_epoch, story.seq
         whole = started.deadline_ms - story.record[0].wall_ms
         if wholes.setdefault(epoch, whole) != whole or whole <= 0:
             told.finding(started.saga_id, f"has {whole} ms, others have {wholes[epoch]}", where)

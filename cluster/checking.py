@@ -278,6 +278,8 @@ def audited(evidence: Evidence) -> list[str]:
     plan = evidence.plans.get(CHECKOUT)
     if plan is None or any(name not in evidence.services for name in plan.services):
         return []
+    if any(each.unread or each.strays or not each.folds for each in evidence.journals):
+        return []  # what a journal does not tell whole cannot be held against books
     inventory, payment, shipping = (evidence.services[name].tables for name in plan.services)
     judge_ = Judge()
     for journal in evidence.journals:
@@ -298,6 +300,8 @@ def _audit_journal(judge_: Judge, journal: Journal) -> None:
     finished = []
     for fold in journal.folds[:1]:
         for number, standing in fold.running.items():
+            if number not in journal.stories:
+                continue
             started = journal.stories[number].started
             phase = ("NEW", "RUNNING", "COMPENSATING")[standing.phase]
             running.append(
