@@ -119,8 +119,11 @@ def _of_journal(journal: Journal, chance: Chance) -> Iterator[tuple[str, str, Jo
                 yield f"journal {name}", change, made
             yield f"journal {name}", "gone", replace(journal, **{name: _without(pairs, at)})
     if journal.counts is not None:
-        yield "checkpoint", "seq", replace(journal, checkpoint=journal.checkpoint + 1)
-        for name in ("epoch", "number", "finished", "lists"):
+        names = ["number", "finished", "lists"]
+        if journal.heads:  # else nothing follows that would have to go on from there
+            yield "checkpoint", "seq", replace(journal, checkpoint=journal.checkpoint + 1)
+            names.append("epoch")
+        for name in names:
             counts = replace(journal.counts, **{name: getattr(journal.counts, name) + 1})
             yield "checkpoint", name, replace(journal, counts=counts)
     yield from _of_entries(journal, chance)

@@ -98,11 +98,13 @@ def _numbers(case: Case, journal: Journal, told: Told) -> None:
             text = f"has number {number}, not {number_of(missing, journal.shard)}"
             told.finding(case.name(number), text, f"{where}, row {seq}")
         before = max(before, count_of(number))
-    highest = max([before, forgotten.highest])
-    lost = bool(journal.counts and journal.counts.accepted)
-    if journal.counts is not None and count_of(journal.counts.number) > highest and not lost:
-        text = f"number {journal.counts.number} was given, and no saga has it"
-        told.finding("", text, where)
+    if journal.counts is not None and not journal.counts.accepted:
+        by_then = [n for n, story in journal.stories.items() if story.seq <= journal.checkpoint]
+        listed = max((high for _, high in journal.counts.forgotten_counts), default=0)
+        highest = max([*by_then, number_of(listed, journal.shard) if listed else 0])
+        if journal.counts.number != highest:
+            text = f"number {journal.counts.number} was given by it, the highest is {highest}"
+            told.finding("", text, f"{where}, checkpoint")
     told.looked("past retention", sum(high - low + 1 for low, high in journal.forgotten))
 
 

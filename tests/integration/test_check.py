@@ -26,8 +26,6 @@ from cluster.directory import DataDirectory
 from cluster.resting import opened, service_rows
 from sagacity.errors import EXIT_UNBALANCED, Malformed
 from services.checkout import checkout
-from shard.codec import link, pack_batch, unpack_batch
-from shard.entries import Batch, Entry, Started
 from shard.evidence import read
 from shard.sagas import Definition
 from tests.integration.checked_world import KILL, SHARDS, contents, made
@@ -110,7 +108,7 @@ def test_a_damaged_row_is_a_finding(
 ) -> None:
     """Damage is what the checker is for: no bad input, but a violated invariant, and said where."""
     data = Path(shutil.copytree(base / "data", tmp_path / "data"))
-    change(DataDirectory(data).journal(1), "UPDATE journal SET batch = zeroblob(40)")
+    change(DataDirectory(data).journal(1), "UPDATE checkpoint SET counts = zeroblob(40)")
     code, out, _ = run(capsys, data, "--json")
     assert code == EXIT_UNBALANCED
     found = {each["number"]: each for each in json.loads(out)["invariants"]}
@@ -348,49 +346,8 @@ def test_one_changed_row_of_a_journal_is_seen(
             if not is_red(with_journal(evidence, data, shard)):
                 unseen.append(f"{shard}: {what}")
     assert unseen == []
-    assert {"identity", "journal", "checkpoint", "block", "segment", "part"} <= tables
-
-
-def test_an_entry_forged_with_its_chain_is_seen(
-    base: Path, evidence: Evidence, tmp_path: Path
-) -> None:
-    """Who rewrites a row and every chain after it has still to change what the services saw."""
-    data = DataDirectory(tmp_path)
-    for shard in range(SHARDS):
-        data.shard(shard).mkdir()
-        shutil.copyfile(DataDirectory(base / "data").journal(shard), data.journal(shard))
-    forged = sum(_forge(data, shard) for shard in range(SHARDS))
-    assert forged
-    altered = evidence
-    for shard in range(SHARDS):
-        altered = with_journal(altered, data, shard)
-    assert [journal.faults for journal in altered.journals] == [[], []]
-    assert is_red(altered)
-
-
-def _forge(data: DataDirectory, shard: int) -> int:
-    """Change the wall time of the oldest row that is there, and link all rows anew."""
-    with closing(apsw.Connection(str(data.journal(shard)))) as db:
-        checkpoint: Any = db.execute("SELECT seq FROM checkpoint").get
-        rows: list[Any] = list(
-            db.execute(
-                "SELECT seq, chain, batch FROM journal WHERE seq > ? ORDER BY seq",
-                (checkpoint or 0,),
-            )
-        )
-        journal = read(data.journal(shard), "", shard, DEFINITIONS)
-        chain = journal.chain
-        for at, (seq, _, packed) in enumerate(rows):
-            batch: Batch = unpack_batch(packed)
-            entries: list[Entry] = [
-                replace(each, amount=each.amount + 1) if isinstance(each, Started) else each
-                for each in batch.entries
-            ]
-            wall_ms = batch.wall_ms - (at == 0)
-            anew = pack_batch(entries, batch.epoch, wall_ms)
-            chain = link(chain, seq, anew)
-            db.execute("UPDATE journal SET chain = ?, batch = ? WHERE seq = ?", (chain, anew, seq))
-    return len(rows)
+    # A compaction may have taken the last row of a journal.
+    assert {"identity", "checkpoint", "block", "segment", "part"} <= tables
 
 
 def test_a_fault_that_was_planned_is_in_the_record(evidence: Evidence) -> None:

@@ -17,7 +17,9 @@ from sagacity import wire
 from sagacity.ids import barrier_key
 from sagacity.saga import Retry
 from sagacity.wire import Answer
+from shard.codec import GENESIS, link, pack_batch, unpack_batch
 from shard.entries import AttemptEnded, Finished, Started, TurnedBack
+from shard.journal import MemoryJournal
 from shard.records import Row
 from shard.segments import hash_of
 from tests.unit.checked import Cluster, lived, verdicts, without_record
@@ -543,6 +545,22 @@ def test_the_self_test_leaves_its_evidence_alone(cluster: Cluster, evidence: Evi
     """It works on a copy."""
     selftest(evidence, random.Random(0).randrange)
     assert evidence == cluster.evidence()
+
+
+def test_a_row_forged_with_every_chain_after_it_is_seen() -> None:
+    """Who rewrites a row and links the others anew has still to change what the services saw."""
+    own = lived()
+    assert isinstance(own.journal, MemoryJournal)
+    rows, chain = own.journal.rows, GENESIS
+    for at, (seq, _, packed) in enumerate(rows):
+        batch = unpack_batch(packed)
+        anew = pack_batch(batch.entries, batch.epoch, batch.wall_ms + (at == 10))
+        chain = link(chain, seq, anew)
+        rows[at] = (seq, chain, anew)
+    found = verdicts(own.evidence())
+    assert found[3].verdict == VIOLATED
+    assert "another row" in found[3].findings[0].what
+    own.close()
 
 
 def test_what_nobody_can_see_is_named_with_a_reason() -> None:
