@@ -255,9 +255,7 @@ class _Walk:
             return
         if entry.cause not in ATTEMPT_CAUSES:
             self._fault(f"an attempt ended as {entry.cause!r}")
-        # What is kept of a long compensation leaves out the middle of it.
-        thinned = entry.direction == COMPENSATION and entry.attempt > life.attempt
-        if entry.attempt != life.attempt and not thinned:
+        if entry.attempt != life.attempt and not self._is_thinned(entry):
             self._fault(f"attempt {entry.attempt} ended, attempt {life.attempt} was sent")
         life.attempt = entry.attempt + 1
         life.attempts += 1
@@ -265,9 +263,8 @@ class _Walk:
 
     def _quarantined(self, entry: Quarantined) -> None:
         life = self.life
-        if not self._is_current(entry) or (
-            entry.attempt != life.attempt and entry.direction == ACTION
-        ):
+        known = entry.attempt == life.attempt or self._is_thinned(entry)
+        if not self._is_current(entry) or not known or life.held:
             self._fault(f"{place_name(entry.step, entry.direction)} quarantined, it is not current")
             return
         if entry.deaths < 1:
@@ -276,6 +273,11 @@ class _Walk:
         life.held = True
         if entry.direction == ACTION:
             self._expect("TurnedBack")
+
+    def _is_thinned(self, entry: AttemptEnded | Quarantined) -> bool:
+        """Say whether attempts may be left out: the middle of a long compensation is not kept."""
+        late = self.life.attempts >= LATE_ATTEMPTS and entry.attempt > self.life.attempt
+        return late and entry.direction == COMPENSATION
 
     def _is_current(self, entry: AttemptEnded | Quarantined) -> bool:
         life = self.life
