@@ -6,6 +6,7 @@ used and is wrong is a finding. Knows no rule.
 """
 
 import argparse
+import gc
 import os
 import random
 import subprocess
@@ -83,6 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_check(options: argparse.Namespace) -> int:
     """Check a directory."""
+    collects = gc.isenabled()
+    gc.disable()  # nothing of it makes cycles: a fifth of the time goes into looking for some
     try:
         numbers = chosen(options.only)
         if options.findings < 1:
@@ -99,6 +102,9 @@ def run_check(options: argparse.Namespace) -> int:
         if options.json:
             _print(render.json_line(error.body()))
         raise
+    finally:
+        if collects:
+            gc.enable()
     _print(render.json_line(report) if options.json else render.check(report))
     return EXIT_COMPLETED if report["holds"] else EXIT_UNBALANCED
 
