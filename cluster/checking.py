@@ -18,8 +18,12 @@ from typing import IO, Any, Final
 
 import apsw
 
-from checker import record as records
-from checker.evidence import (
+from cluster import render
+from cluster.directory import MEND, ClusterFile, DataDirectory
+from cluster.judge import Judge
+from cluster.resting import opened, service_rows
+from sagacity.checker import record as records
+from sagacity.checker.evidence import (
     CHECKOUT,
     Evidence,
     Journal,
@@ -29,13 +33,9 @@ from checker.evidence import (
     Story,
     read_line,
 )
-from checker.rules import INVARIANTS, judge
-from checker.selftest import Unseen, selftest
-from checker.verdict import KEPT, as_report
-from cluster import render
-from cluster.directory import MEND, ClusterFile, DataDirectory
-from cluster.judge import Judge
-from cluster.resting import opened, service_rows
+from sagacity.checker.rules import INVARIANTS, judge
+from sagacity.checker.selftest import Unseen, selftest
+from sagacity.checker.verdict import KEPT, as_report
 from sagacity.errors import (
     EXIT_COMPLETED,
     EXIT_UNBALANCED,

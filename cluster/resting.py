@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import apsw
 
-from checker.evidence import ServiceRows
+from sagacity.checker.evidence import ServiceRows
 from sagacity.errors import Malformed
 from sagacity.executor import FORMAT
 from sagacity.wire import Witness

@@ -3,9 +3,9 @@
 python -P -m shard evidence --data DIR [--config FILE] [--parent PID]
 
 Lines of JSON on stdout, of each shard in order: the journal without its sagas, then each of these.
-`checker.evidence` says of what shape. The caller keeps the cluster from starting meanwhile. What
-is not as it was written is a fault of the journal; what is no journal of ours, or of another
-version, is refused.
+`sagacity.checker.evidence` says of what shape. The caller keeps the cluster from starting
+meanwhile. What is not as it was written is a fault of the journal; what is no journal of ours, or
+of another version, is refused.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from typing import Any, BinaryIO
 import apsw
 import msgspec
 
-from checker.evidence import Journal, OfSaga, OfShard
-from checker.folds import plans_of, refolded, replayed
 from cluster.child import die_with
 from cluster.directory import OTHER_VERSION, DataDirectory
 from cluster.resting import opened
 from config.load import load
+from sagacity.checker.evidence import Journal, OfSaga, OfShard
+from sagacity.checker.folds import plans_of, refolded, replayed
 from sagacity.errors import Malformed, SagacityError
 from shard.codec import (
     Unreadable,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[2]
-PACKAGES: Final = ("sagacity", "config", "checker", "shard", "services", "cluster")
+PACKAGES: Final = ("sagacity", "config", "shard", "services", "cluster")
 BESIDE: Final = ("bench", "tests")  # may import anything; nothing imports them
 
 
@@ -53,10 +53,12 @@ FLOORS: Final = (
             ),
             *_of("shard", "retention retries sagas segments state tally"),
             *(
-                "checker",
-                *_of("checker", "bodies effects evidence faults folds journals lives record"),
+                "sagacity.checker",
+                *_of(
+                    "sagacity.checker", "bodies effects evidence faults folds journals lives record"
+                ),
             ),
-            *_of("checker", "rules selftest starts verdict"),
+            *_of("sagacity.checker", "rules selftest starts verdict"),
         ),
     ),
     Floor(
@@ -109,7 +111,7 @@ BLIND: Final[Mapping[str, frozenset[str]]] = {
 BUILDINGS: Final = ("router", "shard", "services")
 # Who may read the pure files of shard: what runs the engine in memory, and what judges journals.
 PURE_SHARD_FOR: Final = frozenset(
-    {"sagacity.testing", *(name for name in PURE if name.startswith("checker"))}
+    {"sagacity.testing", *(name for name in PURE if name.startswith("sagacity.checker"))}
 )
 IN_ONE_THREAD: Final = "sagacity.simulation."  # runs router and shards; services are given to it
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from checker.evidence import Evidence
-from checker.lives import PHASES
-from checker.verdict import Case
+from sagacity.checker.evidence import Evidence
+from sagacity.checker.lives import PHASES
+from sagacity.checker.verdict import Case
 from tests.chaos.load import ENDINGS, Asked
 
 FLAKY_ATTEMPTS: Final = 3  # of u_flaky_3 that fail; of any other checkout none does

@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
-from checker.record import Recorder
 from sagacity import wire
+from sagacity.checker.record import Recorder
 from sagacity.connection import Connection
 from sagacity.errors import Conflict
 from sagacity.messages import Checkout, Item

@@ -16,15 +16,15 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
-from checker.evidence import Evidence
-from checker.record import Catalog, Recorder
-from checker.rules import judge
-from checker.verdict import HOLDS
 from cluster.audit import audit
 from cluster.checking import gather
 from cluster.directory import DataDirectory
 from cluster.private import ClusterProcess, start_private
 from config.load import load_catalog
+from sagacity.checker.evidence import Evidence
+from sagacity.checker.record import Catalog, Recorder
+from sagacity.checker.rules import judge
+from sagacity.checker.verdict import HOLDS
 from sagacity.client import Client
 from sagacity.errors import SagacityError
 from tests.chaos import endings, processes, scrape

@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from checker.record import Recorder
+from sagacity.checker.record import Recorder
 
 
 def record(rows: list[dict[str, Any]], recorder: Recorder) -> Iterator[str]:

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from checker.record import Catalog, Recorder
 from cluster.directory import DataDirectory
 from cluster.private import ClusterProcess, start_private
 from config.load import load_catalog
 from sagacity import wire
+from sagacity.checker.record import Catalog, Recorder
 from sagacity.connection import Connection
 from sagacity.wire import Reply
 from tests.chaos import processes, scrape

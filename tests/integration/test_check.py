@@ -17,13 +17,13 @@ import apsw
 import pytest
 from msgspec.structs import replace
 
-from checker.evidence import Evidence
-from checker.rules import judge
-from checker.verdict import HOLDS
 from cluster import checking
 from cluster.cli import main
 from cluster.directory import DataDirectory
 from cluster.resting import opened, service_rows
+from sagacity.checker.evidence import Evidence
+from sagacity.checker.rules import judge
+from sagacity.checker.verdict import HOLDS
 from sagacity.errors import EXIT_UNBALANCED, Malformed
 from services.checkout import checkout
 from shard.evidence import read

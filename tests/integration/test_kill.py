@@ -12,8 +12,8 @@ from typing import Final
 
 import pytest
 
-from checker.rules import INVARIANTS, judge
-from checker.verdict import HOLDS
+from sagacity.checker.rules import INVARIANTS, judge
+from sagacity.checker.verdict import HOLDS
 from tests.chaos.one_round import Round, Target
 from tests.chaos.random_rounds import EVERYONE, KINDS, Plan, RandomRounds, plan
 

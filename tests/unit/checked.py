@@ -9,14 +9,14 @@ from typing import Any
 from apsw import Connection
 from msgspec.structs import replace
 
-from checker.evidence import Evidence, Journal, Sent
-from checker.folds import LIVE, fold_of, plans_of, refolded, replayed
-from checker.record import Catalog, ClientRecord, Recorder, read
-from checker.rules import judge
-from checker.verdict import Verdict
 from cluster.resting import service_rows
 from config.load import load_catalog
 from sagacity import wire
+from sagacity.checker.evidence import Evidence, Journal, Sent
+from sagacity.checker.folds import LIVE, fold_of, plans_of, refolded, replayed
+from sagacity.checker.record import Catalog, ClientRecord, Recorder, read
+from sagacity.checker.rules import judge
+from sagacity.checker.verdict import Verdict
 from sagacity.executor import BatchExecutor, make_tables
 from sagacity.ids import count_of
 from sagacity.ranges import ranges_of

@@ -8,12 +8,12 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
-from checker.evidence import Evidence, Fold, Journal, ServiceRows, Story
-from checker.record import ClientRecord, Struck
-from checker.rules import INVARIANTS, judge
-from checker.selftest import BLIND, Unseen, selftest
-from checker.verdict import CANNOT_TELL, HOLDS, KEPT, VIOLATED, as_report
 from sagacity import wire
+from sagacity.checker.evidence import Evidence, Fold, Journal, ServiceRows, Story
+from sagacity.checker.record import ClientRecord, Struck
+from sagacity.checker.rules import INVARIANTS, judge
+from sagacity.checker.selftest import BLIND, Unseen, selftest
+from sagacity.checker.verdict import CANNOT_TELL, HOLDS, KEPT, VIOLATED, as_report
 from sagacity.ids import barrier_key
 from sagacity.saga import Retry
 from sagacity.wire import Answer

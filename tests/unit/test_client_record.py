@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from checker.record import Catalog, ClientRecord, Recorder, fingerprint_of, read
 from sagacity import wire
+from sagacity.checker.record import Catalog, ClientRecord, Recorder, fingerprint_of, read
 from sagacity.errors import Malformed
 
 BODY = {

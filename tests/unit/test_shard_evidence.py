@@ -9,9 +9,9 @@ from pathlib import Path
 import apsw
 import pytest
 
-from checker.evidence import Journal, OfShard, Story, read_line
-from checker.folds import LIVE, fold_of
 from cluster.directory import DataDirectory
+from sagacity.checker.evidence import Journal, OfShard, Story, read_line
+from sagacity.checker.folds import LIVE, fold_of
 from sagacity.errors import Malformed
 from sagacity.wire import DECLINED, OK
 from shard.entries import OF_NO_SAGA, Entry

@@ -1,7 +1,7 @@
 """Invariant 12: what is shown is shown under faults that really happened. Pure."""
 
-from checker.starts import NO_RECORD
-from checker.verdict import Case, Told
+from sagacity.checker.starts import NO_RECORD
+from sagacity.checker.verdict import Case, Told
 
 
 def faults_really_happened(case: Case, told: Told) -> None:

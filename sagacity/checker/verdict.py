@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from checker.evidence import Evidence, Journal, Plan, Story
-from checker.lives import Life, walk
+from sagacity.checker.evidence import Evidence, Journal, Plan, Story
+from sagacity.checker.lives import Life, walk
 from sagacity.ids import count_of, number_of, shard_of
 from sagacity.ranges import Ranges
 from shard.entries import Started

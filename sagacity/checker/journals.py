@@ -3,11 +3,11 @@
 from bisect import bisect_right
 from typing import Final
 
-from checker.evidence import Fold, Journal, ServiceRows
-from checker.lives import ABORTED, COMPENSATING, COMPLETED, Life, phase_name
-from checker.record import ClientRecord, Metrics, Usage
-from checker.starts import NO_RECORD
-from checker.verdict import Case, Told
+from sagacity.checker.evidence import Fold, Journal, ServiceRows
+from sagacity.checker.lives import ABORTED, COMPENSATING, COMPLETED, Life, phase_name
+from sagacity.checker.record import ClientRecord, Metrics, Usage
+from sagacity.checker.starts import NO_RECORD
+from sagacity.checker.verdict import Case, Told
 from sagacity.ids import ACTION, COMPENSATION, barrier_key, count_of, shard_of
 from sagacity.wire import OK, Answer, Witness
 

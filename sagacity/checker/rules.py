@@ -3,22 +3,22 @@
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from checker.effects import (
+from sagacity.checker.effects import (
     effects_have_commands,
     money_adds_up,
     shipments_are_single,
     stock_adds_up,
 )
-from checker.evidence import Evidence
-from checker.faults import faults_really_happened
-from checker.journals import (
+from sagacity.checker.evidence import Evidence
+from sagacity.checker.faults import faults_really_happened
+from sagacity.checker.journals import (
     counts_agree,
     ends_are_right,
     entries_are_lawful,
     journals_are_whole,
 )
-from checker.starts import acknowledged_starts, everything_ends, final_answers
-from checker.verdict import KEPT, Case, Told, Verdict
+from sagacity.checker.starts import acknowledged_starts, everything_ends, final_answers
+from sagacity.checker.verdict import KEPT, Case, Told, Verdict
 
 
 class Invariant(NamedTuple):

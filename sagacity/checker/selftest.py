@@ -12,10 +12,10 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from checker.evidence import Evidence, Journal, ServiceRows, Story
-from checker.record import Ask, ClientRecord
-from checker.rules import judge
-from checker.verdict import HOLDS, VIOLATED, Verdict
+from sagacity.checker.evidence import Evidence, Journal, ServiceRows, Story
+from sagacity.checker.record import Ask, ClientRecord
+from sagacity.checker.rules import judge
+from sagacity.checker.verdict import HOLDS, VIOLATED, Verdict
 from sagacity.errors import Conflict
 from sagacity.ids import COMPENSATION
 from sagacity.wire import Answer, pack

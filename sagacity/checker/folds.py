@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from checker.evidence import Fold, Journal, Plan, Standing
+from sagacity.checker.evidence import Fold, Journal, Plan, Standing
 from sagacity.errors import InvariantBroken, SagacityError
 from sagacity.ids import count_of
 from sagacity.ranges import Ranges

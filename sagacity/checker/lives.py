@@ -7,8 +7,8 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from checker.bodies import is_about, said
-from checker.evidence import CHECKOUT, Plan, Story
+from sagacity.checker.bodies import is_about, said
+from sagacity.checker.evidence import CHECKOUT, Plan, Story
 from sagacity.ids import ACTION, COMPENSATION, DIRECTIONS, order_id
 from sagacity.wire import DECLINED, OK, Answer
 from shard import entries

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from checker.record import ClientRecord
+from sagacity.checker.record import ClientRecord
 from sagacity.ids import count_of
 from sagacity.ranges import Range, Ranges
 from sagacity.wire import Witness

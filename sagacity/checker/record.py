@@ -11,8 +11,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, field
 
-from checker.bodies import said
 from sagacity import wire
+from sagacity.checker.bodies import said
 from sagacity.errors import Malformed, SagacityError
 from sagacity.messages import Checkout, merge
 

@@ -3,12 +3,12 @@
 from hashlib import blake2b
 from typing import Any, Final
 
-from checker.bodies import said
-from checker.evidence import CHECKOUT, Journal
-from checker.lives import COMPENSATING, final_answer, phase_name
-from checker.record import STARTS, Ask, Catalog, ClientRecord, Heeded
-from checker.verdict import Case, Told
 from sagacity import wire
+from sagacity.checker.bodies import said
+from sagacity.checker.evidence import CHECKOUT, Journal
+from sagacity.checker.lives import COMPENSATING, final_answer, phase_name
+from sagacity.checker.record import STARTS, Ask, Catalog, ClientRecord, Heeded
+from sagacity.checker.verdict import Case, Told
 from sagacity.errors import Conflict, Malformed, NotSupported, NotTaken
 from sagacity.ids import count_of, number_of, order_id, shard_of
 from sagacity.messages import Order

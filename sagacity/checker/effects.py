@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from msgspec import Struct, field
 
-from checker.bodies import is_about, said
-from checker.evidence import CHECKOUT, ServiceRows, TableRow
-from checker.lives import COMPENSATING, COMPLETED, RUNNING, Life, place_name
-from checker.verdict import Case, Told
 from sagacity import wire
+from sagacity.checker.bodies import is_about, said
+from sagacity.checker.evidence import CHECKOUT, ServiceRows, TableRow
+from sagacity.checker.lives import COMPENSATING, COMPLETED, RUNNING, Life, place_name
+from sagacity.checker.verdict import Case, Told
 from sagacity.ids import ACTION, COMPENSATION, barrier_key, count_of, shard_of
 from sagacity.messages import Order
 from sagacity.wire import DECLINED, OK
