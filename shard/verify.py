@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -38,7 +38,7 @@ from shard.codec import (
     unpack_segment,
     unseal,
 )
-from shard.entries import FORMAT, Finished, Opened, Ran, Started
+from shard.entries import FORMAT, Finished, Forgotten, Opened, Ran, Started
 from shard.records import Record, is_of
 from shard.segments import ENTRY_BYTES, HASH_BYTES, Prints, entries_in, entry_of
 from shard.state import Checkpoint
@@ -156,9 +156,9 @@ def faults_of(db: apsw.Connection, cluster_id: str, shard: int, found: Found) ->
             counts.epoch,
             counts.finished,
         )
-    yield from _rows(db, cluster_id, shard, found, checkpoint)
+    forgotten = yield from _rows(db, cluster_id, shard, found, checkpoint)
     yield from _kept(db)
-    yield from _generations(db, found.finished)
+    yield from _generations(db, found.finished, forgotten)
 
 
 def _checkpoint(db: apsw.Connection) -> Checkpoint | None:
@@ -174,11 +174,16 @@ def _checkpoint(db: apsw.Connection) -> Checkpoint | None:
 
 def _rows(
     db: apsw.Connection, cluster_id: str, shard: int, found: Found, checkpoint: Checkpoint | None
-) -> Iterator[str]:
-    """Check the rows behind the checkpoint; what is still there before it means nothing."""
+) -> Generator[str, None, int]:
+    """Check the rows behind the checkpoint; what is still there before it means nothing.
+
+    Returns:
+        The ordinal below which finished sagas are past retention.
+    """
     chain = GENESIS if checkpoint is None else checkpoint.chain
     highest = 0 if checkpoint is None else checkpoint.counts.number
     ran_ms = 0 if checkpoint is None else checkpoint.counts.ran_ms
+    forgotten = 0 if checkpoint is None else checkpoint.counts.forgotten
     for seq, stored, packed in db.execute(_TAIL, (found.checkpoint,)):
         follows = seq == found.last_seq + 1
         if not follows:
@@ -208,8 +213,11 @@ def _rows(
                 if entry.ran_ms < ran_ms:
                     yield f"row {seq}: the shard had run {entry.ran_ms} ms, after {ran_ms} ms"
                 ran_ms = entry.ran_ms
+            elif isinstance(entry, Forgotten):
+                forgotten = max(forgotten, entry.ordinal)
         if batch.epoch != found.epoch:
             yield f"row {seq} was written in epoch {batch.epoch}, not in {found.epoch}"
+    return forgotten
 
 
 def _kept(db: apsw.Connection) -> Iterator[str]:
@@ -226,9 +234,10 @@ def _kept(db: apsw.Connection) -> Iterator[str]:
             yield f"what is kept of saga {number} is of another saga"
 
 
-def _generations(db: apsw.Connection, finished: int) -> Iterator[str]:
+def _generations(db: apsw.Connection, finished: int, forgotten: int) -> Iterator[str]:
     """Check the finished sagas, and that the segments know the id of each: a wrong no runs twice.
 
+    Of sagas past retention a segment may have lost the ordinals while their blocks are still there.
     Ids and ordinals are added up on both sides: one that is missing or changed makes the sums
     differ, and a million of them need no memory.
     """
@@ -245,11 +254,13 @@ def _generations(db: apsw.Connection, finished: int) -> Iterator[str]:
             at, blocks.is_whole = None, False
             continue
         for ordinal, saga_id in enumerate(saga_ids, first):
-            blocks.add(entry_of(saga_id, ordinal))
+            if ordinal >= forgotten:
+                blocks.add(entry_of(saga_id, ordinal))
         at = first + len(saga_ids)
     if at not in (None, finished):
         yield f"finished sagas are missing: the last one is {at}, and {finished} had ended"
-    yield from _segments(db, finished if oldest is None else oldest, segments)
+    oldest = finished if oldest is None else oldest
+    yield from _segments(db, max(oldest, forgotten), segments)
     if blocks.is_whole and segments.is_whole and blocks != segments:
         yield (
             f"the segments know {segments.count} ids of finished sagas, the blocks {blocks.count}, "
