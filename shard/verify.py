@@ -26,6 +26,7 @@ from cluster.child import die_with
 from cluster.directory import DataDirectory
 from sagacity.errors import SagacityError
 from sagacity.ids import shard_of
+from sagacity.wal import fault_of
 from shard.codec import (
     GENESIS,
     Unreadable,
@@ -126,6 +127,9 @@ def faults_of(db: apsw.Connection, cluster_id: str, shard: int, found: Found) ->
         apsw.Error: the file cannot be read any further.
     """
     application, version = _pragma(db, "application_id"), _pragma(db, "user_version")
+    fault = fault_of(db)
+    if fault is not None:
+        yield fault
     if application == version == 0 and not _pragma(db, "schema_version"):
         yield "it is empty: its shard never served, or what it held is gone"
         return
