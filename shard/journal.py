@@ -153,13 +153,20 @@ class SqliteJournal:
 
     def kept(self) -> Iterator[Record]:
         """Give the record of each saga that had not ended by the checkpoint, by its number."""
+        checkpoint, count = self.checkpoint(), 0
         try:
             for number, sealed in self._db.execute("SELECT number, record FROM kept ORDER BY 1"):
+                count += 1
                 yield self._read(number, sealed)
         except apsw.Error as error:
             raise JournalRefused(f"{self._path} is damaged: {error}") from None
         except Unreadable as error:
             raise JournalRefused(f"{self._path} is damaged in what it keeps: {error}") from None
+        running = checkpoint.counts.running if checkpoint else -1
+        if running not in (-1, count):  # a flipped bit in a page's header hides its rows
+            raise JournalRefused(
+                f"{self._path} is damaged: it keeps {count} sagas of {running} that had not ended"
+            )
 
     def replay(self) -> Iterator[tuple[int, Batch]]:
         """Give every row after the checkpoint in order, checked."""

@@ -161,7 +161,7 @@ def faults_of(db: apsw.Connection, cluster_id: str, shard: int, found: Found) ->
             counts.finished,
         )
     forgotten = yield from _rows(db, cluster_id, shard, found, checkpoint)
-    yield from _kept(db)
+    yield from _kept(db, checkpoint)
     yield from _generations(db, found.finished, forgotten)
 
 
@@ -224,9 +224,11 @@ def _rows(
     return forgotten
 
 
-def _kept(db: apsw.Connection) -> Iterator[str]:
+def _kept(db: apsw.Connection, checkpoint: Checkpoint | None) -> Iterator[str]:
     """Check the records of sagas that had not ended by the checkpoint."""
+    count = 0
     for number, sealed in db.execute("SELECT number, record FROM kept ORDER BY number"):
+        count += 1
         try:
             record = unpack_record(unseal(sealed))
         except Unreadable as error:
@@ -236,6 +238,9 @@ def _kept(db: apsw.Connection) -> Iterator[str]:
             yield f"what is kept of saga {number} does not begin with its start"
         if not is_of(record, number):
             yield f"what is kept of saga {number} is of another saga"
+    running = -1 if checkpoint is None else checkpoint.counts.running
+    if running not in (-1, count):
+        yield f"{count} sagas are kept, and {running} had not ended"
 
 
 def _generations(db: apsw.Connection, finished: int, forgotten: int) -> Iterator[str]:

@@ -302,6 +302,7 @@ GENERATION_DAMAGES = {
     "checkpoint moved": ("UPDATE checkpoint SET seq = seq + 1", "the checkpoint is not"),
     "kept changed": ("UPDATE kept SET record = zeroblob(20)", "what is kept of saga"),
     "kept of another": ("UPDATE kept SET number = number + 1024", "is of another saga"),
+    "kept gone": ("DELETE FROM kept", "0 sagas are kept, and 2 had not ended"),
     "block changed": (
         "UPDATE block SET records = zeroblob(20) WHERE first = (SELECT max(first) FROM block)",
         "are not what was written",
