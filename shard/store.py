@@ -19,6 +19,8 @@ from sagacity.wal import fault_of, sync_wal
 from shard.entries import FORMAT
 
 APPLICATION_ID = 0x53414741  # "SAGA", in the file's header
+# A flipped bit can make a text of bytes; apsw then raises Python's own error.
+UNREADABLE = (apsw.Error, UnicodeDecodeError)
 WAL_PAGES_MAX = 1_000  # of 4 KiB in the WAL, then they are copied into the file
 
 SCHEMA = """
@@ -72,7 +74,7 @@ class Store:
             raise JournalRefused(f"{path} cannot be opened as a journal: {error}") from None
         try:
             self._open(cluster_id, shard)
-        except (apsw.Error, UnicodeDecodeError, Malformed) as error:
+        except (*UNREADABLE, Malformed) as error:
             with suppress(apsw.Error):
                 self.db.close()
             if isinstance(error, JournalRefused):
@@ -198,7 +200,7 @@ class Store:
         """
         try:
             return self.db.execute(query, values).fetchall()
-        except apsw.Error as error:
+        except UNREADABLE as error:
             raise JournalFailed(f"{self.path} cannot be read: {error}") from error
 
     def size_bytes(self) -> int:

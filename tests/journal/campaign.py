@@ -1,7 +1,7 @@
 """The full campaign on journals: every crash point, crashes of recoveries, every bit, the controls.
 
     python -m tests.journal.campaign                    everything, about an hour and a half alone
-    python -m tests.journal.campaign --seeds 3 --deep 40 --stride 64        some of it, minutes
+    python -m tests.journal.campaign --seeds 3 --deep 40 --stride 61        some of it, minutes
     python -m tests.journal.campaign --case small/117-torn-1/8-drop         one crash again
     python -m tests.journal.campaign --case in_the_wal/519501               one flipped bit again
 
@@ -129,7 +129,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=200, help="schedules (default: 200)")
     parser.add_argument("--start", type=int, default=0, help="the first one's seed")
     parser.add_argument("--deep", type=int, default=4, help="crash each so manieth recovery again")
-    parser.add_argument("--stride", type=int, default=1, help="from one bit to the next")
+    parser.add_argument(
+        "--stride",
+        type=int,
+        default=1,
+        help="from one bit to the next; odd, or it is always the same one of a byte",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     args = parser.parse_args(argv)
     if args.case:
