@@ -12,6 +12,9 @@ is wrong where whole commits stand behind the bad frame: those were synced, one 
 
 A flipped bit in the last commit looks like a torn tail; only a witness can know of it.
 
+A commit has one such mark: SQLite repeats its last frame only on a disk of which it does not know
+that a write changes no byte beside it, and its own VFS says that of every disk.
+
 Format: https://sqlite.org/fileformat2.html#walformat. A header of 32 bytes, then frames: page
 number, size of the file after a commit or 0, two salts, two checksums, each of 4 bytes; the page.
 """
