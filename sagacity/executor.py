@@ -23,6 +23,7 @@ from sagacity.errors import Malformed
 from sagacity.ranges import Range
 from sagacity.service import Service
 from sagacity.sqlite import set_pragma
+from sagacity.wal import fault_of, sync_wal
 from sagacity.wire import (
     REFUSED_UNAVAILABLE,
     Answer,
@@ -51,20 +52,34 @@ CREATE TABLE origin (
 """
 
 
-def open_file(path: Path) -> Connection:
+def open_file(path: Path, vfs: str | None = None) -> Connection:
     """Open a service's database, made empty (mode 0600) where there is none.
 
+    Args:
+        path: of the file.
+        vfs: name of another apsw VFS, for tests that crash at every write.
+
     Raises:
-        Malformed: it is no database, or cannot be opened.
+        Malformed: it is no database, is damaged, or cannot be opened.
     """
     try:
-        _require_whole(path)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        connection = Connection(str(path))
+        if vfs is None:
+            _require_whole(path)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        sync_wal(str(path), vfs or "")  # a reply that a killed worker has stored is given again
+        connection = Connection(str(path), vfs=vfs)
+        # Closing would copy what is left of a damaged WAL into the file, and remove it.
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        if vfs is not None:
+            set_pragma(connection, "locking_mode", "exclusive")  # such a VFS has no shared memory
         connection.set_busy_timeout(OPEN_PATIENCE_MS)
         _require_ours(connection, path)  # before the mode is set: that is a write
+        fault = fault_of(connection)
+        if fault is not None:
+            raise Malformed(f"{path} is damaged: {fault}")
         set_pragma(connection, "journal_mode", "wal")
         set_pragma(connection, "synchronous", "FULL", expect=2)
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
     except OSError as error:
         raise Malformed(f"cannot open {path}: {error.strerror}") from None
     except apsw.Error as error:

@@ -26,6 +26,7 @@ from shard.codec import (
     unpack_segment,
     unseal,
 )
+from shard.entries import Started
 from shard.records import Record, card_of_record
 from shard.sagas import Card, Tombstone
 from shard.segments import (
@@ -95,6 +96,11 @@ class Generations:
                 self.segments.append((segment, Prints.unpack(self._sound(unseal, prints))))
             else:
                 self.dead.append(segment)
+        known = sum(segment.size for segment, _ in self.segments)
+        if known != base:  # an id that no segment knows would run again
+            raise JournalFailed(
+                f"{self._store.path} is damaged: its segments know {known} ids of {base}"
+            )
 
     # -- the port of the decisions --------------------------------------------------------------
 
@@ -108,7 +114,7 @@ class Generations:
             return None
         if ordinal < self.forgotten:
             return Tombstone()
-        return card_of_record(self._record(ordinal))
+        return card_of_record(self._record(ordinal, saga_id))
 
     def add(self, card: Card) -> None:
         """Keep the next card, until its generation closes."""
@@ -139,7 +145,9 @@ class Generations:
         if saga_id in self._recent or not self.segments:
             return None
         ordinal = self._ordinal(saga_id)
-        return None if ordinal is None or ordinal < self.forgotten else self._record(ordinal)
+        if ordinal is None or ordinal < self.forgotten:
+            return None
+        return self._record(ordinal, saga_id)
 
     # -- what a compaction writes ---------------------------------------------------------------
 
@@ -235,9 +243,13 @@ class Generations:
                     return int.from_bytes(entry[HASH_BYTES:], "big")
         return None
 
-    def _record(self, ordinal: int) -> Record:
+    def _record(self, ordinal: int, saga_id: str) -> Record:
         for _, record in self._from(ordinal, self._store.rows(_BLOCK, ordinal)):
-            return record
+            started = record[0].entries[0]
+            # Where a block begins is not sealed with it.
+            if isinstance(started, Started) and started.saga_id == saga_id:
+                return record
+            raise JournalFailed(f"{self._store.path} is damaged: saga {ordinal} is another")
         raise JournalFailed(f"{self._store.path} is damaged: saga {ordinal} has no block")
 
     def _records(self, start: int, end: int) -> Iterator[Record]:
@@ -246,10 +258,14 @@ class Generations:
             return
         blocks = self._store.rows(_BLOCK, start)
         blocks += self._store.rows(_BLOCKS, blocks[0][0] if blocks else -1, end)
+        wanted = start
         for ordinal, record in self._from(start, blocks):
-            if ordinal >= end:
-                return
+            if ordinal != wanted or ordinal >= end:
+                break
             yield record
+            wanted += 1
+        if wanted != end:
+            raise JournalFailed(f"{self._store.path} is damaged: saga {wanted} has no block")
 
     def _from(self, start: int, blocks: list[Any]) -> Iterator[tuple[int, Record]]:
         for first, sealed in blocks:

@@ -26,7 +26,7 @@ from shard.codec import (
 from shard.entries import Batch, Entry
 from shard.records import Record, Row, is_of, thinned
 from shard.state import Checkpoint
-from shard.store import JournalFailed, JournalFull, JournalRefused, Store
+from shard.store import UNREADABLE, JournalFailed, JournalFull, JournalRefused, Store
 
 __all__ = [
     "Journal",
@@ -143,7 +143,7 @@ class SqliteJournal:
             if row is None:
                 return None
             found = unpack_checkpoint(row[1])
-        except apsw.Error as error:
+        except UNREADABLE as error:
             raise JournalRefused(f"{self._path} is damaged: {error}") from None
         except Unreadable as error:
             raise JournalRefused(f"{self._path} is damaged in its checkpoint: {error}") from None
@@ -153,13 +153,20 @@ class SqliteJournal:
 
     def kept(self) -> Iterator[Record]:
         """Give the record of each saga that had not ended by the checkpoint, by its number."""
+        checkpoint, count = self.checkpoint(), 0
         try:
             for number, sealed in self._db.execute("SELECT number, record FROM kept ORDER BY 1"):
+                count += 1
                 yield self._read(number, sealed)
-        except apsw.Error as error:
+        except UNREADABLE as error:
             raise JournalRefused(f"{self._path} is damaged: {error}") from None
         except Unreadable as error:
             raise JournalRefused(f"{self._path} is damaged in what it keeps: {error}") from None
+        running = checkpoint.counts.running if checkpoint else -1
+        if running not in (-1, count):  # a flipped bit in a page's header hides its rows
+            raise JournalRefused(
+                f"{self._path} is damaged: it keeps {count} sagas of {running} that had not ended"
+            )
 
     def replay(self) -> Iterator[tuple[int, Batch]]:
         """Give every row after the checkpoint in order, checked."""
@@ -173,7 +180,7 @@ class SqliteJournal:
                 (self.checkpoint_seq,),
             ):
                 yield seq, self._checked(seq, chain, packed)
-        except apsw.Error as error:
+        except UNREADABLE as error:
             raise JournalRefused(f"{self._path} is damaged: {error}") from None
 
     def _checked(self, seq: int, chain: bytes, packed: bytes) -> Batch:
@@ -226,7 +233,7 @@ class SqliteJournal:
                     packed: Any = self._db.execute(_ROW, (seq,)).get
                     batch = unpack_batch(packed or b"")
                     rows.append(Row(seq, batch.wall_ms, batch.entries))
-        except (apsw.Error, Unreadable) as error:
+        except (*UNREADABLE, Unreadable) as error:
             raise JournalFailed(f"{self._path} cannot be read: {error}") from error
         return thinned(rows) if rows and rows[0].seq <= self.checkpoint_seq else rows
 

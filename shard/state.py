@@ -112,6 +112,7 @@ class Counts(Struct, frozen=True, kw_only=True):
         marks: by when the sagas that are not past retention had ended.
         seen: service -> the newest row that it is known to have seen.
         accepted: epoch that accepted a loss last.
+        running: sagas that had not ended, each of which is kept; -1 in files of before it was told.
     """
 
     epoch: int
@@ -127,6 +128,7 @@ class Counts(Struct, frozen=True, kw_only=True):
     marks: list[Mark]
     seen: dict[str, int] = field(default_factory=dict)
     accepted: int = 0
+    running: int = -1
 
 
 class Checkpoint(Struct, frozen=True):
@@ -234,6 +236,7 @@ class State:
             accepted=self.accepted,
             ran_ms=self.ran_ms,
             marks=list(self.marks),
+            running=len(self.live),
         )
 
     def restore(self, kept: Iterable[Record], counts: Counts) -> None:

@@ -15,9 +15,12 @@ import apsw
 
 from sagacity.errors import Malformed
 from sagacity.sqlite import set_pragma
+from sagacity.wal import fault_of, sync_wal
 from shard.entries import FORMAT
 
 APPLICATION_ID = 0x53414741  # "SAGA", in the file's header
+# A flipped bit can make a text of bytes; apsw then raises Python's own error.
+UNREADABLE = (apsw.Error, UnicodeDecodeError)
 WAL_PAGES_MAX = 1_000  # of 4 KiB in the WAL, then they are copied into the file
 
 SCHEMA = """
@@ -65,12 +68,13 @@ class Store:
         try:
             if vfs is None:
                 _make(path)
+            sync_wal(str(path), vfs or "")
             self.db = apsw.Connection(str(path), vfs=vfs)
         except (apsw.Error, OSError) as error:
             raise JournalRefused(f"{path} cannot be opened as a journal: {error}") from None
         try:
             self._open(cluster_id, shard)
-        except (apsw.Error, Malformed) as error:
+        except (*UNREADABLE, Malformed) as error:
             with suppress(apsw.Error):
                 self.db.close()
             if isinstance(error, JournalRefused):
@@ -84,6 +88,11 @@ class Store:
         # No shared memory; the shard's lock guards the file.
         set_pragma(db, "locking_mode", "exclusive")
         new = self._is_new(cluster_id, shard)
+        fault = fault_of(db)
+        if fault is not None:
+            raise JournalRefused(f"{self.path} is damaged: {fault}")
+        if not new:
+            self._require_whole_pages()
         set_pragma(db, "journal_mode", "wal")
         set_pragma(db, "synchronous", "FULL", expect=2)
         set_pragma(db, "wal_autocheckpoint", 0)  # SQLite swallows errors of its own checkpoints
@@ -113,6 +122,15 @@ class Store:
                 f"{self.path} belongs to {found}, not to cluster {cluster_id}, shard {shard}"
             )
         return False
+
+    def _require_whole_pages(self) -> None:
+        """Refuse a journal whose pages hide rows: one bit says how many rows a page has.
+
+        Of rows in the middle the chain knows, of the last ones nobody would: 0.5 ms for 1.5 MiB.
+        """
+        found = [line for (line,) in self.db.execute("PRAGMA quick_check(journal)")]
+        if found != ["ok"]:
+            raise JournalRefused(f"{self.path} is damaged: {' '.join(found)[:200]}")
 
     def _on_commit(self, _db: apsw.Connection, _name: str, pages: int) -> int:
         self._wal_pages = pages
@@ -182,7 +200,7 @@ class Store:
         """
         try:
             return self.db.execute(query, values).fetchall()
-        except apsw.Error as error:
+        except UNREADABLE as error:
             raise JournalFailed(f"{self.path} cannot be read: {error}") from error
 
     def size_bytes(self) -> int:

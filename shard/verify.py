@@ -8,7 +8,7 @@ One line of JSON a shard on stdout. The caller keeps the cluster from starting m
 import argparse
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from cluster.directory import DataDirectory
 from cluster.resting import opened
 from sagacity.errors import SagacityError
 from sagacity.ids import shard_of
+from sagacity.wal import fault_of
 from shard.codec import (
     GENESIS,
     Unreadable,
@@ -33,11 +34,11 @@ from shard.codec import (
     unpack_segment,
     unseal,
 )
-from shard.entries import FORMAT, Finished, Opened, Ran, Started
+from shard.entries import FORMAT, Finished, Forgotten, Opened, Ran, Started
 from shard.records import Record, is_of
 from shard.segments import ENTRY_BYTES, HASH_BYTES, Prints, entries_in, entry_of
 from shard.state import Checkpoint
-from shard.store import APPLICATION_ID
+from shard.store import APPLICATION_ID, UNREADABLE
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells count
 _TAIL = "SELECT seq, chain, batch FROM journal WHERE seq > ? ORDER BY seq"
@@ -84,7 +85,7 @@ def verify(path: Path, cluster_id: str, shard: int) -> Found:
                 if len(found.faults) == FAULTS_MAX:
                     found.faults.append(f"more than {FAULTS_MAX} faults: the rest is not told")
                     break
-    except apsw.Error as error:
+    except UNREADABLE as error:
         found.faults.append(f"cannot be read after row {found.last_seq}: {error}")
     except OSError as error:
         found.faults.append(f"cannot be read: {error.strerror} ({error.filename})")
@@ -98,6 +99,9 @@ def faults_of(db: apsw.Connection, cluster_id: str, shard: int, found: Found) ->
         apsw.Error: the file cannot be read any further.
     """
     application, version = _pragma(db, "application_id"), _pragma(db, "user_version")
+    fault = fault_of(db)
+    if fault is not None:
+        yield fault
     if application == version == 0 and not _pragma(db, "schema_version"):
         yield "it is empty: its shard never served, or what it held is gone"
         return
@@ -128,9 +132,9 @@ def faults_of(db: apsw.Connection, cluster_id: str, shard: int, found: Found) ->
             counts.epoch,
             counts.finished,
         )
-    yield from _rows(db, cluster_id, shard, found, checkpoint)
-    yield from _kept(db)
-    yield from _generations(db, found.finished)
+    forgotten = yield from _rows(db, cluster_id, shard, found, checkpoint)
+    yield from _kept(db, checkpoint)
+    yield from _generations(db, found.finished, forgotten)
 
 
 def _checkpoint(db: apsw.Connection) -> Checkpoint | None:
@@ -148,11 +152,16 @@ def _checkpoint(db: apsw.Connection) -> Checkpoint | None:
 
 def _rows(
     db: apsw.Connection, cluster_id: str, shard: int, found: Found, checkpoint: Checkpoint | None
-) -> Iterator[str]:
-    """Check the rows behind the checkpoint; what is still there before it means nothing."""
+) -> Generator[str, None, int]:
+    """Check the rows behind the checkpoint; what is still there before it means nothing.
+
+    Returns:
+        The ordinal below which finished sagas are past retention.
+    """
     chain = GENESIS if checkpoint is None else checkpoint.chain
     highest = 0 if checkpoint is None else checkpoint.counts.number
     ran_ms = 0 if checkpoint is None else checkpoint.counts.ran_ms
+    forgotten = 0 if checkpoint is None else checkpoint.counts.forgotten
     for seq, stored, packed in db.execute(_TAIL, (found.checkpoint,)):
         follows = seq == found.last_seq + 1
         if not follows:
@@ -182,13 +191,18 @@ def _rows(
                 if entry.ran_ms < ran_ms:
                     yield f"row {seq}: the shard had run {entry.ran_ms} ms, after {ran_ms} ms"
                 ran_ms = entry.ran_ms
+            elif isinstance(entry, Forgotten):
+                forgotten = max(forgotten, entry.ordinal)
         if batch.epoch != found.epoch:
             yield f"row {seq} was written in epoch {batch.epoch}, not in {found.epoch}"
+    return forgotten
 
 
-def _kept(db: apsw.Connection) -> Iterator[str]:
+def _kept(db: apsw.Connection, checkpoint: Checkpoint | None) -> Iterator[str]:
     """Check the records of sagas that had not ended by the checkpoint."""
+    count = 0
     for number, sealed in db.execute("SELECT number, record FROM kept ORDER BY number"):
+        count += 1
         try:
             record = unpack_record(unseal(sealed))
         except Unreadable as error:
@@ -198,11 +212,15 @@ def _kept(db: apsw.Connection) -> Iterator[str]:
             yield f"what is kept of saga {number} does not begin with its start"
         if not is_of(record, number):
             yield f"what is kept of saga {number} is of another saga"
+    running = -1 if checkpoint is None else checkpoint.counts.running
+    if running not in (-1, count):
+        yield f"{count} sagas are kept, and {running} had not ended"
 
 
-def _generations(db: apsw.Connection, finished: int) -> Iterator[str]:
+def _generations(db: apsw.Connection, finished: int, forgotten: int) -> Iterator[str]:
     """Check the finished sagas, and that the segments know the id of each: a wrong no runs twice.
 
+    Of sagas past retention a segment may have lost the ordinals while their blocks are still there.
     Ids and ordinals are added up on both sides: one that is missing or changed makes the sums
     differ, and a million of them need no memory.
     """
@@ -219,11 +237,13 @@ def _generations(db: apsw.Connection, finished: int) -> Iterator[str]:
             at, blocks.is_whole = None, False
             continue
         for ordinal, saga_id in enumerate(saga_ids, first):
-            blocks.add(entry_of(saga_id, ordinal))
+            if ordinal >= forgotten:
+                blocks.add(entry_of(saga_id, ordinal))
         at = first + len(saga_ids)
     if at not in (None, finished):
         yield f"finished sagas are missing: the last one is {at}, and {finished} had ended"
-    yield from _segments(db, finished if oldest is None else oldest, segments)
+    oldest = finished if oldest is None else oldest
+    yield from _segments(db, max(oldest, forgotten), segments)
     if blocks.is_whole and segments.is_whole and blocks != segments:
         yield (
             f"the segments know {segments.count} ids of finished sagas, the blocks {blocks.count}, "

@@ -66,7 +66,7 @@ FLOORS: Final = (
         (
             *_of("shard", "codec compaction generations journal links loop reserve store verify"),
             *_of("sagacity", "asks barrier books client connection executor machine service"),
-            *_of("sagacity", "forgotten sockets sqlite worker"),
+            *_of("sagacity", "forgotten sockets sqlite wal worker"),
             *("cluster", *_of("cluster", "child clock directory fleet meters metrics private")),
             *_of("cluster", "resting supervisor telemetry"),
         ),

@@ -324,6 +324,7 @@ def _read_everything(world: DiskWorld) -> None:
     world.restart()
     for at in range(40):
         world.generations.find(f"s{at}")
+    world.generations.page(0, 40, 40)
 
 
 def test_a_checkpoint_that_was_changed_is_refused(world: DiskWorld) -> None:
@@ -336,6 +337,43 @@ def test_a_checkpoint_that_was_changed_is_refused(world: DiskWorld) -> None:
     world.disk.store.db.execute("UPDATE checkpoint SET counts = zeroblob(length(counts))")
     with pytest.raises(JournalRefused, match="checkpoint"):
         world.restart()
+
+
+HIDDEN = {
+    "kept": ("DELETE FROM kept", "it keeps 0 sagas of 2 that had not ended"),
+    "segment": (
+        "DELETE FROM segment WHERE id = (SELECT min(id) FROM segment)",
+        "its segments know",
+    ),
+    "last block": (
+        "DELETE FROM block WHERE first = (SELECT max(first) FROM block)",
+        "has no block",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HIDDEN)
+def test_rows_that_a_flipped_bit_hides_are_missed(world: DiskWorld, what: str) -> None:
+    """D4: one bit says how many rows a page has. A saga that runs would be forgotten, or an id be
+    new again."""
+    world.step(world.start("running"))
+    finish(world, *(f"s{at}" for at in range(40)))
+    world.settle()
+    statement, says = HIDDEN[what]
+    world.disk.store.db.execute(statement)
+    with pytest.raises((JournalFailed, JournalRefused), match=says):
+        _read_everything(world)
+
+
+def test_a_block_whose_place_was_changed_gives_no_other_sagas_answer(world: DiskWorld) -> None:
+    """D4: where a block begins is not sealed with it; the record says whose it is."""
+    finish(world, *(f"s{at}" for at in range(40)))
+    world.settle()
+    [(second,)] = world.disk.store.rows("SELECT first FROM block ORDER BY first LIMIT 1 OFFSET 1")
+    world.disk.store.db.execute("UPDATE block SET first = first - 1 WHERE first = ?", (second,))
+    for ask in (world.generations.find, world.generations.record):
+        with pytest.raises(JournalFailed, match="is another"):
+            ask(f"s{second}")
 
 
 # -- crashes --------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from shard.journal import (
     MemoryJournal,
     SqliteJournal,
 )
+from shard.verify import verify
 from tests.unit.failing_disk import FailingDisk, disk_that_fails
 from tests.unit.faulty_disk import FAULTY_DISK, FaultyDisk
 from tests.unit.journal_world import CLUSTER, abandon, entries_of, filled, open_at, replayed, wal_of
@@ -489,3 +490,25 @@ def test_a_row_without_bytes_is_damage_and_no_bug(tmp_path: Path) -> None:
     with pytest.raises(JournalRefused, match="row 2 is not what was written"):
         list(journal.replay())
     abandon(journal)
+
+
+@pytest.mark.parametrize(("table", "column"), [("journal", "batch"), ("checkpoint", "counts")])
+def test_bytes_that_a_flipped_bit_made_a_text_are_damage_and_no_bug(
+    tmp_path: Path, table: str, column: str
+) -> None:
+    """D4: the bit that tells a BLOB from a TEXT; Python cannot read it: exit code 2, not 13."""
+    path = tmp_path / "journal.db"
+    journal = open_at(path)
+    filled(journal, 3)
+    db = journal.store.db
+    if table == "checkpoint":
+        db.execute("INSERT INTO checkpoint VALUES(1, 1, x'ff')")
+    db.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 0)
+    db.execute("PRAGMA writable_schema=ON")
+    db.execute("UPDATE sqlite_schema SET sql = replace(replace(sql, 'BLOB', 'ANY'), 'STRICT', '')")
+    db.execute("PRAGMA writable_schema=RESET")
+    db.execute(f"UPDATE {table} SET {column} = CAST(x'93ff' AS TEXT)")
+    with pytest.raises(JournalRefused, match="is damaged"):
+        list(journal.replay())
+    abandon(journal)
+    assert any("cannot be read" in fault for fault in verify(path, CLUSTER, 0).faults)

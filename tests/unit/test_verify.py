@@ -8,10 +8,13 @@ from typing import Any
 import apsw
 import pytest
 
+from sagacity.ids import count_of
+from sagacity.ranges import ranges_of
 from sagacity.wire import OK
 from shard.codec import link, pack_batch
 from shard.entries import FORMAT, Opened, Ran, Started
 from shard.journal import SqliteJournal
+from shard.segments import ENTRY_BYTES
 from shard.verify import FAULTS_MAX, Found, verify
 from tests.unit.disk_world import DiskWorld
 from tests.unit.journal_world import CLUSTER, abandon, entries_of, filled, open_at, wal_of
@@ -270,11 +273,36 @@ def test_blocks_past_retention_are_not_missing(tmp_path: Path) -> None:
     assert verify(path, CLUSTER, 0).faults == []
 
 
+def test_segments_without_ordinals_beside_blocks_that_are_still_there_are_no_fault(
+    tmp_path: Path,
+) -> None:
+    """Past retention a segment loses its ordinals first, and the blocks go after; a shard that
+    stopped between the two has a whole file."""
+    path = tmp_path / "journal.db"
+    world = DiskWorld(path)
+    world.step(*world.came("inventory", "payment", "shipping"))
+    for at in range(40):
+        world.step(world.start(f"s{at}"))
+        world.drive(f"s{at}", OK, OK, OK)
+    world.settle()
+    world.slices = 0
+    expired = world.generations.expired(world.now.wall_ms + 1)
+    assert expired is not None
+    end, numbers = expired
+    world.step(forget=(ranges_of(count_of(number) for number in numbers), end))
+    while all(segment.width == ENTRY_BYTES for segment, _ in world.generations.segments):
+        assert world.compaction.turn()
+    assert world.generations.has_expired_blocks()
+    world.close()
+    assert verify(path, CLUSTER, 0).faults == []
+
+
 GENERATION_DAMAGES = {
     "checkpoint gone": ("DELETE FROM checkpoint", "rows are missing"),
     "checkpoint moved": ("UPDATE checkpoint SET seq = seq + 1", "the checkpoint is not"),
     "kept changed": ("UPDATE kept SET record = zeroblob(20)", "what is kept of saga"),
     "kept of another": ("UPDATE kept SET number = number + 1024", "is of another saga"),
+    "kept gone": ("DELETE FROM kept", "0 sagas are kept, and 2 had not ended"),
     "block changed": (
         "UPDATE block SET records = zeroblob(20) WHERE first = (SELECT max(first) FROM block)",
         "are not what was written",

@@ -78,6 +78,10 @@ class World:
         self.requests = 0
         self.engine = self._engine()
         self.replica = State(self.definitions, FinishedInMemory())
+        self._begin()
+
+    def _begin(self) -> None:
+        """Take a new shard over."""
         self._perform(self.engine.resume(CLUSTER_ID, self.now, 1))
 
     def _open(self) -> Journal:
