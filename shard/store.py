@@ -70,7 +70,7 @@ class Store:
             raise JournalRefused(f"{path} cannot be opened as a journal: {error}") from None
         try:
             self._open(cluster_id, shard)
-        except (apsw.Error, Malformed) as error:
+        except (apsw.Error, UnicodeDecodeError, Malformed) as error:
             with suppress(apsw.Error):
                 self.db.close()
             if isinstance(error, JournalRefused):

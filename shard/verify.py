@@ -34,13 +34,14 @@ from shard.codec import (
     unpack_batch,
     unpack_block,
     unpack_checkpoint,
+    unpack_prints,
     unpack_record,
     unpack_segment,
     unseal,
 )
 from shard.entries import FORMAT, Finished, Opened, Ran, Started
 from shard.records import Record, is_of
-from shard.segments import ENTRY_BYTES, HASH_BYTES, Prints, entries_in, entry_of
+from shard.segments import ENTRY_BYTES, HASH_BYTES, entries_in, entry_of
 from shard.state import Checkpoint
 from shard.store import APPLICATION_ID
 
@@ -89,7 +90,7 @@ def verify(path: Path, cluster_id: str, shard: int) -> Found:
                 if len(found.faults) == FAULTS_MAX:
                     found.faults.append(f"more than {FAULTS_MAX} faults: the rest is not told")
                     break
-    except apsw.Error as error:
+    except (apsw.Error, UnicodeDecodeError) as error:
         found.faults.append(f"cannot be read after row {found.last_seq}: {error}")
     except OSError as error:
         found.faults.append(f"cannot be read: {error.strerror} ({error.filename})")
@@ -165,6 +166,8 @@ def _checkpoint(db: apsw.Connection) -> Checkpoint | None:
     rows = db.execute("SELECT seq, counts FROM checkpoint").fetchall()
     if not rows:
         return None
+    if len(rows) > 1:
+        raise Unreadable("there are several")
     [(seq, sealed)] = rows
     checkpoint = unpack_checkpoint(sealed)
     if checkpoint.seq != seq:
@@ -220,7 +223,8 @@ def _kept(db: apsw.Connection) -> Iterator[str]:
         except Unreadable as error:
             yield f"what is kept of saga {number} is not what was written: {error}"
             continue
-        if not record or not isinstance(record[0].entries[0], Started):
+        first = record[0].entries[:1] if record else []
+        if not first or not isinstance(first[0], Started):
             yield f"what is kept of saga {number} does not begin with its start"
         if not is_of(record, number):
             yield f"what is kept of saga {number} is of another saga"
@@ -274,7 +278,7 @@ def _segments(db: apsw.Connection, oldest: int, known: "_Sum") -> Iterator[str]:
                 for entry in entries if segment.width == ENTRY_BYTES else ():
                     if int.from_bytes(entry[HASH_BYTES:], "big") >= oldest:
                         known.add(entry)
-            in_memory = Prints.unpack(unseal(prints)).size
+            in_memory = unpack_prints(prints).size
         except Unreadable as error:
             yield f"segment {segment_id} is not what was written: {error}"
             known.is_whole = False

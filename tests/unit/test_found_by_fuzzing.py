@@ -4,13 +4,25 @@ import fcntl
 import os
 from pathlib import Path
 
+import apsw
+import msgpack
+import msgspec
 import pytest
+import zstandard
 
 from cluster.directory import DataDirectory, running
 from config.load import ConfigError, load
 from sagacity import client, wire
 from sagacity.errors import InternalError, Malformed
 from sagacity.wire import Reply
+from shard import codec
+from shard.codec import Unreadable
+from shard.entries import Started
+from shard.journal import JournalRefused, SqliteJournal
+from shard.records import Row
+from shard.segments import Prints, Segment
+from shard.verify import Found, verify
+from tests.unit.journal_world import CLUSTER, filled, open_at
 
 ANSWER = {"type": "checkout_complete", "saga_id": "s1", "status": "COMPLETED"}
 
@@ -26,7 +38,7 @@ ANSWER = {"type": "checkout_complete", "saga_id": "s1", "status": "COMPLETED"}
 )
 def test_a_body_with_bytes_is_malformed(body: dict[object, object]) -> None:
     """JSON has none: a node that was answered so died when it wrote its line."""
-    packed = wire.msgpack.packb(body)
+    packed = msgpack.packb(body)
     with pytest.raises(Malformed):
         wire.unpack(packed)
     with pytest.raises(Malformed):
@@ -81,3 +93,103 @@ def test_an_up_json_that_cannot_be_read_hides_no_other_cluster(tmp_path: Path, s
         assert running({"XDG_RUNTIME_DIR": str(tmp_path)}) == []
     finally:
         os.close(holder)
+
+
+# -- damaged files --------------------------------------------------------------------------------
+
+
+def judged(path: Path) -> Found:
+    """Verify a file, which stays as it is."""
+    before = path.read_bytes()
+    found = verify(path, CLUSTER, 0)
+    assert path.read_bytes() == before
+    assert found.faults
+    return found
+
+
+def changed(path: Path, statement: str, *values: object) -> None:
+    """Make a journal, and change it behind its shard's back."""
+    journal = open_at(path)
+    filled(journal, 3)
+    journal.close()
+    db = apsw.Connection(str(path))
+    list(db.execute(statement, values))
+    db.close()
+
+
+def test_a_journal_whose_owner_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    """One byte of a damaged page is enough; `verify` and the shard ended with an exception."""
+    path = tmp_path / "journal.db"
+    changed(path, "UPDATE identity SET cluster_id = CAST(x'ff' AS TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(JournalRefused):
+        SqliteJournal(path, CLUSTER, 0)
+    assert path.read_bytes() == before
+    assert "cannot be read" in judged(path).faults[0]
+
+
+def test_a_second_checkpoint_is_a_fault(tmp_path: Path) -> None:
+    """A damaged page may show one, CHECK or not."""
+    path = tmp_path / "journal.db"
+    changed(path, "SELECT 1")
+    db = apsw.Connection(str(path))
+    db.execute("PRAGMA ignore_check_constraints=1")
+    db.execute("INSERT INTO checkpoint VALUES (1, 1, x'00')")
+    db.execute("INSERT INTO checkpoint VALUES (2, 1, x'00')")
+    db.close()
+    assert any("checkpoint" in fault for fault in judged(path).faults)
+
+
+def test_a_kept_record_without_an_entry_is_a_fault(tmp_path: Path) -> None:
+    """It was an IndexError of `journal verify`."""
+    path = tmp_path / "journal.db"
+    empty = codec.seal(codec.pack_record([Row(1, 1, [])]))
+    changed(path, "INSERT INTO kept VALUES (1024, ?)", empty)
+    assert "what is kept of saga 1024 does not begin with its start" in judged(path).faults
+
+
+SOUND = Segment(1, 0, 4, 20, 100, 99, True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"bits": -1}, {"bits": 33}, {"id": -1}, {"id": 1 << 40}, {"width": 0}, {"width": 21}],
+)
+def test_a_segment_that_no_rows_can_hold_is_unreadable(
+    tmp_path: Path, damage: dict[str, int]
+) -> None:
+    """Its fields say which rows are read; a negative shift, a key of 72 bits came of them."""
+    segment = msgspec.structs.replace(SOUND, **damage)
+    with pytest.raises(Unreadable):
+        codec.unpack_segment(codec.pack_segment(segment))
+    assert codec.unpack_segment(codec.pack_segment(SOUND)) == SOUND
+    path = tmp_path / "journal.db"
+    head = codec.pack_segment(segment)
+    changed(path, "INSERT INTO segment VALUES (1, ?, ?)", head, codec.seal(b""))
+    assert any("segment 1 is not what was written" in each for each in judged(path).faults)
+
+
+@pytest.mark.parametrize(
+    "packed", [b"", b"\x00", b"\xff", b"\x04" + bytes(67), b"\x20" + bytes(99)]
+)
+def test_prints_of_another_length_are_unreadable(packed: bytes) -> None:
+    """The first byte says how many offsets follow."""
+    with pytest.raises(Unreadable):
+        codec.unpack_prints(codec.seal(packed))
+    assert codec.unpack_prints(codec.seal(Prints.empty(0).pack() + bytes(4))).bits == 0
+
+
+def test_a_block_that_states_a_huge_length_takes_no_memory() -> None:
+    """Its length is what the library makes room for: 16 GiB here, the maximum notwithstanding."""
+    squeezed = zstandard.ZstdCompressor(level=1).compress(b"a" * 1000)
+    huge = squeezed[:4] + b"\xe0" + (16 << 30).to_bytes(8, "little") + squeezed[6:]
+    with pytest.raises(Unreadable, match="at most"):
+        codec.unpack_block(codec.seal(huge))
+
+
+def test_a_record_or_description_that_is_no_utf_8_is_unreadable() -> None:
+    """As a row of the journal was already."""
+    started = Started(1024, "s1", "checkout", 1, b"", 1, "USD", 1, 1, 1, 1, {}, b"")
+    row = codec.pack_record([Row(1, 1, [started])])
+    with pytest.raises(Unreadable):
+        codec.unpack_record(row.replace(b"checkout", b"checkou\xff"))
