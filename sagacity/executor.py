@@ -67,7 +67,7 @@ def open_file(path: Path) -> Connection:
         set_pragma(connection, "synchronous", "FULL", expect=2)
     except OSError as error:
         raise Malformed(f"cannot open {path}: {error.strerror}") from None
-    except apsw.Error as error:
+    except (apsw.Error, UnicodeDecodeError) as error:
         raise Malformed(f"cannot open {path}: {error}") from None
     return connection
 
@@ -119,7 +119,7 @@ def make_tables(
             db.execute("INSERT INTO origin VALUES (?, ?, ?, 0)", (FORMAT, service.name, cluster_id))
         found = db.execute("SELECT format, service, cluster_id FROM origin").get
         db.execute("COMMIT")
-    except apsw.Error as error:
+    except (apsw.Error, UnicodeDecodeError) as error:
         raise Malformed(f"cannot make the tables of {service.name}: {error}") from error
     finally:
         if connection.in_transaction:

@@ -14,7 +14,8 @@ from cluster.directory import DataDirectory, running
 from config.load import ConfigError, load
 from sagacity import client, wire
 from sagacity.errors import InternalError, Malformed
-from sagacity.wire import Reply
+from sagacity.forgotten import read_rows
+from sagacity.wire import Reply, Witness
 from shard import codec
 from shard.codec import Unreadable
 from shard.entries import Started
@@ -23,6 +24,7 @@ from shard.records import Row
 from shard.segments import Prints, Segment
 from shard.verify import Found, verify
 from tests.unit.journal_world import CLUSTER, filled, open_at
+from tests.unit.service_world import World, toy, world_of
 
 ANSWER = {"type": "checkout_complete", "saga_id": "s1", "status": "COMPLETED"}
 
@@ -32,7 +34,7 @@ ANSWER = {"type": "checkout_complete", "saga_id": "s1", "status": "COMPLETED"}
     [
         {**ANSWER, "order_id": b"o1"},
         {**ANSWER, "more": [{"deep": b""}]},
-        {**ANSWER, b"order_id": "o1"},
+        dict([(b"order_id", "o1"), *ANSWER.items()]),
         {**ANSWER, "more": {b"k": 1}},
     ],
 )
@@ -193,3 +195,41 @@ def test_a_record_or_description_that_is_no_utf_8_is_unreadable() -> None:
     row = codec.pack_record([Row(1, 1, [started])])
     with pytest.raises(Unreadable):
         codec.unpack_record(row.replace(b"checkout", b"checkou\xff"))
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ("NULL, 1", tuple[int, int]),
+        ("1", tuple[int, int]),
+        ("1, CAST(x'ff' AS TEXT)", tuple[int, str]),
+        ("'c', 0, 1, NULL, x'', 1", Witness),
+        ("'c', 0, 1, 1, 'text', 1", Witness),
+    ],
+)
+def test_rows_of_the_kit_that_nobody_wrote_say_that_the_database_is_damaged(
+    row: str, kind: type[object]
+) -> None:
+    """A damaged page gives NULL where the table says NOT NULL: a worker ended with a TypeError."""
+    rows = apsw.Connection(":memory:").cursor()
+    with pytest.raises(Malformed, match="the database is damaged"):
+        read_rows(rows, f"SELECT {row}", kind)
+
+
+@pytest.mark.parametrize(
+    "rows", ["(0, 5, 3)", "(0, 1, 4), (0, 3, 9)", "(1024, 1, 2)", "(-1, 1, 2)"]
+)
+def test_forgotten_ranges_that_nobody_wrote_say_that_the_database_is_damaged(rows: str) -> None:
+    """A worker that took them would refuse the wrong sagas."""
+    with world_of(toy) as world:
+        world.connection.execute(f"INSERT INTO forgotten (shard, low, high) VALUES {rows}")
+        with pytest.raises(Malformed, match="the database is damaged"):
+            World(toy, connection=world.connection)
+
+
+def test_a_service_database_whose_origin_is_no_utf_8_is_refused() -> None:
+    """As one that is another service's."""
+    with world_of(toy) as world:
+        world.connection.execute("UPDATE origin SET service = CAST(x'ff' AS TEXT)")
+        with pytest.raises(Malformed, match="cannot make the tables of toy"):
+            World(toy, connection=world.connection)
