@@ -26,7 +26,7 @@ from shard.codec import (
 from shard.entries import Batch, Entry
 from shard.records import Record, Row, is_of, thinned
 from shard.state import Checkpoint
-from shard.store import JournalFailed, JournalFull, JournalRefused, Store
+from shard.store import UNREADABLE, JournalFailed, JournalFull, JournalRefused, Store
 
 __all__ = [
     "Journal",
@@ -143,7 +143,7 @@ class SqliteJournal:
             if row is None:
                 return None
             found = unpack_checkpoint(row[1])
-        except apsw.Error as error:
+        except UNREADABLE as error:
             raise JournalRefused(f"{self._path} is damaged: {error}") from None
         except Unreadable as error:
             raise JournalRefused(f"{self._path} is damaged in its checkpoint: {error}") from None
@@ -156,7 +156,7 @@ class SqliteJournal:
         try:
             for number, sealed in self._db.execute("SELECT number, record FROM kept ORDER BY 1"):
                 yield self._read(number, sealed)
-        except apsw.Error as error:
+        except UNREADABLE as error:
             raise JournalRefused(f"{self._path} is damaged: {error}") from None
         except Unreadable as error:
             raise JournalRefused(f"{self._path} is damaged in what it keeps: {error}") from None
@@ -173,7 +173,7 @@ class SqliteJournal:
                 (self.checkpoint_seq,),
             ):
                 yield seq, self._checked(seq, chain, packed)
-        except apsw.Error as error:
+        except UNREADABLE as error:
             raise JournalRefused(f"{self._path} is damaged: {error}") from None
 
     def _checked(self, seq: int, chain: bytes, packed: bytes) -> Batch:
@@ -226,7 +226,7 @@ class SqliteJournal:
                     packed: Any = self._db.execute(_ROW, (seq,)).get
                     batch = unpack_batch(packed or b"")
                     rows.append(Row(seq, batch.wall_ms, batch.entries))
-        except (apsw.Error, Unreadable) as error:
+        except (*UNREADABLE, Unreadable) as error:
             raise JournalFailed(f"{self._path} cannot be read: {error}") from error
         return thinned(rows) if rows and rows[0].seq <= self.checkpoint_seq else rows
 

@@ -20,6 +20,9 @@ from shard.entries import FORMAT
 APPLICATION_ID = 0x53414741  # "SAGA", in the file's header
 WAL_PAGES_MAX = 1_000  # of 4 KiB in the WAL, then they are copied into the file
 
+# What reading gives where a page is damaged: a text where bytes were, and that no UTF-8.
+UNREADABLE = (apsw.Error, UnicodeDecodeError)
+
 SCHEMA = """
 CREATE TABLE identity(cluster_id TEXT NOT NULL, shard INTEGER NOT NULL) STRICT;
 CREATE TABLE journal(seq INTEGER PRIMARY KEY, chain BLOB NOT NULL, batch BLOB NOT NULL) STRICT;
@@ -70,7 +73,7 @@ class Store:
             raise JournalRefused(f"{path} cannot be opened as a journal: {error}") from None
         try:
             self._open(cluster_id, shard)
-        except (apsw.Error, UnicodeDecodeError, Malformed) as error:
+        except (*UNREADABLE, Malformed) as error:
             with suppress(apsw.Error):
                 self.db.close()
             if isinstance(error, JournalRefused):
@@ -182,7 +185,7 @@ class Store:
         """
         try:
             return self.db.execute(query, values).fetchall()
-        except apsw.Error as error:
+        except UNREADABLE as error:
             raise JournalFailed(f"{self.path} cannot be read: {error}") from error
 
     def size_bytes(self) -> int:

@@ -43,7 +43,7 @@ from shard.entries import FORMAT, Finished, Opened, Ran, Started
 from shard.records import Record, is_of
 from shard.segments import ENTRY_BYTES, HASH_BYTES, entries_in, entry_of
 from shard.state import Checkpoint
-from shard.store import APPLICATION_ID
+from shard.store import APPLICATION_ID, UNREADABLE
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells count
 _TAIL = "SELECT seq, chain, batch FROM journal WHERE seq > ? ORDER BY seq"
@@ -90,7 +90,7 @@ def verify(path: Path, cluster_id: str, shard: int) -> Found:
                 if len(found.faults) == FAULTS_MAX:
                     found.faults.append(f"more than {FAULTS_MAX} faults: the rest is not told")
                     break
-    except (apsw.Error, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         found.faults.append(f"cannot be read after row {found.last_seq}: {error}")
     except OSError as error:
         found.faults.append(f"cannot be read: {error.strerror} ({error.filename})")

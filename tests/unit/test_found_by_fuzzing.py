@@ -19,11 +19,11 @@ from sagacity.wire import Reply, Witness
 from shard import codec
 from shard.codec import Unreadable
 from shard.entries import Started
-from shard.journal import JournalRefused, SqliteJournal
+from shard.journal import JournalFailed, JournalRefused, SqliteJournal
 from shard.records import Row
 from shard.segments import Prints, Segment
 from shard.verify import Found, verify
-from tests.unit.journal_world import CLUSTER, filled, open_at
+from tests.unit.journal_world import CLUSTER, abandon, filled, open_at
 from tests.unit.service_world import World, toy, world_of
 
 ANSWER = {"type": "checkout_complete", "saga_id": "s1", "status": "COMPLETED"}
@@ -128,6 +128,40 @@ def test_a_journal_whose_owner_is_no_utf_8_is_refused(tmp_path: Path) -> None:
         SqliteJournal(path, CLUSTER, 0)
     assert path.read_bytes() == before
     assert "cannot be read" in judged(path).faults[0]
+
+
+def read_whole(journal: SqliteJournal) -> None:
+    """Read what a shard reads when it starts."""
+    journal.checkpoint()
+    list(journal.kept())
+    list(journal.replay())
+    journal.store.rows("SELECT head, prints FROM segment")
+
+
+@pytest.mark.parametrize("table", ["segment", "kept", "checkpoint", "journal"])
+def test_a_text_where_bytes_were_is_damage(tmp_path: Path, table: str) -> None:
+    """Its bytes may be no UTF-8; the shard ended with an exception of Python's."""
+    path = tmp_path / "journal.db"
+    columns = {"segment": "prints", "kept": "record", "checkpoint": "counts", "journal": "batch"}
+    changed(path, "SELECT 1")
+    db = apsw.Connection(str(path))
+    row = "1, x'6161', x'aa00aa00aa'" if table in ("segment", "journal") else "1, x'aa00aa00aa'"
+    row = f"1, {row}" if table == "checkpoint" else row
+    db.execute(f"DELETE FROM {table}")
+    db.execute(f"INSERT INTO {table} VALUES ({row})")
+    db.close()
+    # A blob of five bytes has the type 22 in its row's header, a text of five bytes 23.
+    image = path.read_bytes()
+    at = image.rindex(b"\xaa\x00\xaa\x00\xaa")
+    header = image.rindex(b"\x16", at - 16, at)
+    path.write_bytes(image[:header] + b"\x17" + image[header + 1 :])
+    with pytest.raises(UnicodeDecodeError):
+        apsw.Connection(str(path)).execute(f"SELECT {columns[table]} FROM {table}").fetchall()
+    judged(path)
+    journal = SqliteJournal(path, CLUSTER, 0)
+    with pytest.raises((JournalRefused, JournalFailed)):
+        read_whole(journal)
+    abandon(journal)
 
 
 def test_a_second_checkpoint_is_a_fault(tmp_path: Path) -> None:
