@@ -3,11 +3,13 @@
 from tests.fuzz.target import Target
 from tests.fuzz.to_edges import ClusterJson, CommandLine, ConfigFile, Environment, Maelstrom
 from tests.fuzz.to_files import JournalFile, JournalRows, ServiceFile
+from tests.fuzz.to_readers import Readers
 from tests.fuzz.to_router import RepliesToClient, RepliesToRouter, RequestsToRouter
 from tests.fuzz.to_shard import AnswersToShard, Bodies, RequestsToShard
 from tests.fuzz.to_worker import CommandBodies, FramesToWorker
 
 KINDS: tuple[type[Target], ...] = (
+    Readers,
     RequestsToRouter,
     RepliesToRouter,
     RepliesToClient,

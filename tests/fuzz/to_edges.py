@@ -24,7 +24,7 @@ class Maelstrom(Target):
 
     name = "maelstrom"
     form = "json"
-    share = 2.0
+    share = 4.0
     words = (
         b"\n",
         b'"',
@@ -112,7 +112,7 @@ class ConfigFile(Target):
 
     name = "config-file"
     form = "bytes"
-    share = 0.25
+    share = 0.05
     words = (
         *(f"{key.partition('.')[2]} = ".encode() for key in _keys()),
         *(f"[{section}]\n".encode() for section in SECTIONS),
@@ -167,7 +167,7 @@ class Environment(Target):
 
     name = "config-environment"
     form = "bytes"
-    share = 0.25
+    share = 0.05
     words = (
         *(f"SAGACITY_{key.replace('.', '__').upper()}=".encode() for key in _keys()),
         *(

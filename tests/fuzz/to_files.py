@@ -85,7 +85,7 @@ class JournalFile(Target):
 
     name = "journal-file"
     form = "bytes"
-    share = 0.03
+    share = 0.02
     block = 64
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ class JournalRows(Target):
     """Rows, records and descriptions whose chain and checksum fit: read, or found at fault."""
 
     name = "journal-rows"
-    share = 0.5
+    share = 1.0
 
     def __init__(self) -> None:
         self._folder = Folder()
@@ -260,7 +260,7 @@ class ServiceFile(Target):
 
     name = "service-file"
     form = "bytes"
-    share = 0.03
+    share = 0.02
     block = 64
 
     def __init__(self) -> None:

@@ -52,6 +52,7 @@ class RequestsToRouter(Target):
     """A client's frames: each request is forwarded or answered, and nothing stays open."""
 
     name = "router-requests"
+    share = 4.0
 
     def corpus(self) -> list[bytes]:
         items = requests()
@@ -97,6 +98,7 @@ class RepliesToRouter(Target):
     """A shard's frames: each reply goes to the one who asked that shard, once."""
 
     name = "router-replies"
+    share = 2.0
 
     def corpus(self) -> list[bytes]:
         error = NotTaken("later", retry_after_ms=250)

@@ -220,7 +220,7 @@ class Bodies(RequestsToShard):
     """Bodies of requests in a good envelope, of each kind that has one."""
 
     name = "bodies"
-    share = 2.0
+    share = 1.0
 
     def corpus(self) -> list[bytes]:
         bodies = [

@@ -127,6 +127,7 @@ class FramesToWorker(Target):
     """A shard's frames: each command is answered, and what is refused has no effect."""
 
     name = "worker-frames"
+    share = 2.0
     block = 512
 
     def __init__(self) -> None:
@@ -255,6 +256,7 @@ class CommandBodies(Target):
     """Bodies of actions and compensations in good envelopes, to each of our services."""
 
     name = "command-bodies"
+    share = 0.1
     block = 512
 
     def __init__(self) -> None:
