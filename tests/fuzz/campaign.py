@@ -87,6 +87,7 @@ def _chunk(name: str, seed: int, first: int, count: int) -> Result:
 def _merge(into: Result, other: Result) -> None:
     into.cases += other.cases
     into.seconds += other.seconds
+    into.cpu_s += other.cpu_s
     into.slowest_ms = max(into.slowest_ms, other.slowest_ms)
     into.rss_growth = max(into.rss_growth, other.rss_growth)
     into.outcomes += other.outcomes
@@ -114,17 +115,18 @@ def _replay(name: str, seed: int, index: int) -> int:
 
 def _report(results: Sequence[Result]) -> int:
     """Print the table and the findings; an exit code."""
-    print(f"{'target':<22}{'cases':>10}{'a second':>10}{'slowest':>10}{'memory':>9}  outcomes")
+    print(f"{'target':<22}{'cases':>10}{'a CPU s':>10}{'slowest':>10}{'memory':>9}  outcomes")
     outcomes: Counter[str] = Counter()
     for result in results:
-        rate = result.cases / result.seconds if result.seconds else 0
+        rate = result.cases / result.cpu_s if result.cpu_s else 0
         said = ", ".join(f"{name} {count}" for name, count in result.outcomes.most_common())
         print(
             f"{result.target:<22}{result.cases:>10}{rate:>10.0f}{result.slowest_ms:>7.1f} ms"
             f"{result.rss_growth / 2**20:>6.1f} MB  {said}"
         )
         outcomes += result.outcomes
-    print(f"{'together':<22}{outcomes.total():>10}")
+    cpu_s = sum(result.cpu_s for result in results)
+    print(f"{'together':<22}{outcomes.total():>10}  in {cpu_s:.0f} s of CPU")
     findings = [found for result in results for found in result.findings]
     for found in findings:
         _tell(found)

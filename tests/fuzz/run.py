@@ -65,7 +65,8 @@ class Finding(Struct):
         """Give what tells it from other findings."""
         lines = [line.strip() for line in self.text.splitlines()]
         places = [line for line in lines if line.startswith("File ")]
-        return f"{self.target}: {places[-1] if places else ''} {lines[-1][:80] if lines else ''}"
+        kind = lines[-1].split(":")[0] if lines else ""
+        return f"{self.target}: {kind} {places[-1] if places else ''}"
 
 
 class Result(Struct):
@@ -74,6 +75,7 @@ class Result(Struct):
     target: str
     cases: int = 0
     seconds: float = 0.0
+    cpu_s: float = 0.0
     slowest_ms: float = 0.0
     rss_growth: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -100,7 +102,7 @@ class Run:
 
     def run(self, first: int, count: int) -> Result:
         """Run cases first .. first + count - 1; `first` begins a block."""
-        begun = time.monotonic()
+        begun, cpu_begun = time.monotonic(), time.process_time()
         warm_at, warm_rss = first + count // 4, 0
         block = self.target.block
         for start in range(first, first + count, block):
@@ -110,6 +112,7 @@ class Run:
             if len(self.result.findings) >= FINDINGS_MAX:
                 break
         self.result.seconds = time.monotonic() - begun
+        self.result.cpu_s = time.process_time() - cpu_begun
         self.result.rss_growth = max(0, rss() - warm_rss) if warm_rss else 0
         if self.result.rss_growth > RSS_GROWTH_MAX:
             text = f"memory grew by {self.result.rss_growth >> 20} MiB in {count} cases"
