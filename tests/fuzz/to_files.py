@@ -108,8 +108,12 @@ class JournalFile(Target):
     def corpus(self) -> list[bytes]:
         return some_patches(self._good)
 
+    def damaged(self, case: bytes) -> bytes:
+        """Give the file as a case damages it."""
+        return patched(self._good, case)
+
     def take(self, case: bytes) -> str:
-        damaged = patched(self._good, case)
+        damaged = self.damaged(case)
         self._clear()
         self._file.write_bytes(damaged)
         found = verify(self._file, CLUSTER, 0)

@@ -254,6 +254,11 @@ class Bodies(RequestsToShard):
         return [wire.encode([kind, body]) for kind, body in zip(kinds, bodies, strict=True)]
 
     def take(self, case: bytes) -> str:
+        return super().take(self.enveloped(case))
+
+    @staticmethod
+    def enveloped(case: bytes, number: int = 1) -> bytes:
+        """Give the frame in which a body travels."""
         try:
             kind, body = wire.decoder(tuple[int, bytes])(case)
         except ValueError:
@@ -266,7 +271,7 @@ class Bodies(RequestsToShard):
             saga_id = found if isinstance(found, str) else saga_id
         except Malformed:
             pass
-        return super().take(wire.encode([Request(kind, saga_id, 1, {}, body)]))
+        return wire.encode([Request(kind, saga_id, number, {}, body)])
 
 
 class AnswersToShard(Target):
