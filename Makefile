@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test prove museum bench clean
+.PHONY: help setup demo up test prove museum fuzz fuzz-guided bench clean
 
 help:
 	@echo "make demo    start a cluster, a checkout that completes and each way a step refuses, audit"
@@ -20,6 +20,7 @@ help:
 	@echo "make prove   play seeds of the simulation (SEEDS=1000 START=1); exit 1 on a violation"
 	@echo "make museum  plant bugs and see that the proof finds them (BUGS=a,b; all without)"
 	@echo "make bench   measure checkouts a second on this machine"
+	@echo "make fuzz    garbage for every reader (ARGS='--cases 20000000 --seed 1'); fuzz-guided: atheris"
 	@echo "make setup   .venv with what tests need"
 	@echo "make clean   remove .venv and caches; data directories stay"
 
@@ -47,6 +48,12 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.made
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.run
 
+# What only the guided engine needs, and only here: docs/decisions/0024-atheris.md.
+$(VENV)/.fuzz: pyproject.toml $(VENV)/.dev
+	@echo "installing atheris into $(VENV)"
+	@$(PIP) -e '.[dev,fuzz]'
+	@touch $@
+
 setup: $(VENV)/.dev
 
 demo: $(VENV)/.run
@@ -69,6 +76,12 @@ prove: $(VENV)/.dev
 BUGS ?=
 museum: $(VENV)/.dev
 	@$(BIN)/python -m tests.museum $(if $(BUGS),--bugs $(BUGS)) $(ARGS)
+
+fuzz: $(VENV)/.dev
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+fuzz-guided: $(VENV)/.fuzz
+	@$(BIN)/python -m tests.fuzz --engine atheris $(ARGS)
 
 bench: $(VENV)/.run
 	@$(BIN)/python -m bench.first_light $(ARGS)
