@@ -201,7 +201,8 @@ def _frames_to_worker(result: Result, cases: Cases, count: int) -> None:
             if isinstance(said, Rejected) or (isinstance(said, Commands) and said.alone):
                 _took(result, "left out")  # it would end, or wait for a word
                 continue
-            shard.send_frame(peer, frame)
+            while not sockets.send_to(shard._socket, peer, frame):
+                shard.receive()  # it reads slower than we write
             _took(result, DROPPED if said is None else "sent")
             if index % PROBE_EVERY == 0:
                 _reserve(shard, peer, index)
