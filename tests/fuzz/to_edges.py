@@ -13,6 +13,7 @@ from config.load import PACKAGED_CATALOG, PACKAGED_DEFAULTS, load, load_catalog
 from config.schema import SECTIONS, Config
 from sagacity import listing
 from sagacity.errors import BY_CODE, SagacityError
+from sagacity.ids import check_saga_id
 from tests.fuzz.target import ACCEPTED, SKIPPED, Target, code_of
 from tests.fuzz.to_worker import Folder
 
@@ -339,7 +340,7 @@ def _asked(command: str, options: Any) -> None:
     elif command == "retry":
         requests.retry({"type": "retry", "saga_id": options.id, "reason": options.reason})
     elif command == "show":
-        commands._check_id(options.id)
+        check_saga_id(options.id)
     elif command == "list":
         names = [name for given in options.status for name in given.split(",")]
         since = 0 if options.since is None else requests.since(options.since, NOW_MS)

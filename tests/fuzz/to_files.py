@@ -249,7 +249,7 @@ class JournalRows(Target):
             db.execute("INSERT INTO segment VALUES (1, ?, ?)", (sealed, sealed))
         else:
             block = codec.seal(codec._squeeze(content))
-            db.execute("INSERT INTO block VALUES (0, 0, ?)", (block,))
+            db.execute("INSERT INTO block VALUES (0, ?)", (block,))
 
     def probe(self) -> None:
         assert list(faults_of(self._db, CLUSTER, 0, Found(0))) == []

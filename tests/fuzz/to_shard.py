@@ -28,7 +28,7 @@ from shard.events import Answered, Event, Requests, WorkerLives, WorkerWent
 from shard.finished import FinishedInMemory
 from shard.guard import OldCopy
 from shard.journal import MemoryJournal, Receipt
-from shard.links import Counts, Links
+from shard.links import Dropped, Links
 from shard.loop import SERVING, Fenced, Loop, Received
 from shard.retries import RetryBudget
 from shard.sagas import Definition
@@ -56,7 +56,7 @@ class ListLinks(Links):
         self._books = {}
         self._pages = {}
         self._token = self._probes = 0
-        self.counts = Counts()
+        self.dropped = Dropped()
         self.coming: list[Event] = []
         self.commands: dict[bytes, list[Command]] = {}
         self.replies: list[Reply] = []
@@ -70,7 +70,7 @@ class ListLinks(Links):
         try:
             items = wire.read_requests(frame)
         except Malformed:
-            self.counts.garbage += 1
+            self.dropped.garbage += 1
             return None
         self.coming.append(Requests(ROUTER, items))
         return len(items)
@@ -309,7 +309,7 @@ class AnswersToShard(Target):
 
     def take(self, case: bytes) -> str:
         shard = self.shard
-        garbage, strangers = shard.links.counts.garbage, shard.links.counts.strangers
+        garbage, strangers = shard.links.dropped.garbage, shard.links.dropped.strangers
         rows = len(shard.journal.rows)
         shard.links.from_worker(PEERS["inventory"], case)
         try:
@@ -321,10 +321,10 @@ class AnswersToShard(Target):
         except OldCopy as error:
             self.fresh()  # DESIGN 4: a witness of what we never wrote ends it, too
             return code_of(error)
-        if shard.links.counts.garbage > garbage:
+        if shard.links.dropped.garbage > garbage:
             assert len(shard.journal.rows) == rows
             return DROPPED
-        if shard.links.counts.strangers > strangers:
+        if shard.links.dropped.strangers > strangers:
             assert len(shard.journal.rows) == rows
             return "stranger"
         return ACCEPTED if len(shard.journal.rows) > rows else "absorbed"
