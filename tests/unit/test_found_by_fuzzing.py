@@ -13,7 +13,8 @@ import zstandard
 from cluster.directory import DataDirectory, running
 from config.load import ConfigError, load
 from sagacity import client, wire
-from sagacity.errors import InternalError, Malformed
+from sagacity.asks import Asks
+from sagacity.errors import InternalError, Malformed, NoOutcome, from_body
 from sagacity.forgotten import read_rows
 from sagacity.wire import Reply, Witness
 from shard import codec
@@ -54,6 +55,17 @@ def test_an_answer_without_a_type_is_a_bug_of_ours(body: dict[str, object]) -> N
     """Code 13 of the table; a node died of it."""
     with pytest.raises(InternalError):
         client.answer(Reply(1, None, wire.pack(body)))
+
+
+@pytest.mark.parametrize("code", [{}, [], "0", None])
+def test_an_error_whose_code_is_no_integer_is_a_bug_of_ours(code: object) -> None:
+    """A client that looked for a stuck saga in such an answer ended with a TypeError."""
+    body = wire.pack({"type": "error", "code": code, "text": "stuck: RefundPayment"})
+    asks = Asks("a router")
+    token = asks.ask(wire.START, "s1", b"", now=0, wait_ns=1_000)
+    asks.take()
+    asks.on_reply(Reply(token, NoOutcome.code, body), 1)
+    assert isinstance(from_body(wire.unpack(body)), InternalError)
 
 
 def test_an_environment_that_is_no_utf_8_is_a_fault_of_the_configuration() -> None:
