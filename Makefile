@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test prove museum campaign bench clean
+.PHONY: help setup demo up test prove museum campaign fuzz fuzz-guided bench clean
 
 help:
 	@echo "make demo    start a cluster, a checkout that completes and each way a step refuses, audit"
@@ -21,6 +21,7 @@ help:
 	@echo "make museum  plant bugs and see that the proof finds them (BUGS=a,b; all without)"
 	@echo "make campaign  every layer of the proof at full size, about two hours (ARGS='--part 0.1')"
 	@echo "make bench   measure checkouts a second on this machine"
+	@echo "make fuzz    garbage for every reader (ARGS='--cases 20000000 --seed 1'); fuzz-guided: atheris"
 	@echo "make setup   .venv with what tests need"
 	@echo "make clean   remove .venv and caches; data directories stay"
 
@@ -48,6 +49,12 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.made
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.run
 
+# What only the guided engine needs, and only here: docs/decisions/0024-atheris.md.
+$(VENV)/.fuzz: pyproject.toml $(VENV)/.dev
+	@echo "installing atheris into $(VENV)"
+	@$(PIP) -e '.[dev,fuzz]'
+	@touch $@
+
 setup: $(VENV)/.dev
 
 demo: $(VENV)/.run
@@ -73,6 +80,12 @@ museum: $(VENV)/.dev
 
 campaign: $(VENV)/.dev
 	@$(BIN)/python -m tests.campaign $(ARGS)
+
+fuzz: $(VENV)/.dev
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+fuzz-guided: $(VENV)/.fuzz
+	@$(BIN)/python -m tests.fuzz --engine atheris $(ARGS)
 
 bench: $(VENV)/.run
 	@$(BIN)/python -m bench.first_light $(ARGS)

@@ -37,6 +37,7 @@ OTHER_VERSION: Final = "start it with the version of Sagacity that made it"
 SOCKET_PATH_MAX: Final = 107  # bytes of a Unix socket's path on Linux, the closing NUL left out
 _LONGEST_SOCKET: Final = f"shard-{SHARDS_MAX - 1}-workers.sock"
 _PATIENCE_S: Final = 0.2  # a reader of `find_running` may hold a run directory's lock for a moment
+_NO_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FOUND_BEFORE_A_CLUSTER: Final = frozenset({"lock", "cluster.json.new", "services", "lost+found"})
 
 
@@ -450,7 +451,7 @@ def running(env: Mapping[str, str] | None = None) -> list[Running]:
             else:
                 said = (file.parent / "up.json").read_bytes()
                 found.append(msgspec.json.decode(said, type=Running))
-        except (OSError, msgspec.DecodeError, Malformed):
+        except (OSError, *_NO_JSON, Malformed):
             continue  # it ended meanwhile, or is not ours
     return found
 
@@ -560,7 +561,7 @@ def _cluster_file(text: bytes, file: Path) -> ClusterFile:
                 f"{file} has format {form}; this version reads {FORMAT}; {OTHER_VERSION}"
             )
         stored = msgspec.json.decode(text, type=_Stored)
-    except msgspec.DecodeError as error:
+    except _NO_JSON as error:
         raise Malformed(f"{file} is damaged: {error}; {MEND}") from None
     if max(stored.slots) >= stored.shards:
         raise Malformed(f"{file} is damaged: a slot belongs to shard {max(stored.slots)}; {MEND}")

@@ -94,6 +94,8 @@ def load(
             sources[key] = source
         except msgspec.ValidationError as error:
             faults.append(f"{key} = {_brief(value)}: {_plain(error)} ({source})")
+        except UnicodeEncodeError:  # the environment may hold any bytes
+            faults.append(f"{key} = {_brief(value)}: it is not UTF-8 ({source})")
     if not faults:
         config = _assembled(chosen, sources)
         faults = contradictions(config)

@@ -24,7 +24,7 @@ import apsw
 from apsw import Connection
 
 from sagacity.errors import broken
-from sagacity.forgotten import Forgotten
+from sagacity.forgotten import Forgotten, read_rows
 from sagacity.ids import ACTION, COMPENSATION, SHARDS_MAX, STEP_BITS, STEPS_MAX, count_of
 from sagacity.ranges import Range, are_normal
 from sagacity.service import Call, Database, Declined, Failed, Ok, Service
@@ -140,15 +140,17 @@ class Barrier:
         self._handlers = (service.handlers(ACTION), service.handlers(COMPENSATION))
 
     def load(self) -> None:
-        """Read fence, witnesses and what is forgotten as they are in the database now."""
+        """Read fence, witnesses and what is forgotten as they are in the database now.
+
+        Raises:
+            Malformed: they are not what was written.
+        """
         self._lent.close(True)  # a handler that raised may have left a statement half done
         self._lent = self._connection.cursor()
-        fence: Any = self._rows.execute("SELECT slot, epoch FROM fence").fetchall()
+        fence = read_rows(self._rows, "SELECT slot, epoch FROM fence", tuple[int, int])
         self._fence = dict(fence)
-        found: Any = self._rows.execute(
-            "SELECT cluster_id, shard, epoch, seq, chain, number FROM witness"
-        ).fetchall()
-        self.witnesses = {row[1]: Witness(*row) for row in found}
+        sql = "SELECT cluster_id, shard, epoch, seq, chain, number FROM witness"
+        self.witnesses = {found.shard: found for found in read_rows(self._rows, sql, Witness)}
         self._forgotten.load()
 
     def see(self, witness: Witness) -> None:

@@ -91,6 +91,8 @@ def answer(reply: Reply) -> dict[str, Any]:
     except Malformed as error:
         raise InternalError(f"the answer cannot be read: {error.text}") from None
     if reply.code is None:
+        if not isinstance(body.get("type"), str):
+            raise InternalError("the answer cannot be read: it has no type")
         return body
     raise from_body({**body, "code": reply.code})
 

@@ -101,7 +101,8 @@ EXIT_UNBALANCED = 12  # the audit found that the books do not balance
 
 def from_body(body: dict[str, Any]) -> SagacityError:
     """Give the error that an error body describes; an unknown code reads as a bug."""
-    kind = BY_CODE.get(body.get("code", 13), InternalError)
+    code = body.get("code")
+    kind = BY_CODE.get(code, InternalError) if isinstance(code, int) else InternalError
     text = str(body.get("text", ""))
     if kind is NoOutcome and text.startswith(Stuck.prefix):
         kind = Stuck

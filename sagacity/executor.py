@@ -82,7 +82,7 @@ def open_file(path: Path, vfs: str | None = None) -> Connection:
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
     except OSError as error:
         raise Malformed(f"cannot open {path}: {error.strerror}") from None
-    except apsw.Error as error:
+    except (apsw.Error, UnicodeDecodeError) as error:
         raise Malformed(f"cannot open {path}: {error}") from None
     return connection
 
@@ -134,7 +134,7 @@ def make_tables(
             db.execute("INSERT INTO origin VALUES (?, ?, ?, 0)", (FORMAT, service.name, cluster_id))
         found = db.execute("SELECT format, service, cluster_id FROM origin").get
         db.execute("COMMIT")
-    except apsw.Error as error:
+    except (apsw.Error, UnicodeDecodeError) as error:
         raise Malformed(f"cannot make the tables of {service.name}: {error}") from error
     finally:
         if connection.in_transaction:

@@ -9,12 +9,16 @@ begins nor commits: `executor` does.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from apsw import Connection
+import msgspec
+from apsw import Connection, Cursor
 
+from sagacity.errors import Malformed
 from sagacity.ids import (
     COMPENSATION,
+    SHARD_BITS,
+    SHARDS_MAX,
     STEP_BITS,
     STEPS_MAX,
     barrier_key,
@@ -22,7 +26,9 @@ from sagacity.ids import (
     number_of,
     shard_of,
 )
-from sagacity.ranges import Range, Ranges
+from sagacity.ranges import Range, Ranges, are_normal
+
+T = TypeVar("T")
 
 TABLES: Final = """
 CREATE TABLE forgotten (
@@ -34,6 +40,7 @@ CREATE TABLE forgotten (
 """
 
 ROWS_MAX: Final = 2_000  # barrier rows that one transaction looks at: 5 to 7 ms
+COUNTS_MAX: Final = (1 << 63) - 1 >> (SHARD_BITS + STEP_BITS + 1)  # so that their keys fit
 RANGE_ROWS: Final = 4  # rows whose time a range takes, however short
 
 _KEYS: Final = "SELECT key FROM barrier WHERE key BETWEEN ? AND ? LIMIT ?"
@@ -60,11 +67,18 @@ class Forgotten:
         self._of: dict[int, Ranges] = {}
 
     def load(self) -> None:
-        """Read what is in the database now."""
+        """Read what is in the database now.
+
+        Raises:
+            Malformed: it is not what was written.
+        """
         found: dict[int, list[Range]] = {}
-        rows: Any = self._rows.execute("SELECT shard, low, high FROM forgotten ORDER BY shard, low")
-        for shard, low, high in rows.fetchall():
+        sql = "SELECT shard, low, high FROM forgotten ORDER BY shard, low"
+        for shard, low, high in read_rows(self._rows, sql, tuple[int, int, int]):
             found.setdefault(shard, []).append((low, high))
+        for shard, ranges in found.items():
+            if not (0 <= shard < SHARDS_MAX and are_normal(ranges, 0, COUNTS_MAX)):
+                raise Malformed("the database is damaged in its table forgotten")
         self._of = {shard: Ranges(ranges) for shard, ranges in found.items()}
         self.upto = max(
             (number_of(known.highest, shard) for shard, known in self._of.items()), default=-1
@@ -117,6 +131,19 @@ class Forgotten:
                 self._rows.execute(_MERGED, (shard, each))
         self._rows.execute(_KEEP, (shard, low, high))
         self.upto = max(self.upto, number_of(high, shard))
+
+
+def read_rows(rows: Cursor, sql: str, kind: type[T]) -> list[T]:
+    """Read rows that the kit has written itself.
+
+    Raises:
+        Malformed: they are not what was written: a damaged page gives anything.
+    """
+    try:
+        found = rows.execute(sql).fetchall()
+        return msgspec.convert(found, list[kind], builtin_types=(bytes,))  # type: ignore[valid-type]
+    except (msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise Malformed(f"the database is damaged: {error}") from None
 
 
 def _last_key(count: int, shard: int) -> int:

@@ -20,7 +20,8 @@
     assert played.answer["reason"] == "Payment declined: DECLINED"
     assert played.types[-3:] == ["ReleaseReservation", "ReleaseReservation_ok", "checkout_failed"]
 
-No process, socket, file or waiting: time jumps to where something is due. Knows no saga.
+No process, socket, file or waiting: time jumps to where something is due. Knows no saga. For a
+user's service there is `conformance.check`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,7 +30,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from sagacity import wire
+from sagacity import conformance, wire
 from sagacity.errors import Malformed
 from sagacity.ids import ACTION
 from sagacity.saga import Prices, Retry, Saga, Step, tag_of
@@ -47,6 +48,20 @@ from shard.retries import RetryBudget
 from shard.sagas import MS, Definition, Tombstone
 from shard.state import State
 from shard.tally import PlainTally
+
+__all__ = [
+    "FOREVER",
+    "Decline",
+    "Fail",
+    "Ok",
+    "Outcome",
+    "Played",
+    "SagaInMemory",
+    "Silent",
+    "conformance",
+    "fill",
+    "play",
+]
 
 FOREVER = 1 << 30  # times: more than any saga asks
 

@@ -410,8 +410,8 @@ def pack(body: Any) -> bytes:
     """Pack a body: a Struct of `messages`, or plain maps, lists, texts and integers.
 
     Raises:
-        Malformed: it holds something that has no place on the wire: a float, a surrogate,
-            an integer of more than 64 bits.
+        Malformed: it holds something that has no place on the wire: a float, bytes, a surrogate,
+            an integer of more than 64 bits, a key that is no text.
     """
     try:
         if isinstance(body, Struct):
@@ -424,17 +424,21 @@ def pack(body: Any) -> bytes:
 
 
 def refuse_foreign(value: Any, depth: int = DEPTH_MAX) -> None:
-    """Refuse a float anywhere in a value, and more than `depth` levels.
+    """Refuse floats and bytes anywhere in a value, keys that are no text, more than `depth` levels.
 
     Raises:
         TypeError, ValueError: saying which.
     """
     if isinstance(value, float):
         raise TypeError("a number is an integer; money counts minor units")
+    if isinstance(value, bytes):  # which JSON has not: no front-end could write them
+        raise TypeError("a text is no bytes")
     if depth == 0 and isinstance(value, dict | list | tuple):
         raise ValueError(f"more than {DEPTH_MAX} levels")
     if isinstance(value, dict):
-        for member in value.values():
+        for key, member in value.items():
+            if not isinstance(key, str):
+                raise TypeError("a key is a text")
             refuse_foreign(member, depth - 1)
     elif isinstance(value, list | tuple):
         for member in value:

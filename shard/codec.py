@@ -15,7 +15,7 @@ import zstandard
 from sagacity.wire import encode
 from shard.entries import FORMAT, Batch, Entry
 from shard.records import Record, Row
-from shard.segments import Segment
+from shard.segments import Prints, Segment
 from shard.state import Checkpoint
 
 CHAIN_BYTES = 16
@@ -155,7 +155,22 @@ def unpack_segment(sealed: object) -> Segment:
     Raises:
         Unreadable: it is not what was written.
     """
-    return _read(_decode_segment, unseal(sealed))
+    segment = _read(_decode_segment, unseal(sealed))
+    if not segment.is_sound:
+        raise Unreadable(f"no segment is described so: {segment}")
+    return segment
+
+
+def unpack_prints(sealed: object) -> Prints:
+    """Read a segment's prints back.
+
+    Raises:
+        Unreadable: they are not what was written.
+    """
+    try:
+        return Prints.unpack(unseal(sealed))
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
 
 
 def _read(decode: Callable[[bytes], T], packed: bytes) -> T:

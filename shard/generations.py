@@ -22,6 +22,7 @@ from shard.codec import (
     pack_segment,
     seal,
     unpack_block,
+    unpack_prints,
     unpack_record,
     unpack_segment,
     unseal,
@@ -93,7 +94,7 @@ class Generations:
             segment = self._sound(unpack_segment, head)
             self._last_id = segment.id
             if segment.live:
-                self.segments.append((segment, Prints.unpack(self._sound(unseal, prints))))
+                self.segments.append((segment, self._sound(unpack_prints, prints)))
             else:
                 self.dead.append(segment)
         known = sum(segment.size for segment, _ in self.segments)

@@ -98,10 +98,16 @@ class Prints:
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Prints":
-        """Make prints out of what `pack` gave."""
-        bits = packed[0]
+        """Make prints out of what `pack` gave.
+
+        Raises:
+            ValueError: it has given none of this length.
+        """
         offsets = array("I")
+        bits = packed[0] if packed else _TOP_BITS
         end = 1 + offsets.itemsize * ((1 << bits) + 1)
+        if bits >= _TOP_BITS or len(packed) < end:
+            raise ValueError(f"prints of {bits} bits in {len(packed)} bytes")
         offsets.frombytes(packed[1:end])
         return cls(bits, offsets, bytearray(packed[end:]))
 
@@ -126,6 +132,16 @@ class Segment(Struct, frozen=True):
     size: int
     high: int
     live: bool
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every field is what it can be; it says which rows are read."""
+        return (
+            0 <= self.id < 1 << (63 - _TOP_BITS)
+            and 0 <= self.bits <= _TOP_BITS
+            and self.width in (ENTRY_BYTES, HASH_BYTES)
+            and self.size >= 0
+        )
 
     def part_of(self, top: int) -> int:
         """Give the key of the part that holds the hashes with these first 32 bits."""

@@ -23,6 +23,9 @@ APPLICATION_ID = 0x53414741  # "SAGA", in the file's header
 UNREADABLE = (apsw.Error, UnicodeDecodeError)
 WAL_PAGES_MAX = 1_000  # of 4 KiB in the WAL, then they are copied into the file
 
+# What reading gives where a page is damaged: a text where bytes were, and that no UTF-8.
+UNREADABLE = (apsw.Error, UnicodeDecodeError)
+
 SCHEMA = """
 CREATE TABLE identity(cluster_id TEXT NOT NULL, shard INTEGER NOT NULL) STRICT;
 CREATE TABLE journal(seq INTEGER PRIMARY KEY, chain BLOB NOT NULL, batch BLOB NOT NULL) STRICT;

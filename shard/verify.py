@@ -30,13 +30,14 @@ from shard.codec import (
     unpack_batch,
     unpack_block,
     unpack_checkpoint,
+    unpack_prints,
     unpack_record,
     unpack_segment,
     unseal,
 )
 from shard.entries import FORMAT, Finished, Forgotten, Opened, Ran, Started
 from shard.records import Record, is_of
-from shard.segments import ENTRY_BYTES, HASH_BYTES, Prints, entries_in, entry_of
+from shard.segments import ENTRY_BYTES, HASH_BYTES, entries_in, entry_of
 from shard.state import Checkpoint
 from shard.store import APPLICATION_ID, UNREADABLE
 
@@ -208,7 +209,8 @@ def _kept(db: apsw.Connection, checkpoint: Checkpoint | None) -> Iterator[str]:
         except Unreadable as error:
             yield f"what is kept of saga {number} is not what was written: {error}"
             continue
-        if not record or not isinstance(record[0].entries[0], Started):
+        first = record[0].entries[:1] if record else []
+        if not first or not isinstance(first[0], Started):
             yield f"what is kept of saga {number} does not begin with its start"
         if not is_of(record, number):
             yield f"what is kept of saga {number} is of another saga"
@@ -270,7 +272,7 @@ def _segments(db: apsw.Connection, oldest: int, known: "_Sum") -> Iterator[str]:
                 for entry in entries if segment.width == ENTRY_BYTES else ():
                     if int.from_bytes(entry[HASH_BYTES:], "big") >= oldest:
                         known.add(entry)
-            in_memory = Prints.unpack(unseal(prints)).size
+            in_memory = unpack_prints(prints).size
         except Unreadable as error:
             yield f"segment {segment_id} is not what was written: {error}"
             known.is_whole = False
