@@ -221,7 +221,7 @@ class Model:
                 *self._workers(front, still, fault),
                 *self._network(front, fault),
             )
-            unlike = {(move.front, move.cost, move.reached): move for move in reversed(moves)}
+            unlike = {each[:-1]: each for each in reversed(moves)}  # but for their words
             found = [move for move in unlike.values() if move.front != at]
             self._of_front[key] = found
         return found
