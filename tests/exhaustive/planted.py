@@ -14,7 +14,7 @@ from sagacity.slots import slot_of
 from sagacity.wire import DECLINED, Answer, Command
 from shard.effects import Effects
 from shard.engine import Engine
-from shard.entries import TurnedBack
+from shard.entries import Entry, TurnedBack
 from shard.events import Instant
 from shard.finished import FinishedInMemory
 from shard.outcomes import Outcomes
@@ -32,7 +32,19 @@ NO_FAULTS: Final = Case(name="planted", declines=(1, 2, 3))
 DEPTH: Final = 40  # to the end of NO_FAULTS; of CASE no bug needs more than ten
 
 
-class ForwardOrder(State):
+class _Folding(State):
+    """Takes in what it overrides from the journal, too."""
+
+    def apply(self, entry: Entry, seq: int) -> None:
+        if isinstance(entry, TurnedBack):
+            self.turned_back(entry, seq)
+        elif isinstance(entry, Answer):
+            self.answered(entry, seq)
+        else:
+            super().apply(entry, seq)
+
+
+class ForwardOrder(_Folding):
     """Compensates the first step first."""
 
     def turned_back(self, entry: TurnedBack, seq: int) -> None:
@@ -50,7 +62,7 @@ def _point_forward(saga: Live) -> None:
     saga.step = open_steps[0] + 1 if open_steps else 0
 
 
-class UnknownForgotten(State):
+class UnknownForgotten(_Folding):
     """Takes a step of which nothing is known for one that never happened."""
 
     def turned_back(self, entry: TurnedBack, seq: int) -> None:
