@@ -9,7 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -88,11 +88,18 @@ class Search:
         model: of what.
         depth: moves from the beginning, at most.
         tell: called with a line now and then.
+        stands_in: a state stands for those that can do no more than it; else each is gone into.
     """
 
     def __init__(
-        self, model: Model, depth: int = EVERYTHING, tell: Callable[[str], None] | None = None
+        self,
+        model: Model,
+        depth: int = EVERYTHING,
+        tell: Callable[[str], None] | None = None,
+        *,
+        stands_in: bool = True,
     ) -> None:
+        self._stands_in = stands_in
         self._model = model
         self._depth = depth
         self._tell = tell
@@ -186,7 +193,7 @@ class Search:
         core, old = self._model.split(at)
         like = core << FRONT_AT | state & (1 << FRONT_AT) - 1 ^ budget
         likes = self._likes.setdefault(like, [])
-        for place, old_there in likes:
+        for place, old_there in likes if self._stands_in else ():
             more = (self._states[place] & _BUDGET | _GUARDS) - budget & _GUARDS == _GUARDS
             if more and not old & ~old_there:
                 self._places[state] = place
@@ -211,6 +218,16 @@ class Search:
             self._reached[verdict[1]] += 1
         self._finished += self._model.is_final(at)
         return place
+
+    def seen(self) -> set[tuple[Any, ...]]:
+        """Give what the shard and the databases say in all states that were judged."""
+        found = set()
+        for state in self._states:
+            front = self._model.fronts[state >> FRONT_AT]
+            still = self._model.shard.stills[front.still]
+            bases = tuple(base.sagas for base in self._bases(state))
+            found.add((still.sagas, still.workers, front.knows, bases))
+        return found
 
     def _bases(self, state: int) -> list[Base]:
         tables = self._model.services
