@@ -478,7 +478,13 @@ def canonical(engine: Engine) -> Any:
         tuple(_saga(each) for each in state.live.values()),
         tuple((c.saga_id, c.number, c.phase, c.cancelled) for c in _cards(state)),
         tuple(
-            (w.peer, w.alone if w.begun or w.alone in w.out else None, w.begun, bool(w.capacity))
+            (
+                w.peer,
+                w.alone if w.begun or w.alone in w.out else None,
+                w.alone in w.out,
+                w.begun,
+                bool(w.capacity),
+            )
             for w in sorted(engine._workers.values(), key=lambda w: w.peer)
         ),
         tuple(

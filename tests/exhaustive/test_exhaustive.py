@@ -54,7 +54,7 @@ def test_each_invariant_and_anomaly_is_met(reports: dict[str, Report]) -> None:
 
 
 def test_what_a_state_stands_for_shows_nothing_else() -> None:
-    """A state with fewer faults left or fewer old letters is left out; gone into it adds nothing."""
+    """One with fewer faults left or fewer old letters is left out; gone into, it adds nothing."""
     case = structs.replace(CASES["one"], crashes=0, losses=1, duplicates=0)
     short, long = Search(Model(case)), Search(Model(case), stands_in=False)
     fewer, more = short.run().states, long.run().states
