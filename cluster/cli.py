@@ -25,6 +25,7 @@ COMMANDS = {
     "retry": "ask a stuck compensation again now",
     "status": "tell how the cluster is",
     "audit": "compare the books of the services with the journals",
+    "check": "check the invariants of a stopped cluster, from all that it left",
     "journal": "verify the journals of a stopped cluster",
     "config": "show the configuration, and where each value comes from",
     "maelstrom": "speak the Maelstrom protocol on stdin and stdout",
@@ -38,6 +39,7 @@ _HOMES = {
         for name in ("checkout", "show", "cancel", "retry", "status", "audit")
     },
     "list": ("cluster.commands", "list_arguments", "list_sagas"),
+    "check": ("cluster.checking", "add_arguments", "run_check"),
     "journal": ("cluster.commands", "journal_arguments", "verify_journal"),
     "config": ("cluster.commands", "config_arguments", "show_config"),
 }

@@ -169,8 +169,11 @@ class DataDirectory:
         return lock
 
     @contextmanager
-    def kept_still(self) -> Iterator[ClusterFile]:
+    def kept_still(self, services: Iterable[str] = ()) -> Iterator[ClusterFile]:
         """Keep a stopped cluster from starting while its files are read; writes nothing.
+
+        Args:
+            services: whose databases are read, too.
 
         Raises:
             Conflict: it runs; the text names the process.
@@ -179,7 +182,12 @@ class DataDirectory:
         found = self.read()
         with ExitStack() as held:
             with _faults_of(self.path, "read the data directory"):
-                for file in (self.path / "lock", *map(self.shard_lock, range(found.shards))):
+                files = (
+                    self.path / "lock",
+                    *map(self.shard_lock, range(found.shards)),
+                    *map(self.service_lock, services),
+                )
+                for file in files:
                     if not file.exists():
                         continue  # nobody has ever started it
                     lock = _lock(file, patience_s=_PATIENCE_S, make=False)

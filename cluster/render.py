@@ -347,3 +347,37 @@ def audit(report: Mapping[str, Any]) -> str:
         lines.append("THE BOOKS DO NOT BALANCE:")
         lines += [f"  {plain(fault)}" for fault in report["faults"]]
     return "\n".join(lines)
+
+
+def check(report: Mapping[str, Any]) -> str:
+    """Write what the checker found, for people: a line an invariant, then what is wrong."""
+    found: Sequence[Mapping[str, Any]] = report["invariants"]
+    heads = ("invariant", "verdict", "findings", "looked at")
+    rows = [
+        (
+            f"{each['number']} {each['name']}",
+            each["verdict"],
+            each["found"],
+            ", ".join(f"{count} {kind}" for kind, count in each["looked_at"].items()),
+        )
+        for each in found
+    ]
+    lines = [table(heads, rows), ""]
+    for each in found:
+        lines += [f"{each['number']}: {plain(_finding(one))}" for one in each["findings"]]
+        if more := each["found"] - len(each["findings"]):
+            lines.append(f"{each['number']}: and {more} more")
+        lines += [f"{each['number']}: cannot tell: {plain(why)}" for why in each["why"]]
+    if "self_test" in report:
+        tried = report["self_test"]
+        unseen: Sequence[str] = tried["unseen"]
+        lines.append(f"self-test: {tried['changes']} changes, {len(unseen)} unseen")
+        lines += [f"  not seen: {each}" for each in unseen]
+    verdict = "All that was asked holds." if report["holds"] else "NOT ALL THAT WAS ASKED HOLDS."
+    lines.append(f"{verdict} {report['sagas']} sagas were looked at.")
+    return "\n".join(lines)
+
+
+def _finding(one: Mapping[str, str]) -> str:
+    who = f"saga {one['saga_id']} " if one["saga_id"] else ""
+    return f"{who}{one['what']} ({one['where']})"

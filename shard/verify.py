@@ -2,21 +2,15 @@
 
 python -P -m shard verify --data DIR [--parent PID]
 
-One line of JSON a shard on stdout. The caller keeps the cluster from starting meanwhile. A file
-without a WAL is read as it stands, as immutable; one with a WAL is copied first, since SQLite would
-write to the directory to read both.
+One line of JSON a shard on stdout. The caller keeps the cluster from starting meanwhile.
 """
 
 import argparse
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from urllib.parse import quote
 
 import apsw
 import msgspec
@@ -24,6 +18,7 @@ from msgspec import Struct
 
 from cluster.child import die_with
 from cluster.directory import DataDirectory
+from cluster.resting import opened
 from sagacity.errors import SagacityError
 from sagacity.ids import shard_of
 from shard.codec import (
@@ -96,29 +91,6 @@ def verify(path: Path, cluster_id: str, shard: int) -> Found:
     return found
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[apsw.Connection]:
-    """Give a connection to what is committed in a journal; the journal's directory stays as it is.
-
-    Raises:
-        OSError: it is not there, or there is no room for a copy ($TMPDIR).
-        apsw.Error: it is no database.
-    """
-    wal = path.with_name(path.name + "-wal")
-    if not wal.exists() or wal.stat().st_size == 0:
-        path.stat()  # SQLite does not say why
-        uri = f"file:{quote(str(path))}?immutable=1"
-        with closing(apsw.Connection(uri, apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)) as db:
-            yield db
-        return
-    with tempfile.TemporaryDirectory(prefix="sagacity-verify-") as folder:
-        copy = Path(folder) / path.name
-        shutil.copyfile(path, copy)
-        shutil.copyfile(wal, copy.with_name(wal.name))
-        with closing(apsw.Connection(str(copy))) as db:
-            yield db
-
-
 def faults_of(db: apsw.Connection, cluster_id: str, shard: int, found: Found) -> Iterator[str]:
     """Give a sentence for each fault, and note what was read; changes nothing.
 
@@ -162,10 +134,12 @@ def faults_of(db: apsw.Connection, cluster_id: str, shard: int, found: Found) ->
 
 
 def _checkpoint(db: apsw.Connection) -> Checkpoint | None:
-    rows = db.execute("SELECT seq, counts FROM checkpoint").fetchall()
+    rows = db.execute("SELECT id, seq, counts FROM checkpoint").fetchall()
     if not rows:
         return None
-    [(seq, sealed)] = rows
+    if [row[0] for row in rows] != [1]:
+        raise Unreadable("there is not one of it")
+    [(_, seq, sealed)] = rows
     checkpoint = unpack_checkpoint(sealed)
     if checkpoint.seq != seq:
         raise Unreadable(f"it is of row {checkpoint.seq}, not of row {seq}")
@@ -262,6 +236,8 @@ def _segments(db: apsw.Connection, oldest: int, known: "_Sum") -> Iterator[str]:
     for segment_id, head, prints in db.execute("SELECT id, head, prints FROM segment"):
         try:
             segment = unpack_segment(head)
+            if segment.id != segment_id:
+                yield f"segment {segment_id} says that it is segment {segment.id}"
             if not segment.live:
                 continue  # half made, or in another: swept at the next start
             size = 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[2]
-PACKAGES: Final = ("sagacity", "config", "shard", "services", "cluster")
+PACKAGES: Final = ("sagacity", "config", "checker", "shard", "services", "cluster")
 BESIDE: Final = ("bench", "tests")  # may import anything; nothing imports them
 
 
@@ -52,6 +52,11 @@ FLOORS: Final = (
                 "forgetting history listing outcomes phases pools rates records replies requests",
             ),
             *_of("shard", "retention retries sagas segments state tally"),
+            *(
+                "checker",
+                *_of("checker", "bodies effects evidence faults folds journals lives record"),
+            ),
+            *_of("checker", "rules selftest starts verdict"),
         ),
     ),
     Floor(
@@ -61,15 +66,21 @@ FLOORS: Final = (
             *_of("sagacity", "asks barrier books client connection executor machine service"),
             *_of("sagacity", "forgotten sockets sqlite worker"),
             *("cluster", *_of("cluster", "child clock directory fleet meters metrics private")),
-            *_of("cluster", "supervisor telemetry"),
+            *_of("cluster", "resting supervisor telemetry"),
         ),
     ),
-    Floor("processes", ("router", "shard.__main__", "shard.process", "services", "services.*")),
+    Floor(
+        "processes",
+        (
+            *("router", *_of("shard", "__main__ evidence process")),
+            *("services", "services.*"),
+        ),
+    ),
     Floor(
         "faces",
         (
             *_of("cluster", "__main__ audit cli commands conversation demo judge maelstrom"),
-            *_of("cluster", "render requests timeline up verifying"),
+            *_of("cluster", "checking render requests timeline up verifying"),
             *("sagacity.testing", "sagacity.simulation", "sagacity.simulation.*"),
         ),
     ),
@@ -96,7 +107,10 @@ BLIND: Final[Mapping[str, frozenset[str]]] = {
 
 # Buildings that meet on the wire alone; who may import whose.
 BUILDINGS: Final = ("router", "shard", "services")
-PURE_SHARD_FOR: Final = frozenset({"sagacity.testing"})  # runs the engine in memory
+# Who may read the pure files of shard: what runs the engine in memory, and what judges journals.
+PURE_SHARD_FOR: Final = frozenset(
+    {"sagacity.testing", *(name for name in PURE if name.startswith("checker"))}
+)
 IN_ONE_THREAD: Final = "sagacity.simulation."  # runs router and shards; services are given to it
 
 # The only room that makes ZeroMQ's sockets and sets their options; others may wait for them.

@@ -9,9 +9,9 @@ checkouts in flight: most complete, some are declined, out of stock, without a c
 worker or fail three times; some ids are asked again. At a random moment the target is killed. The
 load goes on, ends, and then: every id has a final answer, the one that its content demands; asked
 again all answer the same bytes, other content is refused; the books balance; everything is up
-again; after the stop no process and no socket is left; and the rows on disk satisfy the invariants
-(`checker`). A role is each of its processes: both shards, and of a pool the one that works and the
-one that stands by.
+again; after the stop no process and no socket is left; and what is left satisfies the invariants
+(`sagacity check`, which takes a kept directory again). A role is each of its processes: both
+shards, and of a pool the one that works and the one that stands by.
 
 With --random the rounds (`random_rounds`) are what chance brings: several roles at once, two kills
 a few milliseconds apart, a process that stands still for a moment; ten of them on one cluster, with

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
+from checker.record import Recorder
 from sagacity import wire
 from sagacity.connection import Connection
 from sagacity.errors import Conflict
@@ -80,6 +81,7 @@ class Load:
         in_flight: checkouts that wait for their answer at any time; at most, where a rate is given.
         rate: checkouts a second that are asked, whatever becomes of the earlier ones.
         endings: which are drawn; all if left out.
+        recorder: writes down what is asked and answered; None if nobody does.
 
     Attributes:
         asked: by saga_id, in the order in which they were first asked.
@@ -96,12 +98,14 @@ class Load:
         *,
         rate: float | None = None,
         endings: Collection[str] = ENDINGS,
+        recorder: Recorder | None = None,
     ) -> None:
         self.asked: dict[str, Asked] = {}
         self.answered: list[tuple[float, str]] = []
         self.repeats = 0
         self._faults = faults
         self._rng = rng
+        self._recorder = recorder
         self._in_flight = in_flight
         self._rate = rate
         self._next_at = 0.0  # the next checkout of an open loop
@@ -109,6 +113,7 @@ class Load:
         self._connection = Connection(url, timeout_s=WAIT_S)
         self._open: dict[int, str] = {}
         self._others: dict[int, Reply | None] = {}  # requests that are no checkouts of the load
+        self._recorded: set[int] = set()  # requests in the record that are not answered
         self._ids: list[str] = []
         self._asking = True
         self._crashes_open = 0
@@ -135,6 +140,9 @@ class Load:
         if self._asking and self._rate is not None:
             wait_s = min(wait_s, max(0.0, self._next_at - time.monotonic()))
         for token, reply in self._connection.poll(wait_s):
+            if self._recorder is not None and token in self._recorded:
+                self._recorded.discard(token)
+                self._recorder.heard(token, reply.code, reply.body)
             if token in self._open:
                 self._settled(self._open.pop(token), reply)
             elif token in self._others:
@@ -203,7 +211,7 @@ class Load:
 
     def other(self, kind: int, saga_id: str, body: bytes) -> Reply:
         """Ask something else while the load goes on."""
-        token = self._connection.ask(kind, saga_id, body)
+        token = self._send(kind, saga_id, body)
         self._others[token] = None
         self.turn_until(lambda: self._others[token], WAIT_S, f"an answer to {wire.KINDS[kind]}")
         reply = self._others.pop(token)
@@ -269,7 +277,14 @@ class Load:
         return Asked(name, checkout, at=time.monotonic())
 
     def _ask(self, saga_id: str, body: bytes) -> None:
-        self._open[self._connection.ask(wire.START, saga_id, body)] = saga_id
+        self._open[self._send(wire.START, saga_id, body)] = saga_id
+
+    def _send(self, kind: int, saga_id: str, body: bytes) -> int:
+        token = self._connection.ask(kind, saga_id, body)
+        if self._recorder is not None and saga_id:
+            self._recorder.sent(token, kind, saga_id, body)
+            self._recorded.add(token)
+        return token
 
     def _settled(self, saga_id: str, reply: Reply) -> None:
         if reply.code is not None:

@@ -16,13 +16,18 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
+from checker.evidence import Evidence
+from checker.record import Catalog, Recorder
+from checker.rules import judge
+from checker.verdict import HOLDS
 from cluster.audit import audit
+from cluster.checking import gather
 from cluster.directory import DataDirectory
 from cluster.private import ClusterProcess, start_private
 from config.load import load_catalog
 from sagacity.client import Client
 from sagacity.errors import SagacityError
-from tests.chaos import checker, evidence, processes, scrape
+from tests.chaos import endings, processes, scrape
 from tests.chaos.load import ENDINGS, WAIT_S, Load, RoundFailed
 
 SHARDS: Final = 2
@@ -107,10 +112,14 @@ class Round:
     Attributes:
         data: the cluster's directory.
         load: what was asked and answered, once it has started.
+        recorder: of the same, for the checker; `base` is a folder of evidence afterwards.
+        evidence: what a good round left.
         figures: what was seen; `figures.faults` is empty after a good round.
     """
 
     load: Load
+    recorder: Recorder
+    evidence: Evidence
 
     def __init__(
         self,
@@ -140,17 +149,17 @@ class Round:
                 for target in self._targets:
                     self._kill(target)
                     self.load.turn_for(self._seconds * self._rng.uniform(0.2, 0.5))
+                self.recorder.quiet()
                 self.load.finish(WAIT_S)
                 self._measure_answers()
                 figures.endings = dict(self.load.judge())
                 figures.again = self.load.ask_all_again(WAIT_S)
                 self.load.ask_other_content(20)
                 self._check_running()
+                self.recorder.end()
                 self._stop()
             figures.checkouts, figures.repeats = len(self.load.asked), self.load.repeats
-            found = evidence.read(self.data)
-            for fault in checker.check(found, self.load.asked, load_catalog().prices):
-                self.load.fault(fault)
+            self._judge()
         except (RoundFailed, SagacityError) as error:
             figures.faults.append(f"{type(error).__name__}: {error}")
         return figures
@@ -170,8 +179,35 @@ class Round:
         )
         stack.callback(self._kill_what_is_left)
         self.url = self._cluster.url
-        self.load = Load(self.url, self._rng, self.figures.faults)
+        lines = stack.enter_context((self._base / "client.jsonl").open("wb"))
+        cluster_id = DataDirectory(self.data).read().cluster_id
+        self.recorder = Recorder(lines.write, "load", _now_ms, cluster_id)
+        catalog = load_catalog()
+        self.recorder.line(Catalog(catalog.prices, catalog.stock, catalog.accounts))
+        self.load = Load(self.url, self._rng, self.figures.faults, recorder=self.recorder)
         stack.callback(self.load.close)
+        self.load.finish(WAIT_S)  # nothing is asked yet: everyone is measured at rest
+        self.load.turn_until(lambda: self._all_up(set()), BACK_S, "everything being up")
+        self._measure()
+        self.load.resume()
+
+    def _measure(self) -> None:
+        for fault in scrape.record(self.load.status()["processes"], self.recorder):
+            self.load.fault(fault)
+
+    def _judge(self) -> None:
+        """Have the rules judge what is left on disk and in the record."""
+        self.evidence = gather(self._base)
+        for verdict in judge(self.evidence):
+            if verdict.verdict != HOLDS:
+                told = [
+                    *verdict.why,
+                    *(f"{one.saga_id} {one.what} ({one.where})" for one in verdict.findings),
+                ]
+                text = f"invariant {verdict.number} {verdict.verdict}, {verdict.found} findings"
+                self.load.fault(f"{text}: {'; '.join(told[:5])}")
+        for fault in endings.faults(self.evidence, self.load.asked):
+            self.load.fault(fault)
 
     # -- the kill -------------------------------------------------------------------------------
 
@@ -179,6 +215,7 @@ class Round:
         """Kill the target, then go on until everything is up again."""
         give_up = time.monotonic() + BACK_S
         kill = Kill(target)
+        self.recorder.planned(f"kill -9 of {target}")
         while not kill.processes:
             if time.monotonic() > give_up:
                 raise RoundFailed("the round is void: no live process of the target was hit")
@@ -186,6 +223,7 @@ class Round:
             kill.in_flight, kill.before = self.load.open, len(self.load.answered)
             killed_at = time.monotonic()
             kill.processes = processes.kill(victims)
+        self.recorder.struck(f"kill -9 of {target}", kill.processes)
         self.figures.kills.append(kill)
         self._killed_at.append(killed_at)
         if not kill.in_flight:
@@ -262,8 +300,7 @@ class Round:
         there = {process.pid for process in processes.of_cluster(self.data)}
         if known != there:
             self.load.fault(f"status knows the processes {known}, there are {there}")
-        for fault in scrape.faults(rows):
-            self.load.fault(fault)
+        self._measure()
         with Client(self.url, timeout_s=WAIT_S) as client:
             report = audit(client)
         ends = [ENDINGS[asked.ending].status for asked in self.load.asked.values()]
@@ -298,6 +335,10 @@ class Round:
         if self._cluster.process.poll() is None:
             self._cluster.stop()
         processes.kill(processes.of_cluster(self.data))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _is_alarming(line: str) -> bool:

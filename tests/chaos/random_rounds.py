@@ -19,9 +19,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from config.load import load_catalog
 from sagacity.errors import SagacityError
-from tests.chaos import checker, evidence, processes
+from tests.chaos import processes
 from tests.chaos.load import WAIT_S, RoundFailed
 from tests.chaos.one_round import BACK_S, TARGETS, Round, Target
 
@@ -132,11 +131,11 @@ class RandomRounds(Round):
                 self.figures.again = self.load.ask_all_again(WAIT_S)
                 self.load.ask_other_content(20)
                 self._check_running()
+                self.recorder.quiet()
+                self.recorder.end()
                 self._stop()
             self.figures.checkouts, self.figures.repeats = len(self.load.asked), self.load.repeats
-            found = evidence.read(self.data)
-            for fault in checker.check(found, self.load.asked, load_catalog().prices):
-                self.load.fault(fault)
+            self._judge()
         except (RoundFailed, SagacityError) as error:
             faults.append(f"{type(error).__name__}: {error}")
         return faults
@@ -145,10 +144,12 @@ class RandomRounds(Round):
         hit = Hit(planned)
         faults = len(self.figures.faults)
         self.hits.append(hit)
+        self.recorder.planned(str(planned))
         try:
             self.load.resume()
             self.load.turn_for(planned.after_s)
             begun = self._strike(hit)
+            self.recorder.struck(str(planned), hit.processes)
             self.load.finish(WAIT_S)
             fresh = (at for at, _ in self.load.answered[hit.before :])
             hit.answer_ms = (next(fresh, begun) - begun) * 1000

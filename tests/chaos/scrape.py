@@ -1,36 +1,41 @@
-"""The metrics of a cluster at rest, held against each other (invariant 11). Knows no books."""
+"""Takes the measure of a cluster's processes for the record: metrics, memory, files, threads."""
 
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from checker.record import Recorder
 
-def faults(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Check the metrics of processes.
+
+def record(rows: list[dict[str, Any]], recorder: Recorder) -> Iterator[str]:
+    """Write down what each process serves as /metrics, and what it takes of the machine.
 
     Args:
-        rows: as `status` gives them; no saga may be running.
+        rows: of processes, as `status` gives them.
+        recorder: of the client's record.
 
     Yields:
-        What never should have happened and was counted; sagas that were counted in and not out;
-        processes whose metrics do not answer.
+        Processes whose metrics do not answer.
     """
     for row in rows:
-        name = f"{row['role']}-{row['index']}"
+        name, pid = f"{row['role']}-{row['index']}", row["pid"]
         try:
-            counts = _counts(row["metrics_port"])
+            recorder.metrics(name, pid, _counts(row["metrics_port"]))
+            recorder.usage(name, pid, *_usage(pid))
         except OSError as error:
-            yield f"{name}: its metrics do not answer: {error}"
-            continue
-        if counts.get("saga_faults_total", 0):
-            yield f"{name} has counted {counts['saga_faults_total']:g} faults"
-        if row["role"] == "shard":
-            came = counts["saga_started_total"] + counts["saga_recovered_total"]
-            went = counts["saga_finished_total"]  # saga_active is as old as the last heartbeat
-            if came != went:
-                yield f"{name} counts {came:g} sagas that came and {went:g} that ended"
+            yield f"{name}: it cannot be measured: {error}"
+
+
+def _usage(pid: int) -> tuple[int, int, int]:
+    """Give a process's memory in bytes, its open files and its threads."""
+    process = Path(f"/proc/{pid}")
+    lines = (line.split() for line in (process / "status").read_text().splitlines())
+    said = {words[0]: words[1] for words in lines if len(words) > 1}
+    files = len(list((process / "fd").iterdir()))
+    return int(said["VmRSS:"]) * 1024, files, int(said["Threads:"])
 
 
 def _counts(port: int) -> dict[str, float]:

@@ -14,13 +14,13 @@ import pytest
 
 from cluster.directory import DataDirectory, running
 from cluster.private import ClusterProcess, start_private
+from cluster.resting import opened
 from sagacity.client import AsyncClient, Client
 from sagacity.errors import Conflict
 from sagacity.slots import SlotMap, slot_of
 from sagacity.wire import encode
 from shard.codec import unpack_batch
 from shard.entries import Finished, Started
-from shard.verify import opened
 from tests.integration.faces import run
 
 Ended = subprocess.CompletedProcess[bytes]

@@ -45,7 +45,7 @@ def test_the_wheel_runs_a_sample_beside_a_users_own_services_and_config(
 ) -> None:
     """Users have folders called services and config; theirs must not be taken for ours."""
     shop = tmp_path / "shop"
-    for name in ("services", "config", "shard", "cluster"):
+    for name in ("services", "config", "shard", "cluster", "checker"):
         (shop / name).mkdir(parents=True)
         (shop / name / "__init__.py").write_text("raise SystemExit('not the one you want')\n")
     node = [sys.executable, "-P", "-m", "cluster", "maelstrom", "--data", str(tmp_path / "data")]
@@ -66,7 +66,7 @@ def test_the_wheel_runs_a_sample_beside_a_users_own_services_and_config(
 def test_the_wheel_holds_code_and_tables_and_nothing_beside(installed: Path) -> None:
     """What is not shipped cannot run; what need not be shipped shall not."""
     names = {path.name for path in installed.iterdir()}
-    shipped = {"cluster", "config", "router.py", "sagacity", "services", "shard", "bin"}
+    shipped = {"checker", "cluster", "config", "router.py", "sagacity", "services", "shard", "bin"}
     assert {name for name in names if not name.endswith(".dist-info")} <= shipped | {"__pycache__"}
     assert (installed / "config" / "default.toml").exists()
     assert (installed / "config" / "catalog.toml").exists()
