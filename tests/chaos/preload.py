@@ -28,8 +28,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from checker.verdict import HOLDS
 from cluster.checking import check, gather
+from sagacity.checker.verdict import HOLDS
 from sagacity.errors import SagacityError
 from tests.chaos import processes
 from tests.chaos.load import RoundFailed

@@ -35,9 +35,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
-from checker.verdict import HOLDS
 from cluster.audit import audit
 from cluster.checking import check
+from sagacity.checker.verdict import HOLDS
 from sagacity.client import Client
 from sagacity.errors import SagacityError
 from tests.chaos import processes

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from checker.evidence import Evidence
-from checker.folds import plans_of
-from checker.rules import judge
-from checker.verdict import HOLDS
 from config.load import load
 from sagacity import wire
+from sagacity.checker.evidence import Evidence
+from sagacity.checker.folds import plans_of
+from sagacity.checker.rules import judge
+from sagacity.checker.verdict import HOLDS
 from sagacity.ids import ACTION, COMPENSATION
 from sagacity.wire import DECLINED, OK, Command
 from shard.evidence import read
