@@ -109,7 +109,7 @@ def test_a_stopped_child_is_killed_and_started_again(
     world: World, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """E3: SIGSTOP leaves a process that neither works nor ends; that is said once."""
-    supervisor = world.supervise(ALL_UP, patience=Patience(worker_hung_ms=1_000))
+    supervisor = world.supervise(ALL_UP, patience=Patience(worker_hung_ms=3_000))
     world.until(supervisor.fleet.ready)
     worker = supervisor.fleet.members["payment", 0]
     others = {m.pid for m in supervisor.fleet.members.values() if m is not worker}
