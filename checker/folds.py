@@ -37,7 +37,7 @@ class Ended:
         """Count it."""
         self._count += 1
 
-    def expired(self, before_ms: int) -> tuple[int, list[int]] | None:  # noqa: ARG002
+    def expired(self, below: int) -> tuple[int, list[int]] | None:  # noqa: ARG002
         """Give nothing."""
         return None
 
@@ -78,6 +78,7 @@ def fold_of(way: str, state: State) -> Fold:
         "forgotten": state.forgotten,
         "lists": state.lists,
         "orders": sum(state.order_counts),
+        "ran": state.ran_ms,
     }
     running = {
         number: Standing(
@@ -126,7 +127,9 @@ def refolded(journal: Journal, definitions: Mapping[str, Definition]) -> Fold:
     try:
         for at_row, number, _, entry in entries:
             if isinstance(entry, AttemptEnded | Quarantined):  # a record leaves some of them out
-                state.live[number].attempt = entry.attempt
+                saga = state.live.get(number)
+                if saga is not None:
+                    saga.attempt = entry.attempt
             state.apply(entry, at_row)
     except _BREAKS as error:
         return Fold(WHOLE, broken=f"breaks at row {at_row}: {type(error).__name__}: {error}")
@@ -135,7 +138,7 @@ def refolded(journal: Journal, definitions: Mapping[str, Definition]) -> Fold:
     gone = sum(high - low + 1 for low, high in journal.forgotten)
     kept = sum(1 for number in journal.stories if count_of(number) in forgotten)
     fold.counts["finished"] += gone - kept
-    for name in ("epoch", "forgotten", "lists", "orders", "number"):
+    for name in ("epoch", "forgotten", "lists", "orders", "number", "ran"):
         del fold.counts[name]
     return fold
 

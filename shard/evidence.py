@@ -103,7 +103,7 @@ def _read(db: apsw.Connection, journal: Journal, definitions: Mapping[str, Defin
         journal.checkpoint, journal.chain = checkpoint.seq, checkpoint.chain
         journal.counts = checkpoint.counts
         journal.forgotten = list(checkpoint.counts.forgotten_counts)
-        for record in _blocks(db, journal, checkpoint.counts.forgotten):
+        for record in _blocks(db, checkpoint.counts.forgotten):
             journal.take_record(record)
         rows = db.execute("SELECT record FROM kept ORDER BY number")
         kept = [unpack_record(unseal(sealed)) for (sealed,) in rows]
@@ -132,15 +132,10 @@ def _rows(db: apsw.Connection, checkpoint: int) -> Iterator[tuple[int, Batch, by
         yield seq, unpack_batch(packed), chain
 
 
-def _blocks(db: apsw.Connection, journal: Journal, forgotten: int) -> Iterator[Record]:
+def _blocks(db: apsw.Connection, forgotten: int) -> Iterator[Record]:
     """Give the records of sagas that had ended; those past retention mean nothing."""
-    for first, ended_ms, sealed in db.execute(
-        "SELECT first, ended_ms, records FROM block ORDER BY first"
-    ):
+    for first, sealed in db.execute("SELECT first, records FROM block ORDER BY first"):
         records = [unpack_record(packed) for packed in unpack_block(sealed)]
-        last_ms = max((record[-1].wall_ms for record in records if record), default=0)
-        if ended_ms != last_ms:
-            journal.faults.append(f"the block of {first} ended at {last_ms}, not at {ended_ms}")
         yield from records[max(0, forgotten - first) :]
 
 
