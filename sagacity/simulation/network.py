@@ -4,7 +4,7 @@ of one simulation.
 Connections are made, end and are made again; frames take their time, and while faults are on are
 lost, doubled, overtaken, held by a partition. A ROUTER knows no peer that is gone; a DEALER queues
 for nobody; both refuse what is over the mark. Knows bytes and addresses, not what a frame holds,
-but for one thing: what is said once on a connection (HELLO and its refusal) is lost only with it.
+but for one thing: HELLO and its refusal begin a connection, so they come neither twice nor late.
 """
 
 import errno
@@ -18,7 +18,7 @@ from msgspec import Struct
 from sagacity.simulation.world import MS, Process, World
 
 HIGH_WATER = 256  # frames on their way or waiting, per connection and direction
-_ONCE = frozenset({1, 18})  # wire tags of what is said once on a connection of a worker
+_HELLO, _REJECTED = 1, 18  # wire tags: neither comes twice or late on a connection of a worker
 _UP = int(zmq.EVENT_HANDSHAKE_SUCCEEDED).to_bytes(2, sys.byteorder) + bytes(4)
 _AGAIN = zmq.Again()  # one for all: to make one takes 7 us
 _DOWN = int(zmq.EVENT_DISCONNECTED).to_bytes(2, sys.byteorder) + bytes(4)
@@ -178,14 +178,15 @@ class Network:
             if not up:
                 wire.down_on_way += 1
             return
-        if not weather.is_fair and not (wire.kind == "worker" and frame[1] in _ONCE):
-            if random.random() < weather.loss:
+        if not weather.is_fair:
+            once = wire.kind == "worker" and frame[1] in {_HELLO, _REJECTED}
+            if random.random() < weather.loss and not (once and frame[1] == _REJECTED):
                 self.lost += 1
                 return
-            if random.random() < weather.duplication:
+            if random.random() < weather.duplication and not once:
                 self.doubled += 1
                 self._arrive_late(wire, frame, up, weather)
-            if random.random() < weather.reordering:
+            if random.random() < weather.reordering and not once:
                 self.overtaken += 1
                 self._arrive_late(wire, frame, up, weather)
                 return
