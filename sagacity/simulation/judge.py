@@ -83,6 +83,8 @@ def _journal(
         for seq, batch in journal.replay():
             if batch.epoch < epoch:
                 yield f"3: shard {shard} row {seq}: epoch {batch.epoch} after {epoch}"
+            if isinstance(batch.entries[0], Opened) and batch.epoch <= epoch:
+                yield f"3: shard {shard} row {seq}: epoch {batch.epoch} was opened again"
             if batch.epoch > epoch:
                 recovered_at = decided_at[seq - 1]
             epoch = batch.epoch
