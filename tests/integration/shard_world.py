@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -139,10 +139,14 @@ class ShardWorld:
     # -- processes ------------------------------------------------------------------------------
 
     def start(
-        self, *arguments: str, env: Mapping[str, str] | None = None, index: int = 0
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        index: int = 0,
+        under: Sequence[str] = (),
     ) -> subprocess.Popen[bytes]:
-        """Start a shard, as the supervisor does."""
-        command = [sys.executable, "-P", "-m", "shard", "--data", str(self.data.path)]
+        """Start a shard, as the supervisor does; under a tracer whose command line is given."""
+        command = [*under, sys.executable, "-P", "-m", "shard", "--data", str(self.data.path)]
         command += ["--run", str(self.run.path), "--index", str(index)]
         command += ["--parent", str(os.getpid()), *arguments]
         with self._stderr(len(self._processes)).open("wb") as stderr:

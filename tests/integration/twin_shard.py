@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -165,9 +165,11 @@ class Place:
         argv += ["--index", str(index), "--data", str(self.directory.path)]
         return [*argv, "--run", str(self.run.path), "--parent", str(os.getpid())]
 
-    def start(self, service: str, index: int = 0) -> subprocess.Popen[bytes]:
-        """Start a worker, as the supervisor does."""
-        argv = self.argv(service, index)
+    def start(
+        self, service: str, index: int = 0, under: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker, as the supervisor does; under a tracer whose command line is given."""
+        argv = [*under, *self.argv(service, index)]
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
         self._processes.append(process)
         return process
