@@ -60,7 +60,7 @@ class TracedShard:
         journal = world.data.journal(0)
         names = ("", "-wal", "-journal", "-shm")
         self._paths = [journal.with_name(journal.name + name) for name in names]
-        self._paths.append(journal.parent)
+        self._paths += [journal.parent, journal.parent / "reserve"]
         self._lives = 0
         self._asked: dict[int, str] = {}  # by request, those whose answer is not judged yet
         self._acknowledged: set[str] = set()

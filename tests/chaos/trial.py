@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +38,8 @@ class Trial:
         env: more of the cluster's environment.
         base: an empty directory with a short path; a temporary one if left out. The cluster's
             directory is `base/data` and may be there already.
+        arguments: more flags of `up`.
+        through: gives the address that the load uses in place of the router's.
 
     Attributes:
         data: the cluster's directory.
@@ -55,6 +57,8 @@ class Trial:
         endings: Collection[str],
         env: Mapping[str, str] | None = None,
         base: Path | None = None,
+        arguments: Sequence[str] = (),
+        through: Callable[[str], str] | None = None,
     ) -> None:
         self.faults: list[str] = []
         self._stack = ExitStack()
@@ -66,6 +70,8 @@ class Trial:
         self._rate = rate
         self._in_flight = in_flight
         self._endings = endings
+        self._arguments = ["--shards", str(SHARDS), *arguments]
+        self._through = through
         runtime = base / "runtime"
         runtime.mkdir(mode=0o700, exist_ok=True)
         self._env = {"XDG_RUNTIME_DIR": str(runtime), "SAGACITY_LOG": "error", **(env or {})}
@@ -73,14 +79,12 @@ class Trial:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.push(self._stack.pop_all())
-            self._cluster = start_private(
-                self.data, arguments=["--shards", str(SHARDS)], env=self._env
-            )
+            self._cluster = start_private(self.data, arguments=self._arguments, env=self._env)
             stack.callback(self._end)
             self.url = self._cluster.url
             rng = random.Random(self._seed)
             self.load = Load(
-                self.url,
+                self._through(self.url) if self._through else self.url,
                 rng,
                 self.faults,
                 self._in_flight,
