@@ -1,9 +1,11 @@
 """One fault in one system call of one process, put there by strace; and whether it really struck.
 
 strace counts calls per thread, those alone that match its paths. The call that is killed is not
-carried out; one that is given an error is not either. Knows no process of ours.
+carried out; one that is given an error is not either. A process that loses its power is killed, and
+what it had not synced is taken back (`unsynced`). Knows no process of ours.
 """
 
+import random
 import shutil
 import signal
 import subprocess
@@ -11,9 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tests.chaos import unsynced
+
 KILL: Final = "kill"
+POWER: Final = "power"
+DEATHS: Final = (KILL, POWER)
 ERRORS: Final = ("EIO", "ENOSPC")
-KINDS: Final = (KILL, *ERRORS)
+KINDS: Final = (*DEATHS, *ERRORS)
 
 # Of a database: what changes it, what reads it, what makes and removes its files.
 FILE_CALLS: Final = (
@@ -29,6 +35,8 @@ FILE_CALLS: Final = (
 SOCKET_CALLS: Final = ("sendto", "recvfrom")  # ZeroMQ's, on sockets of every kind
 CALLS: Final = {
     KILL: (*FILE_CALLS, *SOCKET_CALLS),
+    # What is lost changes with writes and syncs, and what was answered with what was sent.
+    POWER: ("pwrite64", "fdatasync", "ftruncate", "sendto"),
     "EIO": FILE_CALLS,
     "ENOSPC": ("pwrite64", "fdatasync", "ftruncate", "fallocate", "openat"),
 }
@@ -78,27 +86,67 @@ def require() -> None:
         raise NoStrace(f"strace cannot trace here: {said[-1] if said else tried.returncode}")
 
 
-def command(fault: Fault, paths: Sequence[Path], log: Path) -> list[str]:
-    """Give the command line that a traced program's own follows.
+class Injector:
+    """Puts faults into the lives of one process, one after the other.
 
     Args:
-        fault: that it meets.
-        paths: of the files whose calls count, if the call is one of files.
-        log: where strace says which calls it saw.
+        paths: of the files whose calls count, if a call is one of files.
+        logs: a folder for what strace and the preloaded library note.
+        under: a directory; what is not synced below it is lost with the power.
+        library: `unsynced`, built; needed where the power fails.
+        lies: syncs are not carried out, so that a test can see what that does.
+
+    Attributes:
+        lost_bytes: that were not synced and were taken back.
     """
-    what = "signal=SIGKILL" if fault.kind == KILL else f"error={fault.kind}"
-    argv = ["strace", "-D", "-f", "-q", "-o", str(log)]
-    if fault.kind != KILL:  # with it strace 6.1 sends no signal
-        argv.append("--seccomp-bpf")
-    if fault.call in FILE_CALLS:
-        for path in paths:
-            argv += ["-P", str(path)]
-    argv += ["-e", "signal=none", "-e", f"trace={fault.call}"]
-    return [*argv, "-e", f"inject={fault.call}:{what}:when={fault.at}"]
 
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        logs: Path,
+        under: Path,
+        library: Path | None = None,
+        *,
+        lies: bool = False,
+    ) -> None:
+        self._paths = paths
+        self._logs = logs
+        self._under = under
+        self._library = library
+        self._lies = lies
+        self._lives = 0
+        self.lost_bytes = 0
 
-def struck(fault: Fault, log: Path, code: int) -> bool:
-    """Say whether the fault happened to a process that has ended with this exit code."""
-    if fault.kind == KILL:
-        return code == -signal.SIGKILL
-    return "(INJECTED)" in log.read_text(errors="replace")
+    def command(self, fault: Fault) -> list[str]:
+        """Give the command line that the program's own follows, for its next life."""
+        self._lives += 1
+        what = f"error={fault.kind}" if fault.kind in ERRORS else "signal=SIGKILL"
+        argv = ["strace", "-D", "-f", "-q", "-o", str(self._log("strace"))]
+        if fault.kind in ERRORS:
+            argv.append("--seccomp-bpf")  # faster; with it strace 6.1 sends no signal
+        if fault.call in FILE_CALLS:
+            for path in self._paths:
+                argv += ["-P", str(path)]
+        if fault.kind == POWER:
+            if self._library is None:
+                raise ValueError("the library that keeps what is not synced was not built")
+            log = self._log("unsynced")
+            env = unsynced.environment(self._library, self._under, log, lies=self._lies)
+            for name, value in env.items():
+                argv += ["-E", f"{name}={value}"]
+        argv += ["-e", "signal=none", "-e", f"trace={fault.call}"]
+        return [*argv, "-e", f"inject={fault.call}:{what}:when={fault.at}"]
+
+    def ended(self, fault: Fault, code: int) -> bool:
+        """Take back what is lost of a life that ended with this code; say whether it was struck."""
+        if fault.kind in ERRORS:
+            return "(INJECTED)" in self._log("strace").read_text(errors="replace")
+        if code != -signal.SIGKILL:
+            return False
+        if fault.kind == POWER:
+            rng = random.Random(f"{fault} {self._lives}")
+            self.lost_bytes += unsynced.lose(self._log("unsynced"), rng)
+        return True
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}-{self._lives}.log"

@@ -12,7 +12,7 @@ satisfies the invariants, and every process of the cluster is the one that it wa
 nothing makes its round void.
 
 Between client and router any bit is flipped, for a client of its own, of which only that the
-cluster is unharmed is asked. Between shard and worker it is one of the first eight bytes of a
+cluster is unharmed is asked. Between shard and worker it is one of the first four bytes of a
 chunk, where ZeroMQ's lengths and the frame's head stand: a bit of a body that stays readable is
 another message, which no sum finds, and which no local socket delivers.
 

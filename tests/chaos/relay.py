@@ -32,7 +32,7 @@ DELAY_S: Final = 0.1
 RESET_S: Final = 0.2
 FLIP_BYTES: Final = 4_000
 FLIP_CHUNKS: Final = 4
-HEAD_BYTES: Final = 8
+HEAD_BYTES: Final = 4
 WAYS: Final = ("clean", "delay", "reset", "up", "down", "trickle", "flip", "flip_head")
 _RST: Final = struct.pack("ii", 1, 0)  # SO_LINGER: a close that is a reset
 

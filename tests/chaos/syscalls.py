@@ -1,13 +1,15 @@
 """Death and errors in every system call: at the K-th call of a kind, for every K.
 
-    python -m tests.chaos.syscalls [--roles shard,payment,inventory,shipping] [--kinds kill,EIO,…]
-                                   [--calls pwrite64,…] [--every N] [--fault KIND:CALL:K …]
+    python -m tests.chaos.syscalls [--roles shard,payment,inventory,shipping]
+                                   [--kinds kill,power,EIO,ENOSPC] [--calls pwrite64,…]
+                                   [--every N] [--fault KIND:CALL:K …] [--lying-syncs]
     python -m tests.chaos.syscalls --quick
 
 One real process, a shard or a worker, does some tens of checkouts, declined ones among them,
 between twins of its neighbours: it starts on a new directory, works, compacts its journal and is
-stopped. strace ends it at the K-th call, which is not carried out (kill), or has that one call fail
-(EIO, ENOSPC). Started again without strace it finishes the work, and then: every acknowledged start
+stopped. strace ends it at the K-th call, which is not carried out (kill); or with the power of its
+machine, so that what was not synced is gone, all of it or some (power); or has it fail (EIO,
+ENOSPC). Started again without strace it finishes the work, and then: every acknowledged start
 is final, no answer has changed, what took effect is what was answered, the journal or the database
 is whole. K goes on until a whole life passes without that call.
 
@@ -17,8 +19,11 @@ unlink, openat, pread64. On all sockets: sendto, recvfrom; those are counted for
 --quick is a spread: one directory for each role, on which life follows life, each ended in its way,
 so that recovery itself is met by faults; what must hold is looked at once, after the last.
 
+With --lying-syncs the power's failures have to show violations: they take what a sync that was not
+carried out had promised.
+
 Counts by role, kind and call; exit code 1 on a violation, with the command that repeats it, 2
-without strace.
+without strace or a C compiler.
 """
 
 import argparse
@@ -31,7 +36,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.chaos.injected import CALLS, KINDS, Fault, NoStrace, fault_of, require
+from tests.chaos import unsynced
+from tests.chaos.injected import CALLS, KINDS, POWER, Fault, NoStrace, fault_of, require
 from tests.chaos.traced_shard import TracedShard
 from tests.chaos.traced_worker import TracedWorker
 from tests.integration.shard_world import opened
@@ -71,14 +77,16 @@ class Series(NamedTuple):
 
 
 @contextmanager
-def traced(role: str) -> Iterator[TracedShard | TracedWorker]:
+def traced(
+    role: str, library: Path | None = None, *, lies: bool = False
+) -> Iterator[TracedShard | TracedWorker]:
     """Give a role's process between its twins, on a new directory; nothing is left of it."""
     if role == "shard":
         with opened() as world:
-            yield TracedShard(world)
+            yield TracedShard(world, library, lies=lies)
     else:
         with tempfile.TemporaryDirectory(prefix="sg-") as base, place(Path(base) / "data") as here:
-            yield TracedWorker(here, role)
+            yield TracedWorker(here, role, library, lies=lies)
 
 
 def series(process: TracedShard | TracedWorker, faults: Sequence[Fault]) -> Series:
@@ -95,17 +103,26 @@ def series(process: TracedShard | TracedWorker, faults: Sequence[Fault]) -> Seri
 
 
 class Campaign:
-    """Runs series, counts, prints."""
+    """Runs series, counts, prints.
 
-    def __init__(self) -> None:
+    Args:
+        library: that takes back what was not synced, where the power fails.
+        lies: syncs are not carried out.
+    """
+
+    def __init__(self, library: Path | None = None, *, lies: bool = False) -> None:
+        self._library = library
+        self._lies = lies
+        self.lost_bytes = 0
         self.counts: Counter[tuple[str, str, str]] = Counter()
         self.checkouts = 0
         self.violations = 0
 
     def run(self, role: str, faults: Sequence[Fault]) -> Series:
         """Run a series; tell of it if it shows a violation."""
-        with traced(role) as process:
+        with traced(role, self._library, lies=self._lies) as process:
             done = series(process, faults)
+            self.lost_bytes += process.injector.lost_bytes
         self.checkouts += done.checkouts
         for fault in done.struck:
             self.counts[role, fault.kind, fault.call] += 1
@@ -132,7 +149,8 @@ class Campaign:
         for (_, kind, _), times in self.counts.items():
             kinds[kind] += times
         told = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS)
-        return f"{told}; {self.checkouts} checkouts; {self.violations} violations"
+        lost = f" ({self.lost_bytes} bytes lost)" if kinds[POWER] else ""
+        return f"{told}{lost}; {self.checkouts} checkouts; {self.violations} violations"
 
 
 def faults_of(words: str) -> list[Fault]:
@@ -161,6 +179,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--calls", default="", help="all that make sense, if left out")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only each N-th K")
     parser.add_argument("--fault", action="append", metavar="KIND:CALL:K", help="these, in a row")
+    parser.add_argument(
+        "--lying-syncs", action="store_true", help="with power: has to show violations"
+    )
     parser.add_argument("--quick", action="store_true", help="a spread, in seconds")
     args = parser.parse_args(argv)
     roles, kinds = args.roles.split(","), args.kinds.split(",")
@@ -172,12 +193,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         faults = [fault_of(text) for text in args.fault or ()]
     except ValueError as error:
         parser.error(str(error))
-    try:
-        require()
-    except NoStrace as error:
-        print(error, file=sys.stderr)
-        return 2
-    campaign = Campaign()
+    with tempfile.TemporaryDirectory(prefix="sg-") as folder:
+        try:
+            require()
+            library = unsynced.build(unsynced.SOURCE, Path(folder))
+        except (NoStrace, unsynced.NoCompiler) as error:
+            print(error, file=sys.stderr)
+            return 2
+        return _run(args, faults, Campaign(library, lies=args.lying_syncs))
+
+
+def _run(args: argparse.Namespace, faults: Sequence[Fault], campaign: Campaign) -> int:
+    roles, kinds = args.roles.split(","), args.kinds.split(",")
     begun = time.monotonic()
     if args.quick:
         quick(campaign)

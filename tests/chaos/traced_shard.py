@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from checker.evidence import Evidence
@@ -20,7 +21,7 @@ from sagacity.ids import ACTION, COMPENSATION
 from sagacity.wire import DECLINED, OK, Command
 from shard.evidence import read
 from shard.process import definitions_of
-from tests.chaos.injected import LIFE_S, Fault, command, struck
+from tests.chaos.injected import LIFE_S, Fault, Injector
 from tests.integration.shard_world import ShardWorld
 
 BURSTS: Final = 4  # of a life; the next comes when the last is answered
@@ -49,18 +50,23 @@ class TracedShard:
 
     Args:
         world: on a new directory.
+        library: that takes back what was not synced, where the power fails.
+        lies: its syncs are not carried out.
     """
 
     role = "shard"
 
-    def __init__(self, world: ShardWorld) -> None:
+    def __init__(
+        self, world: ShardWorld, library: Path | None = None, *, lies: bool = False
+    ) -> None:
         self._world = world
         for worker in world.workers.values():
             worker.outcome = _outcome
         journal = world.data.journal(0)
         names = ("", "-wal", "-journal", "-shm")
-        self._paths = [journal.with_name(journal.name + name) for name in names]
-        self._paths += [journal.parent, journal.parent / "reserve"]
+        paths = [journal.with_name(journal.name + name) for name in names]
+        paths += [journal.parent, journal.parent / "reserve"]
+        self.injector = Injector(paths, world.base, world.data.path, library, lies=lies)
         self._lives = 0
         self._asked: dict[int, str] = {}  # by request, those whose answer is not judged yet
         self._acknowledged: set[str] = set()
@@ -74,8 +80,8 @@ class TracedShard:
 
     def live(self, fault: Fault) -> bool:
         """Run the shard under a fault until it ends, or the work does; say whether it struck."""
-        world, log = self._world, self._world.base / f"strace-{self._lives}"
-        process = world.start(env=ENV, under=command(fault, self._paths, log))
+        world = self._world
+        process = world.start(env=ENV, under=self.injector.command(fault))
         bursts = self._bursts()
         self._lives += 1
         stopped = False
@@ -87,7 +93,7 @@ class TracedShard:
                 stopped = True
             self._turn()
         world.until(lambda: not world.connected, "the end of the connection")
-        hit = struck(fault, log, process.wait())
+        hit = self.injector.ended(fault, process.wait())
         if not hit and process.returncode != 0:
             self._faults.append(f"it ended with {process.returncode}, and nothing had struck")
         if process.returncode < 0 and not (hit and process.returncode == -signal.SIGKILL):

@@ -7,6 +7,7 @@ What it leads to is told by its answers, the same at each repeat, and by its dat
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
@@ -25,7 +26,7 @@ from sagacity.messages import (
 )
 from sagacity.sockets import PeerGone
 from sagacity.wire import DECLINED, OK, REFUSED_COMPENSATED, Answer, Command
-from tests.chaos.injected import LIFE_S, Fault, command, struck
+from tests.chaos.injected import LIFE_S, Fault, Injector
 from tests.integration import twin_shard
 from tests.integration.twin_shard import Place, TwinShard
 
@@ -62,17 +63,23 @@ class TracedWorker:
     Args:
         place: on a new directory.
         service: which.
+        library: that takes back what was not synced, where the power fails.
+        lies: its syncs are not carried out.
     """
 
-    def __init__(self, place: Place, service: str) -> None:
+    def __init__(
+        self, place: Place, service: str, library: Path | None = None, *, lies: bool = False
+    ) -> None:
         self.role = service
         self.checkouts = 0
         self._place = place
         self._shard = place.shards[0]
         self.database = database = place.directory.service(service)
         names = ("", "-wal", "-shm", "-journal")
-        self._paths = [database.with_name(database.name + name) for name in names]
-        self._paths.append(database.parent)
+        paths = [database.with_name(database.name + name) for name in names]
+        paths.append(database.parent)
+        data = place.directory.path
+        self.injector = Injector(paths, place.run.path, data, library, lies=lies)
         self._lives = 0
         self._open: dict[Key, Command] = {}
         self._finals: dict[Key, Answer] = {}
@@ -85,8 +92,7 @@ class TracedWorker:
 
     def live(self, fault: Fault) -> bool:
         """Run the worker under a fault until it ends, or the work does; say whether it struck."""
-        log = self._place.run.path / f"strace-{self._lives}"
-        process = self._place.start(self.role, under=command(fault, self._paths, log))
+        process = self._place.start(self.role, under=self.injector.command(fault))
         bursts = self._bursts()
         self._lives += 1
         stopped = False
@@ -97,7 +103,7 @@ class TracedWorker:
                 process.send_signal(signal.SIGTERM)
                 stopped = True
             self._turn()
-        hit = struck(fault, log, process.returncode)
+        hit = self.injector.ended(fault, process.returncode)
         if not hit and process.returncode != 0:
             self._faults.append(f"it ended with {process.returncode}, and nothing had struck")
         if process.returncode < 0 and not (hit and process.returncode == -signal.SIGKILL):
