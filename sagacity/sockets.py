@@ -18,6 +18,7 @@ import stat
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -53,10 +54,13 @@ DISCONNECTED: Final = "disconnected"
 
 _TCP_BIND = re.compile(r"tcp://127\.0\.0\.1:(\*|[0-9]{1,5})")
 _TCP_CONNECT = re.compile(r"tcp://(?:localhost|127(?:\.[0-9]{1,3}){3}):([0-9]{1,5})")
+_TRIES_AGAIN: Final = "tries again"
 _EVENTS = {
     int(zmq.EVENT_HANDSHAKE_SUCCEEDED): CONNECTED,
     int(zmq.EVENT_DISCONNECTED): DISCONNECTED,
+    int(zmq.EVENT_CONNECT_RETRIED): _TRIES_AGAIN,
 }
+_TRIES_AGAIN_WITHIN_MS: Final = 100  # of a loss, it is told; measured, less than one
 
 
 class PeerGone(Exception):
@@ -398,11 +402,14 @@ class Monitor:
 
     Register `socket` in the poller; when it is readable, read `events`. Read it once before the
     first poll too: a connection that is older than the monitor is told by that first reading.
+
+    After a loss ZeroMQ connects again, but not where what came was not its protocol: then it gives
+    the connection up for ever, and says nothing. The monitor has it connect again.
     """
 
     def __init__(self, watched: Socket) -> None:
         self.socket: Socket = watched.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
         )
         self.socket.setsockopt(zmq.LINGER, 0)
         self.connected = False
@@ -420,20 +427,41 @@ class Monitor:
         if self._was_connected:
             self._was_connected = False
             self._tell(CONNECTED, told)
-        try:
-            while True:
-                description = self.socket.recv(zmq.DONTWAIT)
-                _more_dropped(self.socket)  # the address, always the same one
-                event = _EVENTS.get(int.from_bytes(description[:2], sys.byteorder))
-                if event is not None:
-                    self._tell(event, told)
-        except zmq.Again:
-            return told
+        while (event := self._read()) is not None:
+            if event == _TRIES_AGAIN:
+                continue
+            self._tell(event, told)
+            if event == DISCONNECTED and not self._tries_again():
+                self._connect_again()
+        return told
 
     def close(self) -> None:
         """Stop watching; the watched socket stays open."""
         self._watched.disable_monitor()
         self.socket.close()
+
+    def _read(self) -> str | None:
+        """Give the next event; None where nothing more is there."""
+        try:
+            description = self.socket.recv(zmq.DONTWAIT)
+        except zmq.Again:
+            return None
+        _more_dropped(self.socket)  # the address, always the same one
+        return _EVENTS[int.from_bytes(description[:2], sys.byteorder)]
+
+    def _tries_again(self) -> bool:
+        """Say whether ZeroMQ does, after a loss: it is the next thing that it tells."""
+        event = self._read()
+        if event is None and self.socket.poll(_TRIES_AGAIN_WITHIN_MS):
+            event = self._read()
+        return event == _TRIES_AGAIN
+
+    def _connect_again(self) -> None:
+        """Connect anew; where ZeroMQ is merely late to try, what it tries is ended first."""
+        address = self._watched.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        with suppress(zmq.ZMQError):  # it knows it no more
+            self._watched.disconnect(address)
+        self._watched.connect(address)
 
     def _tell(self, event: str, told: list[str]) -> None:
         if (event == CONNECTED) != self.connected:

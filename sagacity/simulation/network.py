@@ -22,6 +22,7 @@ _ONCE = frozenset({1, 18})  # wire tags of what is said once on a connection of 
 _UP = int(zmq.EVENT_HANDSHAKE_SUCCEEDED).to_bytes(2, sys.byteorder) + bytes(4)
 _AGAIN = zmq.Again()  # one for all: to make one takes 7 us
 _DOWN = int(zmq.EVENT_DISCONNECTED).to_bytes(2, sys.byteorder) + bytes(4)
+_AGAIN_SOON = int(zmq.EVENT_CONNECT_RETRIED).to_bytes(2, sys.byteorder) + bytes(4)
 
 
 class Weather(Struct, frozen=True):
@@ -138,6 +139,7 @@ class Network:
             if not dealer.closed:
                 dealer.inbox.clear()  # IMMEDIATE: what was received and not read goes, too
                 dealer.tell(_DOWN)
+                dealer.tell(_AGAIN_SOON)
                 pause = self.world.random.randrange(1 * MS, 20 * MS)
                 self.world.after(pause, self.connect, dealer)
 

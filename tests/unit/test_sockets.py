@@ -1,6 +1,8 @@
 """Sockets: what the options promise, shown on real ZeroMQ sockets in one process."""
 
 import os
+import select
+import socket
 import stat
 import tempfile
 import threading
@@ -233,6 +235,38 @@ def test_a_monitor_tells_each_connection_and_each_loss_once(ctx: Context, run: P
         bound.close()
         until(lambda: put(seen, monitor.events()) and not monitor.connected, monitor.socket)
     assert seen == [CONNECTED, DISCONNECTED] * 3
+
+
+def test_a_connection_that_garbage_ended_is_made_again(ctx: Context, run: Path) -> None:
+    """ZeroMQ gives up for ever what did not speak its protocol; a worker would never be back."""
+    address = f"ipc://{run}/a.sock"
+    bound = sockets.router(ctx, f"ipc://{run}/far.sock")
+    with socket.socket(socket.AF_UNIX) as between, socket.socket(socket.AF_UNIX) as far:
+        between.bind(f"{run}/a.sock")
+        between.listen()
+        peer = sockets.dealer(ctx, address)
+        monitor = Monitor(peer)
+        near, _ = between.accept()
+        far.connect(f"{run}/far.sock")
+        with near:
+            while not monitor.connected:
+                pass_on(near, far)
+                monitor.events()
+            near.sendall(b"\xff" * 64)
+            until(lambda: monitor.events() == [DISCONNECTED], monitor.socket)
+    bound.close()
+    bound = sockets.router(ctx, address)
+    until(monitor.events, monitor.socket)
+    assert monitor.connected
+    assert sockets.send(peer, b"here again")
+    assert await_frame_from(bound)[1] == b"here again"
+
+
+def pass_on(*pair: socket.socket) -> None:
+    """Give to each of two what has come from the other."""
+    for each in select.select(pair, [], [], 0.005)[0]:
+        other = pair[1 - pair.index(each)]
+        other.sendall(each.recv(4096))
 
 
 def test_a_monitor_made_late_tells_the_connection_that_was_there(ctx: Context, run: Path) -> None:
