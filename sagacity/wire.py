@@ -281,6 +281,10 @@ class Forget(Struct, frozen=True, array_like=True, tag=20):
     ranges: Annotated[list[Range], Meta(max_length=FORGET_RANGES_MAX)]
 
 
+class Unknown(Struct, frozen=True, array_like=True, tag=21):
+    """Answers a heartbeat of a worker whose HELLO never came whole: it has to say it again."""
+
+
 class Report(Struct, frozen=True, array_like=True, gc=False):
     """A child tells its supervisor how it is, each second and at each change.
 
@@ -302,7 +306,7 @@ class Report(Struct, frozen=True, array_like=True, gc=False):
 
 
 ToShard = Hello | Answers | Beat | BooksPage | Begun | Forgot
-ToWorker = Commands | BooksAsked | Rejected | Proceed | Forget
+ToWorker = Commands | BooksAsked | Rejected | Proceed | Forget | Unknown
 
 T = TypeVar("T")
 

@@ -56,6 +56,7 @@ from sagacity.wire import (
     Hello,
     Proceed,
     Rejected,
+    Unknown,
     answer_frames,
     answer_to,
     encode,
@@ -306,6 +307,9 @@ class Worker:
                     self._keep_list(link, said)
                 else:
                     self._watch.garbage()
+            elif isinstance(said, Unknown):
+                link.greeted = False
+                self._sign_life(link)
             elif isinstance(said, Rejected):
                 self._log.error("worker_rejected", text=said.text)
                 self._exit = EXIT_REJECTED

@@ -33,6 +33,7 @@ from sagacity.wire import (
     Hello,
     Rejected,
     Reply,
+    Unknown,
     Witness,
     command_frames,
     encode,
@@ -170,6 +171,8 @@ class Links:
                 self.reject(peer, why)
         elif peer not in self._known:
             self.dropped.strangers += 1  # who does not say HELLO, or is known to be gone, is nobody
+            if isinstance(said, Beat):  # else its HELLO would be missing for as long as it lives
+                self._to_worker(peer, encode(Unknown()))
         elif isinstance(said, Answers):
             events.append(Answered(peer, said.items))
         elif isinstance(said, Beat):

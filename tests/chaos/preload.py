@@ -167,14 +167,14 @@ class Jumping:
             for story in journal.stories.values()
             for row in story.record
         ]
-        told = []
+        dated = []
         for jump in self._jumps:
             off = seconds_of(jump)
             near = sum(began + off - NEAR_S < at < ended + off + NEAR_S for at in rows)
-            told.append(f"{jump} {near}")
+            dated.append(f"{jump} {near}")
             if not near:
                 yield f"void: no row of a journal was written {jump} off"
-        print(f"{report['sagas']} checkouts; rows by clock: {', '.join(told)}", flush=True)
+        print(f"{report['sagas']} checkouts; rows by clock: {', '.join(dated)}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,6 +31,7 @@ from sagacity.wire import (
     Rejected,
     Reply,
     Request,
+    Unknown,
     Witness,
     encode,
     pack,
@@ -221,6 +222,19 @@ def test_who_does_not_say_hello_is_nobody(shard: Shard) -> None:
         sockets.send(stranger, encode(said))
     shard.until(lambda: shard.links.dropped.strangers == 3)
     assert shard.came == []
+
+
+def test_a_worker_whose_hello_came_broken_is_told_to_say_it_again(shard: Shard) -> None:
+    """Nothing else would ever bring it back: it says HELLO once on each connection."""
+    socket = shard.connect("workers")
+    said = bytearray(hello())
+    said[1] ^= 0x40
+    sockets.send(socket, bytes(said))
+    sockets.send(socket, encode(Beat(1, 9)))
+    shard.until(lambda: shard.links.dropped.strangers == 1)
+    assert isinstance(read_to_worker(frame_from(socket)), Unknown)
+    sockets.send(socket, hello())
+    shard.until(lambda: shard.came)
 
 
 def test_a_worker_that_goes_is_noticed_at_once(shard: Shard) -> None:

@@ -65,6 +65,16 @@ def test_a_restarted_shard_gets_hello_again_with_what_the_service_saw(here: Plac
     assert shard.ask(peer, charge(7, attempt=2))[0].outcome == wire.OK
 
 
+def test_a_worker_that_is_unknown_says_hello_again(here: Place) -> None:
+    """Its first may have come broken; nobody else would make it known."""
+    shard = here.shards[0]
+    here.start("payment")
+    peer = shard.worker()
+    shard.send_frame(peer, wire.encode(wire.Unknown()))
+    assert shard.worker(seen_before=1) == peer
+    assert shard.ask(peer, charge(1))[0].outcome == wire.OK
+
+
 def test_a_batch_of_two_shards_is_answered_to_each_in_one_frame(tmp_path: Path) -> None:
     """Each shard hears of its own sagas alone."""
     with place(tmp_path / "data", shards=2) as here:
