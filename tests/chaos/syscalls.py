@@ -193,10 +193,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         faults = [fault_of(text) for text in args.fault or ()]
     except ValueError as error:
         parser.error(str(error))
+    plain = args.quick or (POWER not in kinds and not faults)
     with tempfile.TemporaryDirectory(prefix="sg-") as folder:
         try:
             require()
-            library = unsynced.build(unsynced.SOURCE, Path(folder))
+            library = None if plain else unsynced.build(unsynced.SOURCE, Path(folder))
         except (NoStrace, unsynced.NoCompiler) as error:
             print(error, file=sys.stderr)
             return 2
