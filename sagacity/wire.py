@@ -282,7 +282,12 @@ class Forget(Struct, frozen=True, array_like=True, tag=20):
 
 
 class Unknown(Struct, frozen=True, array_like=True, tag=21):
-    """Answers a heartbeat of a worker whose HELLO never came whole: it has to say it again."""
+    """Answers a heartbeat, whose incarnation it names, of a worker whose HELLO never came whole.
+
+    The worker has to say HELLO again.
+    """
+
+    incarnation: int
 
 
 class Report(Struct, frozen=True, array_like=True, gc=False):

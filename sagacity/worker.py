@@ -308,8 +308,9 @@ class Worker:
                 else:
                     self._watch.garbage()
             elif isinstance(said, Unknown):
-                link.greeted = False
-                self._sign_life(link)
+                if said.incarnation == self._incarnation:
+                    link.greeted = False
+                    self._sign_life(link)
             elif isinstance(said, Rejected):
                 self._log.error("worker_rejected", text=said.text)
                 self._exit = EXIT_REJECTED

@@ -172,7 +172,7 @@ class Links:
         elif peer not in self._known:
             self.dropped.strangers += 1  # who does not say HELLO, or is known to be gone, is nobody
             if isinstance(said, Beat):  # else its HELLO would be missing for as long as it lives
-                self._to_worker(peer, encode(Unknown()))
+                self._to_worker(peer, encode(Unknown(said.incarnation)))
         elif isinstance(said, Answers):
             events.append(Answered(peer, said.items))
         elif isinstance(said, Beat):

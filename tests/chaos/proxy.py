@@ -60,8 +60,10 @@ STEADY_S: Final = 1.0
 OVER_S: Final = 90.0
 FAULTS_TOLD_MAX: Final = 8
 INVARIANTS: Final = (3, 4, 6, 7, 8, 9, 10)  # those that need no client's record
-# A connection that swallows is found after half a minute: nobody may turn back for that.
+# A connection that swallows is found after half a minute: nobody may turn back for that. What was
+# on it has timed out by then; ten retries a second, the default, would take another half a minute.
 ENV: Final = {
+    "SAGACITY_SHARD__RETRY_PER_SECOND": "1000",
     "SAGACITY_SAGA__ATTEMPTS": "100",
     "SAGACITY_SAGA__DEADLINE_MS": "300000",
     "SAGACITY_ROUTER__CLIENT_INFLIGHT_MAX": str(IN_FLIGHT_MAX),

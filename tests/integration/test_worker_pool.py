@@ -70,7 +70,8 @@ def test_a_worker_that_is_unknown_says_hello_again(here: Place) -> None:
     shard = here.shards[0]
     here.start("payment")
     peer = shard.worker()
-    shard.send_frame(peer, wire.encode(wire.Unknown()))
+    incarnation = shard.hellos[0][1].incarnation
+    shard.send_frame(peer, wire.encode(wire.Unknown(incarnation)))
     assert shard.worker(seen_before=1) == peer
     assert shard.ask(peer, charge(1))[0].outcome == wire.OK
 
