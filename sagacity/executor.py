@@ -67,7 +67,7 @@ def open_file(path: Path, vfs: str | None = None) -> Connection:
             _require_whole(path)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         sync_wal(str(path), vfs or "")  # a reply that a killed worker has stored is given again
-        connection = Connection(str(path), vfs=vfs)
+        connection = Connection(str(path)) if vfs is None else Connection(str(path), vfs=vfs)
         # Closing would copy what is left of a damaged WAL into the file, and remove it.
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         if vfs is not None:

@@ -78,6 +78,13 @@ class _Frame:
         self.stored: _Sums = struct.unpack(">II", head[16:24])
         self.summed = head[:8] + page
 
+    def lost_its_mark(self, order: str, firsts: set[_Sums]) -> bool:
+        """Say whether one bit more would make a whole commit of it: a file of 2^k pages has one."""
+        marked = (
+            self.summed[:4] + (1 << bit).to_bytes(4, "big") + self.summed[8:] for bit in range(32)
+        )
+        return any(_sums(each, order, first) == self.stored for each in marked for first in firsts)
+
 
 class Wal:
     """A WAL that nobody writes to meanwhile.
@@ -136,7 +143,7 @@ class Wal:
             is_whole = any(_sums(frame.summed, order, first) == frame.stored for first in firsts)
             if bad and frame.is_commit and is_whole:
                 return "its WAL has a bad frame, and whole commits behind it"
-            bad = bad or frame.is_commit
+            bad = bad or frame.is_commit or (not is_whole and frame.lost_its_mark(order, firsts))
             firsts = {frame.stored, *(_sums(frame.summed, order, first) for first in firsts)}
         return None
 

@@ -51,6 +51,10 @@ def test_a_flipped_bit_in_a_wal_is_refused_or_in_the_last_commit(disk: MemoryDis
     assert journal.flip(first + 8 * 99) == REFUSED
     assert journal.flip(last + 8 * 99) == RESUMED
     assert len(chosen) >= CHOSEN // 2
+    # A commit's mark is the file's size in pages; of 8 pages one bit takes it away.
+    size = journal.written.image.files[WAL][32 + (frames - 2) * FRAME :][4:8]
+    assert size == (8).to_bytes(4, "big")
+    assert journal.flip(in_wal(journal, 32 + (frames - 2) * FRAME + 7) + 3) == REFUSED
 
 
 def test_a_flipped_bit_in_a_file_with_generations_is_refused_or_harmless(disk: MemoryDisk) -> None:
