@@ -6,12 +6,12 @@ and clock, under faults that a seed draws; then everything has to finish, and th
 
 The rooms, in the order in which to read them: `scenario` what is simulated, `plan` what a seed
 stands for, `world` time and processes, `network` and `disk` the twins, `moods` what handlers do,
-`cluster` the processes wired, `clients` who asks, `judge` what must hold, `run`, `shrink`, `prove`.
+`cluster` the processes wired, `clients` who asks, `judge` what must hold, `outcome`, `shrink`, `proving`.
 """
 
+from sagacity.simulation.outcome import Outcome, run
 from sagacity.simulation.plan import Plan, plan_of
-from sagacity.simulation.prove import Proof, holds, prove
-from sagacity.simulation.run import Outcome, run
+from sagacity.simulation.proving import Proof, holds, prove
 from sagacity.simulation.scenario import Body, Fate, Scenario
 
 __all__ = [

@@ -292,7 +292,6 @@ class Cluster:
             self.violations.append(f"{process.name} ended: {error!r}")
             if error is not None:
                 error.add_note(f"at {self.world.now}")
-                self.bug = error
         else:
             self.reached[f"ended by {type(error).__name__}"] += 1
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from msgspec import structs
 
+from sagacity.simulation.outcome import Outcome, run
 from sagacity.simulation.plan import Plan
-from sagacity.simulation.run import Outcome, run
 from sagacity.simulation.scenario import Scenario
 
 RUNS_MAX = 400

@@ -67,7 +67,7 @@ def test_no_module_stands_on_two_floors() -> None:
         ("cluster.supervisor", "import_module('router')", "which is met on the wire alone"),
         ("cluster.supervisor", "import cluster.cli", "which stands above it"),
         ("sagacity.testing", "import shard.journal", "which is met on the wire alone"),
-        ("sagacity.simulation.run", "import services", "which is met on the wire alone"),
+        ("sagacity.simulation.outcome", "import services", "which is met on the wire alone"),
         ("cluster.cli", "from tests.unit import x", "which stands beside the house"),
         ("cluster.cli", "import bench", "which stands beside the house"),
         ("cluster.cli", "import msgpack", "speaks MessagePack"),

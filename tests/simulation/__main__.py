@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sagacity.errors import Malformed
 from sagacity.simulation import Outcome, plan_of, prove, run
-from sagacity.simulation.prove import read_plan, write_plan
+from sagacity.simulation.proving import read_plan, write_plan
 from sagacity.simulation.shrink import shrink
 from tests.simulation.checkout import SCENARIO
 

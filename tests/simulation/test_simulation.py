@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from sagacity.simulation import plan_of, prove, run
-from sagacity.simulation.prove import read_plan, write_plan
+from sagacity.simulation.proving import read_plan, write_plan
 from sagacity.simulation.shrink import kind_of, shrink
 from shard.finished import FinishedInMemory
 from tests.simulation.__main__ import REGRESSIONS, main

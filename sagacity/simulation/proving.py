@@ -1,4 +1,4 @@
-"""Prove: plays many seeds, and says what broke, with the shortest plan that was found for it."""
+"""Proving: plays many seeds, and says what broke, with the shortest plan that was found for it."""
 
 import time
 from collections import Counter
@@ -10,8 +10,8 @@ import msgspec
 from msgspec import Struct
 
 from sagacity.errors import Malformed
+from sagacity.simulation.outcome import Outcome, run
 from sagacity.simulation.plan import Plan, plan_of
-from sagacity.simulation.run import Outcome, run
 from sagacity.simulation.scenario import Scenario
 from sagacity.simulation.shrink import shrink
 

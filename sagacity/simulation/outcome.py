@@ -1,4 +1,4 @@
-"""Run: plays a plan and says what came of it."""
+"""Outcome: plays a plan and says what came of it."""
 
 from collections.abc import Mapping
 
