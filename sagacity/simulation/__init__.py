@@ -6,7 +6,8 @@ and clock, under faults that a seed draws; then everything has to finish, and th
 
 The rooms, in the order in which to read them: `scenario` what is simulated, `plan` what a seed
 stands for, `world` time and processes, `network` and `disk` the twins, `moods` what handlers do,
-`cluster` the processes wired, `clients` who asks, `judge` what must hold, `outcome`, `shrink`, `proving`.
+`cluster` the processes wired, `clients` who asks, `judge` what must hold, `outcome`, `shrink` and
+`proving`.
 """
 
 from sagacity.simulation.outcome import Outcome, run
