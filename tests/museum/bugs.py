@@ -141,9 +141,9 @@ BUGS: Final = (
             'self._rows.execute(_INSERT, (key | direction, command.saga_id, outcome, b""))',
         ),
     ),
-    _bug(
+    _tested(
         "decline_not_stored",
-        SIMULATION,
+        "tests/unit/test_conformance.py",
         ("sagacity.barrier:Barrier.answer", "if outcome != FAILED:", "if outcome == OK:"),
     ),
     _bug(
