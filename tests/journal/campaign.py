@@ -26,6 +26,7 @@ from tests.journal.disk import MemoryDisk, memory_disk
 from tests.journal.flips import Flips, Written
 from tests.journal.workloads import of_seed, small, small_limits
 from tests.journal.world import Story, Violation, survive
+from tests.reached import Reached, tell
 
 COMMAND: Final = "python -m tests.journal.campaign --case"
 JOURNALS: Final[dict[str, Callable[[MemoryDisk], Written]]] = {
@@ -153,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if done.task.stride:
                 bits[done.task.name] += done.flips
     _print(crashes, bits, controls)
+    tell(_reached(crashes, bits))
     for case, text in violations[:SHOWN_MAX]:
         print(f"VIOLATION {text}\n    {COMMAND} {case.split(' ')[0]}")
     missed = [name for name, found in controls.items() if not found]
@@ -160,6 +162,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"CONTROL NOT FOUND {name}")
     print(f"{len(violations)} violations, {time.monotonic() - begun:.0f} s")
     return 1 if violations or missed else 0
+
+
+def _reached(counts: Counts, bits: dict[str, Counter[str]]) -> Iterator[Reached]:
+    def operations(*phases: str) -> int:
+        return sum(times for (phase, _), times in counts.operations.items() if phase in phases)
+
+    def images(*ways: str, depth: int | None = None) -> int:
+        return sum(
+            times
+            for (deep, way), times in counts.images.items()
+            if way.startswith(ways or ("",)) and depth in (None, deep)
+        )
+
+    flipped = sum((found for found in bits.values()), Counter[str]())
+    yield Reached("D1", operations("commit"), "a crash at a write or sync of a commit")
+    yield Reached("D3", images("torn", "part-"), "a write that is torn")
+    yield Reached("D4", flipped.total(), "a flipped bit")
+    yield Reached("D5", images("drop", "last", "gap", "part-"), "unsynced writes lost, reordered")
+    upkeep = operations("write-back", "compaction", "merge", "sweeps")
+    yield Reached("D9", upkeep, "a crash in checkpoint, compaction, merge or sweep")
+    yield Reached("D10", images(depth=2), "a recovery that crashed")
 
 
 def _print(counts: Counts, bits: dict[str, Counter[str]], controls: dict[str, int]) -> None:
