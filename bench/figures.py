@@ -125,6 +125,8 @@ class Figures:
             An exit code: 0 if everything asked is met, else 1.
         """
         print(self.table(), flush=True)
+        asked = [row for row in self.rows if row.met is not None]
+        print(f"{sum(bool(row.met) for row in asked)} of {len(asked)} figures are met", flush=True)
         if file is not None:
             file.write_text(json.dumps(self.json(), indent=1) + "\n")
         return 1 if any(row.met is False for row in self.rows) else 0

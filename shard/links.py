@@ -106,7 +106,7 @@ class Links:
         self._outbox = Outbox(self._routers)
         self._cluster_id = cluster_id
         self._services = services
-        self._known: dict[Peer, None] = {}  # a set would not keep their order
+        self._known: dict[Peer, int] = {}  # and the incarnation that it said
         self._probes = 0
         self._went: list[Peer] = []
         self._books: dict[int, tuple[Peer, int]] = {}
@@ -155,9 +155,11 @@ class Links:
             self.dropped.garbage += 1
             return
         if isinstance(said, Hello):
+            if self._known.get(peer) == said.incarnation:
+                return  # the same again: what its database held then says nothing of now
             why = self._objection(said)
             if why is None:
-                self._known[peer] = None
+                self._known[peer] = said.incarnation
                 events.append(
                     WorkerCame(
                         peer,

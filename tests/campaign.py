@@ -1,84 +1,210 @@
-"""The campaign: every layer of the proof at its full size, one after the other.
+"""The campaign: every layer of the proof at its full size.
 
-    python -m tests.campaign [--only simulation,fuzz] [--part 0.1] [--jobs 2]
+    python -m tests.campaign [--only simulation,fuzz] [--part 0.1] [--jobs 2] [--logs DIR]
 
-Prints what each layer prints, and at the end a table for `docs/proof.md`, with the commit that it
-is of. `--part` makes the sizes smaller. Exit code 1 where a layer found a violation.
+Layers that compute have all cores, one after the other; those that mostly wait for real processes
+run side by side; those that measure run alone, before all others. What each prints goes to a file
+in DIR, its last line to the terminal. At the end: a table of the layers and one of the anomalies
+that they reached (`tests/reached.py`), both for `docs/proof.md`, with the commit and the seeds.
+`--part` makes sizes smaller. Exit code 1 where a layer found a violation or could not run, or
+where a whole campaign has not reached an anomaly that its layers count.
 """
 
 import argparse
+import os
+import shlex
 import subprocess
 import sys
+import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
 
+from tests import reached
+
 ROOT: Final = Path(__file__).parents[1]
+ALONE, SIDE_BY_SIDE, ALL_CORES = "alone", "side by side", "all cores"
 
 
 class Layer(Struct, frozen=True):
-    """A layer of the proof.
+    """A layer of the proof, or a part of one.
 
     Args:
-        name: for `--only`, and in the table.
+        name: for `--only`, and in the tables.
         command: of Python, without the interpreter; {n} stands for `size`, {jobs} for processes.
+        how: it runs: alone (it measures), side by side (it waits), on all cores (it computes).
         size: at `--part 1`; 0 where it has none.
         unit: of the size.
     """
 
     name: str
     command: str
+    how: str
     size: int = 0
     unit: str = ""
 
+    def arguments(self, part: float, jobs: int) -> list[str]:
+        """Give its command line for a part of its size."""
+        return shlex.split(self.command.format(n=self.sized(part), jobs=jobs))
+
+    def sized(self, part: float) -> int:
+        """Give its size at a part of the whole."""
+        return max(1, round(self.size * part)) if self.size else 0
+
 
 LAYERS: Final = (
+    Layer("takeover", "-m tests.chaos.takeover --runs 3 --seed campaign", ALONE),
+    Layer("full disk", "-m tests.chaos.disk_full --seconds 30 --seed campaign", ALONE),
     Layer(
         "simulation",
-        "-m tests.simulation --seeds {n} --start 1000000 --jobs {jobs}",
+        "-m tests.simulation --seeds {n} --start 1000000 --sagas 8 --jobs {jobs}",
+        ALL_CORES,
         200_000,
         "seeds",
     ),
-    Layer("exhaustive", "-m tests.exhaustive"),
-    Layer("journal", "-m tests.journal.campaign"),
-    Layer("kills", "-m tests.chaos.kill_rounds --random --rounds {n}", 1_100, "rounds"),
-    Layer("syscalls", "-m tests.chaos.syscalls"),
-    Layer("proxy", "-m tests.chaos.proxy"),
-    Layer("fuzz", "-m tests.fuzz --cases {n} --seed 1", 20_000_000, "cases"),
-    Layer("museum", "-m tests.museum --jobs {jobs}"),
+    Layer("journal", "-m tests.journal.campaign --jobs {jobs}", ALL_CORES),
+    Layer("fuzz", "-m tests.fuzz --cases {n} --seed 1 --processes {jobs}", ALL_CORES, 2 * 10**7),
+    Layer(
+        "kills",
+        "-m tests.chaos.kill_rounds --random --rounds {n} --seed campaign",
+        SIDE_BY_SIDE,
+        400,
+        "rounds",
+    ),
+    Layer("syscalls of a shard", "-m tests.chaos.syscalls --roles shard", SIDE_BY_SIDE),
+    Layer("syscalls of a worker", "-m tests.chaos.syscalls --roles payment", SIDE_BY_SIDE),
+    Layer("proxy", "-m tests.chaos.proxy --seed campaign", SIDE_BY_SIDE),
+    Layer("clocks", "-m tests.chaos.preload --seed campaign", SIDE_BY_SIDE),
+    Layer("exhaustive", "-m tests.exhaustive --quiet", SIDE_BY_SIDE),
+    Layer("museum", "-m tests.museum --jobs {jobs}", ALL_CORES),
 )
+BEFORE: Final = (ALONE, ALL_CORES, SIDE_BY_SIDE)  # in this order
 
 
-class Row(Struct, frozen=True):
-    """What came of a layer."""
+class Row(Struct):
+    """A layer that runs or has run.
+
+    Args:
+        layer: which.
+        command: the arguments that it got.
+        log: what it prints.
+        process: that runs.
+        begun: when, in seconds of the monotonic clock.
+        seconds: that it took.
+        cpu_s: that it and its own processes used.
+        code: it exited with.
+    """
 
     layer: Layer
-    size: int
-    seconds: float
-    code: int
+    command: list[str]
+    log: Path
+    process: subprocess.Popen[bytes]
+    begun: float
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    code: int | None = None
+
+    def lines(self) -> list[str]:
+        """Give what it has printed."""
+        return self.log.read_text(errors="replace").splitlines()
+
+    @property
+    def last_line(self) -> str:
+        """What it said last; layers end with their sum."""
+        told = [line for line in self.lines() if line.strip() and not line.startswith("reached ")]
+        return told[-1].strip() if told else ""
 
 
-def run(layer: Layer, part: float, jobs: int) -> Row:
-    """Run a layer to its end."""
-    size = max(1, int(layer.size * part)) if layer.size else 0
-    command = layer.command.format(n=size, jobs=jobs).split()
-    print(f"== {layer.name}: python {' '.join(command)}", flush=True)
-    begun = time.monotonic()
-    code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
-    return Row(layer, size, time.monotonic() - begun, code)
+class Campaign:
+    """Runs layers, as many at once as their kinds allow.
+
+    Args:
+        part: of each size.
+        jobs: processes that compute at once.
+        logs: a folder for what layers print.
+    """
+
+    def __init__(self, part: float, jobs: int, logs: Path) -> None:
+        self._part = part
+        self._jobs = jobs
+        self._logs = logs
+        self._running: list[Row] = []
+        self.rows: list[Row] = []
+
+    def run(self, layers: Sequence[Layer]) -> None:
+        """Run them all to their ends."""
+        try:
+            for how in BEFORE:
+                at_once = self._jobs if how == SIDE_BY_SIDE else 1
+                for layer in (each for each in layers if each.how == how):
+                    self._wait(at_once - 1)
+                    self._begin(layer)
+                self._wait(0)
+        finally:
+            for row in self._running:
+                row.process.terminate()
+                row.process.wait()
+
+    def _begin(self, layer: Layer) -> None:
+        command = layer.arguments(self._part, self._jobs)
+        log = self._logs / f"{layer.name.replace(' ', '-')}.log"
+        with log.open("wb") as told:
+            process = subprocess.Popen(
+                [sys.executable, "-u", *command], cwd=ROOT, stdout=told, stderr=subprocess.STDOUT
+            )
+        row = Row(layer, command, log, process, time.monotonic())
+        print(f"{layer.name}: python {' '.join(command)}", flush=True)
+        self._running.append(row)
+        self.rows.append(row)
+
+    def _wait(self, at_most: int) -> None:
+        """Wait until no more than so many run."""
+        while len(self._running) > at_most:
+            pid, status, usage = os.wait3(0)
+            row = next(each for each in self._running if each.process.pid == pid)
+            self._running.remove(row)
+            row.process.returncode = row.code = os.waitstatus_to_exitcode(status)
+            row.seconds = time.monotonic() - row.begun
+            row.cpu_s = usage.ru_utime + usage.ru_stime
+            minutes = f"{row.seconds / 60:.1f} min"
+            print(f"{row.layer.name}: {minutes}, exit code {row.code}: {row.last_line}", flush=True)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Give the table, in Markdown."""
-    lines = ["| layer | size | minutes | result |", "|---|---|---|---|"]
+def layers_table(rows: Sequence[Row], part: float) -> str:
+    """Give what ran and what came of it, in Markdown."""
+    lines = ["| layer | command | size | minutes | of CPU | result |", "|---|---|---|---|---|---|"]
     for row in rows:
-        size = f"{row.size:,} {row.layer.unit}" if row.size else "all"
-        result = "no violation" if row.code == 0 else f"exit code {row.code}"
-        lines.append(f"| {row.layer.name} | {size} | {row.seconds / 60:.1f} | {result} |")
+        size = f"{row.layer.sized(part):,} {row.layer.unit}".strip() if row.layer.size else "all"
+        result = "no violation" if row.code == 0 else f"**exit code {row.code}**"
+        lines.append(
+            f"| {row.layer.name} | `{' '.join(row.command[1:])}` | {size} "
+            f"| {row.seconds / 60:.1f} | {row.cpu_s / 60:.1f} | {result}: {row.last_line} |"
+        )
     return "\n".join(lines)
+
+
+def anomalies_table(rows: Sequence[Row]) -> tuple[str, list[str]]:
+    """Give what was reached and how often, in Markdown; and what some layer counts and none met."""
+    found: dict[str, list[tuple[str, reached.Reached]]] = defaultdict(list)
+    for row in rows:
+        for each in reached.read(row.lines()):
+            found[each.code].append((row.layer.name, each))
+    lines = ["| anomaly | reached |", "|---|---|"]
+    for code in sorted(found, key=lambda code: (code[0], int(code[1:]))):
+        told = "; ".join(f"{name} {each.count:,} ({each.what})" for name, each in found[code])
+        lines.append(f"| {code} | {told} |")
+    missed = [code for code, told in found.items() if not any(each.count for _, each in told)]
+    return "\n".join(lines), sorted(missed)
+
+
+def _commit() -> str:
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    done = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,21 +214,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default=",".join(known), metavar="A,B")
     parser.add_argument("--part", type=float, default=1.0, metavar="F", help="of the full size")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="a temporary one, if left out")
     args = parser.parse_args(argv)
     wanted = [name for name in args.only.split(",") if name]
     unknown = sorted(set(wanted) - set(known))
     if unknown or not 0 < args.part <= 1 or args.jobs < 1:
         parser.error(f"layers are {', '.join(known)}; 0 < part <= 1; jobs are at least 1")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    rows = [run(layer, args.part, args.jobs) for layer in LAYERS if layer.name in wanted]
-    print(f"\ncommit {commit or 'unknown'}\n\n{table(rows)}")
-    return 1 if any(row.code for row in rows) else 0
+    logs = args.logs or Path(tempfile.mkdtemp(prefix="sagacity-campaign-"))
+    logs.mkdir(parents=True, exist_ok=True)
+    commit, begun = _commit(), time.monotonic()
+    print(f"commit {commit}; what layers print goes to {logs}", flush=True)
+    campaign = Campaign(args.part, args.jobs, logs)
+    campaign.run([layer for layer in LAYERS if layer.name in wanted])
+    anomalies, missed = anomalies_table(campaign.rows)
+    minutes = (time.monotonic() - begun) / 60
+    print(f"\ncommit {commit}, {minutes:.0f} minutes\n\n{layers_table(campaign.rows, args.part)}")
+    print(f"\n{anomalies}")
+    if missed:
+        print(f"\ncounted and not reached: {', '.join(missed)}")
+    whole = args.part == 1 and len(campaign.rows) == len(LAYERS)
+    return 1 if any(row.code for row in campaign.rows) or (whole and missed) else 0
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from sagacity.messages import Checkout, Item
 from tests.chaos.disk import MIB, NoDisk, SmallDisk
 from tests.chaos.load import WAIT_S, RoundFailed
 from tests.chaos.trial import SHARDS, Trial
+from tests.reached import Reached, tell
 
 WHICH: Final = ("all", "shards", "services")
 DEADLINE_MS: Final = 600_000
@@ -258,6 +259,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NoDisk as error:
         print(error, file=sys.stderr)
         return 2
+    full = sum(row.what.endswith(": processes restarted") for row in figures.rows)
+    tell([Reached("D7", full, "a disk is full under load, and freed")])
     return figures.end(args.json)
 
 

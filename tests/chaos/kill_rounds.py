@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.chaos.one_round import TARGETS, Figures, Round, Target
-from tests.chaos.random_rounds import TAILS_BYTES, Hit, RandomRounds, plan, summary
+from tests.chaos.random_rounds import TAILS_BYTES, Hit, RandomRounds, plan, reached, summary
+from tests.reached import tell
 
 FAULT_TOLD_MAX: Final = 400  # characters; the directory is kept
 
@@ -106,6 +107,7 @@ def _at_random(rounds: int, each: int, seed: str, seconds: float) -> int:
         if not some.hits:
             print("the cluster does not start: given up")
             break
+    tell(reached(hits))
     print(summary(hits))
     print(
         f"{failed} of {number} clusters with faults; {checkouts} checkouts; "

@@ -35,6 +35,7 @@ from tests.chaos import processes
 from tests.chaos.load import RoundFailed
 from tests.chaos.trial import BACK_S, Trial, since
 from tests.chaos.unsynced import NoCompiler, build
+from tests.reached import Reached, tell
 
 SOURCE: Final = Path(__file__).with_name("jumping.c")
 UNITS_S: Final = {"h": 3_600, "y": 31_557_600}
@@ -214,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"    again: python -m tests.chaos.preload --jumps={args.jumps} "
             f"--seconds {args.seconds:g} --rate {args.rate:g} --seed {args.seed}"
         )
+    tell([Reached("E2", len(jumps), "every clock jumps")])
     print(f"{len(jumps)} jumps, {len(faults)} violations")
     return 1 if faults else 0
 

@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -43,6 +44,7 @@ from sagacity.errors import SagacityError
 from tests.chaos import processes
 from tests.chaos.load import WAIT_S, Load, RoundFailed
 from tests.chaos.trial import SERVICES, SHARDS, Trial, since
+from tests.reached import Reached, tell
 
 LINKS: Final = ("client", "worker")
 WAYS: Final = {  # and what counts that it really happened
@@ -124,7 +126,7 @@ class Proxied:
         self._link = link
         self._rng = random.Random(f"{seed}/{link}")
         self._args = args
-        self.lines: list[str] = []
+        self.done: Counter[str] = Counter()  # what each way has really done
 
     def run(self, ways: Sequence[str]) -> list[str]:
         """Do all of it; no process is left.
@@ -221,6 +223,7 @@ class Proxied:
         load.turn_until(lambda: not had & load.open_ids, OVER_S, f"the end of {len(had)} open")
         took = time.monotonic() - over_at
         count = done.get(WAYS[way], 0)
+        self.done[way] += count
         if not count:
             load.fault(f"void: {way} did nothing")
         gone = [each for each in before if not processes.is_alive(each)]
@@ -299,6 +302,15 @@ def _tell(link: str, args: argparse.Namespace, faults: Sequence[str]) -> None:
         )
 
 
+def _reached(done: Counter[str]) -> list[Reached]:
+    return [
+        Reached("B2", done["up"] + done["down"], "bytes that were swallowed"),
+        Reached("G5", done["flip"], "flipped bits on a connection"),
+        Reached("G6", done["trickle"], "bytes that came one by one"),
+        Reached("G6", done["reset"], "connections that were reset"),
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Spoil each link in each way.
 
@@ -318,10 +330,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no such link or way: {', '.join(sorted(unknown))}")
     print(f"seed {args.seed}", flush=True)
     violations = 0
+    done: Counter[str] = Counter()
     for link in links:
-        faults = Proxied(link, args.seed, args).run(ways)
+        proxied = Proxied(link, args.seed, args)
+        faults = proxied.run(ways)
+        done += proxied.done
         _tell(link, args, faults)
         violations += len(faults)
+    tell(_reached(done))
     print(f"{len(links) * len(ways)} ways, {violations} violations")
     return 1 if violations else 0
 

@@ -22,7 +22,8 @@ from msgspec import Struct
 from sagacity.errors import SagacityError
 from tests.chaos import processes
 from tests.chaos.load import WAIT_S, RoundFailed
-from tests.chaos.one_round import BACK_S, TARGETS, Round, Target
+from tests.chaos.one_round import BACK_S, SERVICES, TARGETS, Round, Target
+from tests.reached import Reached
 
 KINDS: Final = {"kill": 35, "several": 25, "twice": 20, "pause": 10, "pause and kill": 10}
 TOGETHER_MAX: Final = 3
@@ -69,6 +70,11 @@ class Hit(Struct):
     answer_ms: float = 0.0  # the next answer
     up_ms: float = 0.0  # everything is up again
     faults: int = 0
+
+    @property
+    def killed(self) -> int:
+        """How many processes kill -9 has ended."""
+        return self.processes - self.plan.kind.startswith("pause")
 
     def line(self) -> str:
         """Give it as one line."""
@@ -211,6 +217,7 @@ def summary(hits: Sequence[Hit]) -> str:
     """Tell how often each kind and each role was really hit, and the slowest return."""
     kinds = Counter(hit.plan.kind for hit in hits)
     kills = sum(hit.plan.kind != "pause" for hit in hits)
+    killed = sum(hit.killed for hit in hits)
     roles = Counter(target.role for hit in hits for target in hit.plan.targets)
     worst: dict[str, Any] = {
         "next answer": max((hit.answer_ms for hit in hits), default=0),
@@ -221,9 +228,34 @@ def summary(hits: Sequence[Hit]) -> str:
         for each in (kinds, roles)
     ]
     return (
-        f"{len(hits)} rounds, {kills} with kill -9; {told[0]}; roles: {told[1]}; worst "
+        f"{len(hits)} rounds, {kills} with kill -9, {killed} processes; {told[0]}; "
+        f"roles: {told[1]}; worst "
         + ", ".join(f"{name} {value:.0f} ms" for name, value in worst.items())
     )
+
+
+def reached(hits: Sequence[Hit]) -> list[Reached]:
+    """Give which anomalies the rounds have met."""
+
+    def killed(*roles: str) -> int:
+        return sum(
+            any(target.role in roles for target in _killed(hit.plan)) and hit.killed > 0
+            for hit in hits
+        )
+
+    paused = sum(hit.plan.kind.startswith("pause") and hit.processes > 0 for hit in hits)
+    return [
+        Reached("A1", killed("shard", "all"), "kill -9 of a shard with checkouts in flight"),
+        Reached("A9", killed("router", "all"), "kill -9 of the router with checkouts in flight"),
+        Reached("A10", killed("shard"), "a shard is down, the rest serves"),
+        Reached("E4", killed(*SERVICES, "all"), "kill -9 of a worker with commands out"),
+        Reached("E6", killed("all"), "all processes killed at once"),
+        Reached("B20", paused, "a process stands still under load"),
+    ]
+
+
+def _killed(planned: Plan) -> Sequence[Target]:
+    return planned.targets[planned.kind.startswith("pause") :]
 
 
 def _distinct(groups: Sequence[Sequence[processes.Process]]) -> list[processes.Process]:

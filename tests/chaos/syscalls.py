@@ -42,6 +42,7 @@ from tests.chaos.traced_shard import TracedShard
 from tests.chaos.traced_worker import TracedWorker
 from tests.integration.shard_world import opened
 from tests.integration.twin_shard import place
+from tests.reached import Reached, tell
 
 ROLES: Final = ("shard", "payment", "inventory", "shipping")
 FAULTS_TOLD_MAX: Final = 5
@@ -143,6 +144,24 @@ class Campaign:
         times = self.counts[role, kind, call]
         print(f"{role:9} {kind:6} {call:9} {times:4} struck, none at K = {at}", flush=True)
 
+    def reached(self) -> list[Reached]:
+        """Give which anomalies were met."""
+
+        def struck(kind: str, roles: Sequence[str] = ROLES, calls: str = "") -> int:
+            return sum(
+                times
+                for (role, how, call), times in self.counts.items()
+                if how == kind and role in roles and (not calls or call in calls.split())
+            )
+
+        return [
+            Reached("D1", struck("kill", ["shard"]), "a shard dies at a call"),
+            Reached("D5", struck(POWER), "what was not synced is lost"),
+            Reached("D6", struck("EIO", calls="fdatasync fsync"), "a sync fails"),
+            Reached("D7", struck("ENOSPC"), "a call finds no room"),
+            Reached("E4", struck("kill", ROLES[1:]), "a worker dies at a call"),
+        ]
+
     def summary(self) -> str:
         """Give it as lines."""
         kinds: Counter[str] = Counter()
@@ -219,6 +238,7 @@ def _run(args: argparse.Namespace, faults: Sequence[Fault], campaign: Campaign) 
                 chosen = args.calls.split(",") if args.calls else CALLS[kind]
                 for call in [each for each in CALLS[kind] if each in chosen]:
                     campaign.every(role, kind, call, args.every)
+    tell(each for each in campaign.reached() if each.count)
     print(f"{campaign.summary()}; {time.monotonic() - begun:.0f} s")
     return 1 if campaign.violations else 0
 

@@ -29,6 +29,7 @@ from sagacity.errors import SagacityError
 from tests.chaos import processes
 from tests.chaos.load import RoundFailed
 from tests.chaos.trial import SERVICES, Trial, since
+from tests.reached import Reached, tell
 
 RATE: Final = 200.0
 IN_FLIGHT_MAX: Final = 20_000  # a rate's backlog behind a hung worker is far below
@@ -77,8 +78,8 @@ def trial_of(
     one: Callable[[Trial, str], float],
     args: argparse.Namespace,
     figures: Figures,
-) -> None:
-    """Measure one service in one way, several times on one cluster."""
+) -> int:
+    """Measure one service in one way, several times on one cluster; give how often it went."""
     how = one.__name__
     seed = f"{args.seed}/{service}/{how}"
     env = {"SAGACITY_ROUTER__CLIENT_INFLIGHT_MAX": str(IN_FLIGHT_MAX)}
@@ -107,6 +108,7 @@ def trial_of(
     for fault in trial.faults[:5]:
         print(f"    {fault}", flush=True)
     figures.add(f"{what}: faults", "", len(trial.faults), at_most=0)
+    return len(took)
 
 
 HOW: Final = {"kill": kill, "hang": hang}
@@ -131,9 +133,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no such service or way: {', '.join(sorted(unknown))}")
     print(f"seed {args.seed}", flush=True)
     figures = Figures(f"takeover: {args.runs} runs each, {args.rate:g} checkouts/s")
+    met = dict.fromkeys(HOW, 0)
     for way in ways:
         for service in services:
-            trial_of(service, HOW[way], args, figures)
+            met[way] += trial_of(service, HOW[way], args, figures)
+    tell(
+        [
+            Reached("E3", met["hang"], "a worker hangs with commands out"),
+            Reached("E4", met["kill"], "a worker dies with commands out"),
+        ]
+    )
     return figures.end(args.json)
 
 

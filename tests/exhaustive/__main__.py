@@ -10,11 +10,13 @@ python -m tests.exhaustive --planted no_dedupe  a planted bug; `all` for every o
 import argparse
 import resource
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from msgspec import structs
 
 from sagacity.errors import InvariantBroken
+from tests import reached
 from tests.exhaustive.cases import CASES, Case, Wrong
 from tests.exhaustive.model import Model
 from tests.exhaustive.planted import BUGS, DEPTH
@@ -40,13 +42,17 @@ def main(arguments: Sequence[str]) -> int:
     if options.replay is not None:
         return _replay(cases[0], options.replay)
     wrong = 0
+    met: Counter[str] = Counter()
     for case in cases:
         tell = None if options.quiet else lambda line: print(f"  {line}", file=sys.stderr)
         report = Search(Model(case), options.depth or EVERYTHING, tell).run()
         _print_report(case, report)
+        met.update(report.probed)
+        met.update(report.sometimes)
         if report.violation is not None:
             _print_violation(report.violation, _command(case, given))
             wrong += 1
+    reached.tell(each for name, count in met.items() if (each := reached.named(name, count)))
     return 1 if wrong else 0
 
 

@@ -19,7 +19,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 from tests.fuzz.run import Finding, Result, Run, keep, mutations, shows
+from tests.fuzz.target import DROPPED
 from tests.fuzz.targets import TARGETS, shares
+from tests.reached import Reached, tell
 
 CHUNK_S = 600  # a chunk that takes longer hangs in something that no signal ends
 CHUNK_CASES = 131_072  # a multiple of every block
@@ -127,10 +129,39 @@ def _report(results: Sequence[Result]) -> int:
         outcomes += result.outcomes
     cpu_s = sum(result.cpu_s for result in results)
     print(f"{'together':<22}{outcomes.total():>10}  in {cpu_s:.0f} s of CPU")
+    tell(_reached(results))
     findings = [found for result in results for found in result.findings]
     for found in findings:
         _tell(found)
     return 1 if findings else 0
+
+
+def _reached(results: Sequence[Result]) -> list[Reached]:
+    outcomes: dict[str, Counter[str]] = {}
+    for result in results:  # a target may come twice: in memory, and through real processes
+        outcomes.setdefault(result.target, Counter()).update(result.outcomes)
+
+    def times(targets: Sequence[str], *wanted: str) -> int:
+        return sum(
+            count
+            for target in targets
+            for outcome, count in outcomes.get(target, {}).items()
+            if not wanted or outcome in wanted
+        )
+
+    with_ids = ("router-requests", "bodies", "maelstrom")
+    bodies = ("bodies", "command-bodies")
+    frames = [name for name in outcomes if name not in ("config-file", "config-environment")]
+    return [
+        Reached("A6", times(with_ids), "cases of frames, bodies and lines that hold ids"),
+        Reached(
+            "B9", times(["shard-answers"], "stranger", "absorbed"), "answers that fit no command"
+        ),
+        Reached("D4", times(["journal-file", "journal-rows"]), "damaged journals"),
+        Reached("F6", times(bodies, "code 12", "failed"), "bodies refused: amounts among them"),
+        Reached("F7", times(bodies, "code 12", "failed"), "bodies refused: quantities among them"),
+        Reached("G5", times(frames, DROPPED, "unreadable", "code 12"), "garbage dropped, refused"),
+    ]
 
 
 def _tell(found: Finding) -> None:

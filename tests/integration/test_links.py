@@ -183,12 +183,13 @@ def test_a_worker_says_hello_gets_commands_and_answers_them(shard: Shard) -> Non
 
 
 def test_a_hello_tells_service_incarnation_and_capacity(shard: Shard) -> None:
-    """What the engine needs to give out credit; a second HELLO is told as well."""
+    """What the engine needs to give out credit; another incarnation is told as well."""
     socket = shard.connect("workers")
-    for capacity in (5, 0):
-        sockets.send(socket, encode(Hello(PROTOCOL, CLUSTER, "payment", 77, capacity, [WITNESS])))
+    for number, capacity in ((77, 5), (78, 0)):
+        said = Hello(PROTOCOL, CLUSTER, "payment", number, capacity, [WITNESS])
+        sockets.send(socket, encode(said))
         came = shard.next(WorkerCame)
-        assert (came.service, came.incarnation, came.capacity) == ("payment", 77, capacity)
+        assert (came.service, came.incarnation, came.capacity) == ("payment", number, capacity)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +214,15 @@ def test_a_worker_that_does_not_belong_here_is_told_why(
     assert isinstance(rejected, Rejected)
     assert why in rejected.text
     assert shard.came == []
+
+
+def test_a_hello_that_comes_again_is_not_heard_again(shard: Shard) -> None:
+    """Late, its witness is below what its worker has answered for: the database would look old."""
+    socket, _ = shard.worker()
+    sockets.send(socket, hello())
+    sockets.send(socket, encode(Beat(1, 3)))
+    assert shard.next(WorkerLives).capacity == 3  # it came behind the HELLO
+    assert not any(isinstance(event, WorkerCame) for event in shard.came)
 
 
 def test_who_does_not_say_hello_is_nobody(shard: Shard) -> None:

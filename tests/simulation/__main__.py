@@ -17,6 +17,8 @@ from sagacity.errors import Malformed
 from sagacity.simulation import Outcome, plan_of, prove, run
 from sagacity.simulation.proving import read_plan, write_plan
 from sagacity.simulation.shrink import shrink
+from tests import reached
+from tests.simulation import anomalies
 from tests.simulation.checkout import SCENARIO
 
 REGRESSIONS = Path(__file__).parent / "regressions"
@@ -34,6 +36,7 @@ def play(seeds: range, sagas: int, jobs: int) -> int:
     proof = prove(SCENARIO, seeds, sagas=sagas, jobs=jobs, told=_tell)
     for name, count in sorted(proof.figures.items()):
         print(f"{count:12,} {name}")
+    reached.tell(anomalies.reached(proof.figures))
     rate = len(seeds) / proof.seconds
     print(f"{len(seeds)} seeds of {sagas} sagas in {proof.seconds:.0f} s, {rate:.1f} a second")
     if not proof.broken:

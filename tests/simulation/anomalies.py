@@ -6,6 +6,8 @@ Each is counted by what its seeds left behind; a count of zero means that nothin
 from collections.abc import Mapping
 from typing import Final
 
+from tests.reached import Reached
+
 # Anomaly -> what it is, and the figures that are added up.
 REACHED: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "A1": ("acknowledged start, then a crash of its shard", ("deaths of shard",)),
@@ -48,9 +50,9 @@ REACHED: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
 }
 
 
-def counts(figures: Mapping[str, int]) -> dict[str, int]:
+def reached(figures: Mapping[str, int]) -> list[Reached]:
     """Give how often each anomaly was reached."""
-    return {
-        name: sum(figures.get(figure, 0) for figure in wanted)
-        for name, (_, wanted) in REACHED.items()
-    }
+    return [
+        Reached(code, sum(figures.get(figure, 0) for figure in wanted), what)
+        for code, (what, wanted) in REACHED.items()
+    ]

@@ -1,0 +1,78 @@
+"""The campaign adds up what its layers have told, and is red where one of them is."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests import campaign, reached
+from tests.campaign import ALL_CORES, SIDE_BY_SIDE, Layer
+from tests.reached import Reached
+
+TOLD = (
+    "from tests.reached import Reached, tell\n"
+    "tell([Reached('B6', {count}, 'late'), Reached('E4', 7, 'dead')])"
+)
+
+
+def _layer(name: str, code: str, how: str = SIDE_BY_SIDE) -> Layer:
+    return Layer(name, f"-c {shlex.quote(code)}", how)
+
+
+@pytest.fixture
+def layers(monkeypatch: pytest.MonkeyPatch) -> list[Layer]:
+    """Put layers of the test in the place of the real ones."""
+    made: list[Layer] = []
+    monkeypatch.setattr(campaign, "LAYERS", made)
+    return made
+
+
+def _run(logs: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = campaign.main(["--logs", str(logs)])
+    return code, capsys.readouterr().out
+
+
+def test_a_line_of_what_was_reached_is_read_as_it_was_told() -> None:
+    """Layers and campaign are processes that share these lines alone."""
+    told = [
+        Reached("A1", 0, "nothing yet"),
+        Reached("B11", 1_234_567, "of unknown outcome, undone"),
+    ]
+    assert list(reached.read(["other", *map(str, told), "reached X9 4  no anomaly"])) == told
+
+
+def test_counts_of_all_layers_stand_in_one_table(
+    layers: list[Layer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An anomaly is met by several layers; each says how often."""
+    layers += [
+        _layer("one", TOLD.format(count=3)),
+        _layer("two", TOLD.format(count=0)),
+        _layer("three", TOLD.format(count=20), ALL_CORES),
+    ]
+    code, out = _run(tmp_path, capsys)
+    assert code == 0
+    assert "| B6 | three 20 (late); one 3 (late); two 0 (late) |" in out
+    assert out.count("no violation") == len(layers)
+
+
+def test_what_is_counted_and_was_never_reached_fails_a_whole_campaign(
+    layers: list[Layer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PROOF: what a campaign never reached it has not shown."""
+    layers.append(_layer("one", TOLD.format(count=0)))
+    code, out = _run(tmp_path, capsys)
+    assert code == 1
+    assert "counted and not reached: B6" in out
+
+
+@pytest.mark.parametrize("end", ["exit(1)", "raise KeyError", "import os; os.abort()"])
+def test_a_layer_that_finds_something_or_dies_fails_the_campaign(
+    layers: list[Layer], tmp_path: Path, capsys: pytest.CaptureFixture[str], end: str
+) -> None:
+    """A layer that could not run has shown nothing."""
+    layers += [_layer("good", TOLD.format(count=1)), _layer("bad", end)]
+    code, out = _run(tmp_path, capsys)
+    assert code == 1
+    assert "**exit code" in out
+    assert "no violation" in out
