@@ -7,7 +7,7 @@ ended. What ends in a way that no process of ours should is a violation.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import apsw
 
@@ -140,14 +140,24 @@ class Tally(PlainTally):
         self.counts["turned_away", service] += 1
 
 
+class Left(NamedTuple):
+    """What left together, and what was durable then."""
+
+    witness: Witness
+    effects: Effects
+
+
 class CheckedLinks(Links):
     """A shard's connections, which see that nothing leaves before it is durable."""
 
-    def __init__(self, violations: list[str], journal: TwinJournal, *args: Any) -> None:
+    def __init__(
+        self, violations: list[str], left: list[Left], journal: TwinJournal, *args: Any
+    ) -> None:
         super().__init__(*args)
         self._violations = violations
         self._journal = journal
         self._answered: set[tuple[int, int, int]] = set()  # what has just come
+        self._left = left
 
     def receive(self, timeout_ns: int) -> Received:
         """Receive, and remember which commands have an outcome now."""
@@ -168,6 +178,8 @@ class CheckedLinks(Links):
         for entry in effects.entries:
             if isinstance(entry, AttemptEnded) and self._is_answered(entry):
                 self._violations.append(f"B20: {entry} although its outcome had come")
+        if effects.commands or effects.alone:
+            self._left.append(Left(witness, effects))
         super().send(receipt, witness, effects)
 
     def _is_answered(self, entry: AttemptEnded) -> bool:
@@ -214,7 +226,9 @@ class Cluster:
         )
         self.network = Network(self.world)
         self.log = Log()
-        self.tally = Tally()
+        self.left: list[Left] = []
+        self.tallies: dict[int, Tally] = {}  # of each shard's process, as it counts from its start
+        self._ended_tallies: Counter[tuple[str, ...]] = Counter()  # of those that have ended
         self.reached: Counter[str] = Counter()  # faults that took place
         self.violations: list[str] = []
         self.slots = SlotMap.even(plans.SHARDS)
@@ -318,7 +332,7 @@ class Cluster:
                 self.scenario.prices,
                 Admission(4_096, 5_000),
                 RetryBudget(100, 100, 10),
-                self.tally,
+                self.tallies[index],
                 self.plan.deadline_ms,
             )
             return engine, NoUpkeep()
@@ -326,8 +340,12 @@ class Cluster:
         def main(process: Process) -> None:
             disk = self.disks[process.name]
             journal = TwinJournal(process, disk, self.journals[index], self.decided_at[index])
+            if index in self.tallies:
+                self._ended_tallies += self.tallies[index].counts
+            tally = self.tallies[index] = Tally()
             links = CheckedLinks(
                 self.violations,
+                self.left,
                 journal,
                 cast(Context, self.network.context(process)),
                 routers_of(index),
@@ -338,7 +356,7 @@ class Cluster:
             )
             engine, upkeep = fresh()
             clock = _Clock(self.world)
-            loop = Loop(engine, journal, links, clock, CLUSTER, self.tally, upkeep, fresh=fresh)
+            loop = Loop(engine, journal, links, clock, CLUSTER, tally, upkeep, fresh=fresh)
             loop.recover()
             self.loops[index] = loop
             while True:
@@ -438,5 +456,6 @@ class Cluster:
             "deaths by a poison command": self.moods.killed,
             "failed syncs": sum(disk.failed for disk in self.disks.values()),
         }
-        counts = {" ".join(key): value for key, value in self.tally.counts.items()}
+        counted = sum((tally.counts for tally in self.tallies.values()), self._ended_tallies)
+        counts = {" ".join(key): value for key, value in counted.items()}
         return Counter(told) + self.reached + self.log.events + Counter(counts)
