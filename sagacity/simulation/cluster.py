@@ -40,7 +40,7 @@ from shard.loop import SERVING, Fenced, Loop, NoUpkeep, Received, Upkeep
 from shard.retries import RetryBudget
 from shard.sagas import MS, Definition
 from shard.state import State
-from shard.tally import PlainTally
+from shard.tally import PlainTally, Unwritten
 
 CLUSTER = "5a9ac177" * 4
 ROUTER = "tcp://127.0.0.1:1000"
@@ -129,8 +129,30 @@ class Log:
 class Tally(PlainTally):
     """A shard's counts, and what its loop tells."""
 
-    def committed(self, took_ns: int, entries: int) -> None:
-        """Not counted."""
+    def __init__(self) -> None:
+        super().__init__()
+        self._unwritten = Unwritten()
+
+    def started(self, saga: str) -> None:
+        """A saga was accepted; it counts when that is durable."""
+        self._unwritten.starts.append(saga)
+
+    def finished(self, saga: str, outcome: str, duration_ns: int) -> None:
+        """A saga is final; likewise."""
+        self._unwritten.ends.append((saga, outcome, duration_ns))
+
+    def committed(self, took_ns: int, entries: int) -> None:  # noqa: ARG002 - not counted
+        """Count what is durable now."""
+        unwritten = self._unwritten
+        for saga in unwritten.starts:
+            super().started(saga)
+        for end in unwritten.ends:
+            super().finished(*end)
+        unwritten.clear()
+
+    def forgot(self) -> None:
+        """What was decided is not written."""
+        self._unwritten.clear()
 
     def turned(self, took_ns: int) -> None:
         """Not counted."""

@@ -167,6 +167,9 @@ class Watch:
         """Keep it."""
         self.turns.append(took_ns)
 
+    def forgot(self) -> None:
+        """Not of interest."""
+
     def turned_away(self, service: str, text: str) -> None:
         """Keep it."""
         self.away.append(service)
