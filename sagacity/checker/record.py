@@ -108,6 +108,7 @@ class End(Struct, tag="end", forbid_unknown_fields=True):
 
 Line = Begin | Sent | Heard | Planned | Struck | Quiet | Metrics | Usage | Catalog | End
 
+_KINDS: Final = frozenset(wire.KINDS.values())
 _CHECKOUT: Final = str(Checkout.__struct_config__.tag)
 _read = msgspec.json.Decoder(Line).decode
 _write = msgspec.json.Encoder().encode
@@ -268,6 +269,8 @@ class _Reader:
             raise Malformed("a record begins once")
 
     def _sent(self, said: Sent) -> None:
+        if said.kind not in _KINDS:
+            raise Malformed(f"there is no kind of request {said.kind!r}")
         if said.request in self._open:
             raise Malformed(f"request {said.request} is sent twice")
         if said.body is None and said.kind in STARTS:

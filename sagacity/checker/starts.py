@@ -262,12 +262,12 @@ def final_answers(case: Case, told: Told) -> None:
                 ranks.setdefault(place, []).append((ask.at, heard.at, rank))
             if rank != _FINAL:
                 continue
-            life = lives.get(ask.saga_id)
+            its = lives.get(ask.saga_id)
             if ask.kind not in STARTS:  # a look at it: told of its end in other words
                 told.looked("looks at ends", 1)
                 final = said(finals.get(ask.saga_id, b"")) if is_checkout else {}
-                if life is not None and (
-                    body.get("status") != phase_name(life.phase)
+                if its is not None and (
+                    body.get("status") != phase_name(its.phase)
                     or any(final.get(name, body.get(name)) != body.get(name) for name in _TOLD)
                 ):
                     text = f"was shown as {body.get('status')}, its end is {final}"
@@ -278,7 +278,7 @@ def final_answers(case: Case, told: Told) -> None:
             if heard.body != first:
                 text = f"was answered {said(first)}, then {body}"
                 told.finding(ask.saga_id, text, where)
-            if life is not None and finals.get(ask.saga_id) != heard.body:
+            if its is not None and finals.get(ask.saga_id) != heard.body:
                 text = f"was answered {body}, its journal has another end"
                 told.finding(ask.saga_id, text, where)
     _backwards(ranks, told)
