@@ -141,7 +141,7 @@ class Tally(PlainTally):
         """A saga is final; likewise."""
         self._unwritten.ends.append((saga, outcome, duration_ns))
 
-    def committed(self, took_ns: int, entries: int) -> None:  # noqa: ARG002 - not counted
+    def committed(self, took_ns: int, entries: int) -> None:
         """Count what is durable now."""
         unwritten = self._unwritten
         for saga in unwritten.starts:

@@ -61,8 +61,8 @@ def judge(cluster: Cluster, clients: Clients) -> list[str]:
     rows = {shard: rows_of(kept) for shard, kept in cluster.journals.items()}
     sagas: dict[int, _Saga] = {}
     early = [fault for shard, read in rows.items() for fault in _times(cluster, shard, read, sagas)]
-    if cluster.violations:
-        return early  # it was stopped half-way: the rest says nothing
+    if cluster.violations or not cluster.plan.asks:
+        return early  # it was stopped half-way, or nothing was asked: the rest says nothing
     checkout = cluster.scenario.saga.name == CHECKOUT
     faults = _checked(gather(cluster, clients, rows), OF_CHECKOUT if checkout else OF_ANY_SAGA)
     faults += [*early, *_heard(cluster, clients, sagas)]
@@ -82,7 +82,7 @@ def _checked(evidence: Evidence, numbers: tuple[int, ...]) -> list[str]:
             about = f"{each.saga_id}: " if each.saga_id else ""
             faults.append(f"{verdict.number}: {about}{each.what} ({each.where})")
         faults += [
-            f"{verdict.number}: cannot be told: {why}" for why in verdict.why if why != NO_USAGE
+            f"cannot tell {verdict.number}: {why}" for why in verdict.why if why != NO_USAGE
         ]
     return faults
 
