@@ -81,9 +81,7 @@ def _checked(evidence: Evidence, numbers: tuple[int, ...]) -> list[str]:
         for each in verdict.findings:
             about = f"{each.saga_id}: " if each.saga_id else ""
             faults.append(f"{verdict.number}: {about}{each.what} ({each.where})")
-        faults += [
-            f"cannot tell {verdict.number}: {why}" for why in verdict.why if why != NO_USAGE
-        ]
+        faults += [f"cannot tell {verdict.number}: {why}" for why in verdict.why if why != NO_USAGE]
     return faults
 
 
