@@ -47,6 +47,10 @@ from sagacity.errors import (
 
 INNER: Final = "data"  # in a folder of evidence: the cluster's directory
 RECORDS: Final = "*.jsonl"  # and the clients' records beside it
+# How a file of SQLite begins: https://sqlite.org/fileformat.html
+_MAGIC: Final = b"SQLite format 3\0"
+_HEAD_BYTES: Final = 100
+_PAGE_BYTES_MAX: Final = 65_536
 _COMMAND: Final = (sys.executable, "-P", "-m", "shard", "evidence")
 
 
@@ -159,13 +163,20 @@ def gather(path: Path, files: Sequence[Path] = (), config: Path | None = None) -
     """
     path = path.absolute()
     inner = path / INNER
-    if not (path / "cluster.json").exists() and (inner / "cluster.json").exists():
-        files = [*files, *sorted(path.glob(RECORDS))]
-        path = inner
+    try:
+        if not path.is_dir():
+            raise Malformed(f"{path} is no directory" if path.exists() else f"there is no {path}")
+        if not (path / "cluster.json").exists() and (inner / "cluster.json").exists():
+            files = [*files, *sorted(path.glob(RECORDS))]
+            path = inner
+    except OSError as error:
+        raise Malformed(f"cannot read {path}: {error.strerror}") from None
     data = DataDirectory(path)
     names = sorted(file.stem for file in (path / "services").glob("*.db"))
     try:
         with data.kept_still(names) as cluster:
+            for file in (*map(data.journal, range(cluster.shards)), *map(data.service, names)):
+                _refuse_no_database(file, served=str(file.relative_to(path)) in cluster.made)
             journals, plans = _journals(data, cluster, config)
             services = {name: _service(data.service(name), name) for name in names}
     except Conflict as error:
@@ -262,6 +273,38 @@ def _take(lines: IO[bytes], journals: list[Journal], plans: dict[str, Plan]) -> 
             left -= 1
     if left:
         raise ValueError(f"{left} sagas are missing")
+
+
+def _refuse_no_database(file: Path, *, served: bool) -> None:
+    """Refuse a file that is no database, or a part of one; what is damaged in it is a finding.
+
+    Args:
+        file: of a journal or service; one that is not there is missed by whoever has seen it.
+        served: the cluster has served with it.
+
+    Raises:
+        Malformed: it is no evidence.
+    """
+    try:
+        if not file.exists():
+            return
+        size = file.stat().st_size
+        with file.open("rb") as read:
+            head = read.read(_HEAD_BYTES)
+        wal = file.with_name(file.name + "-wal")
+        complete = wal.exists() and wal.stat().st_size > 0  # the WAL has the pages it lacks
+    except OSError as error:
+        raise Malformed(f"cannot read {file}: {error.strerror}") from None
+    if not head and not complete:
+        if served:
+            raise Malformed(f"{file} is truncated: it is empty, and this cluster has served")
+        return
+    if head and not head.startswith(_MAGIC[: len(head)]):
+        raise Malformed(f"{file} is no database; {MEND}")
+    page = int.from_bytes(head[16:18], "big")
+    whole = (page if page > 1 else _PAGE_BYTES_MAX) * int.from_bytes(head[28:32], "big")
+    if not complete and (len(head) < _HEAD_BYTES or size < whole):
+        raise Malformed(f"{file} is truncated: it has {size} bytes of {max(whole, _HEAD_BYTES)}")
 
 
 # -- services -----------------------------------------------------------------------------------

@@ -133,6 +133,9 @@ class Observer(Protocol):
     def turned_away(self, service: str, text: str) -> None:
         """A worker may not work here."""
 
+    def forgot(self) -> None:
+        """What was decided since the last commit is not written, and decided by nobody."""
+
 
 class Fenced(Exception):
     """A service knows a higher epoch than ours: another process owns this shard."""
@@ -350,6 +353,7 @@ class Loop:
         hellos = self.engine.hellos()
         self.engine.let_go()
         self._upkeep.let_go()
+        self._observer.forgot()
         self.engine, self._upkeep = self._fresh()
         self._unkempt = False
         self._histories.clear()  # who asked asks again

@@ -39,6 +39,7 @@ from shard.reserve import ReserveFile
 from shard.retries import RetryBudget
 from shard.sagas import MS, Definition
 from shard.state import State
+from shard.tally import Unwritten
 
 FAULTS_PER_LINE = 1_000  # of one kind: the first is logged, then one in so many
 
@@ -50,15 +51,15 @@ class MeteredTally:
         self._meters = meters
         self._log = log
         self._faults: Counter[str] = Counter()
+        self._unwritten = Unwritten()
 
-    def started(self, _saga: str) -> None:
-        """A saga was accepted."""
-        self._meters.started.add()
+    def started(self, saga: str) -> None:
+        """A saga was accepted; it counts when that is durable."""
+        self._unwritten.starts.append(saga)
 
     def finished(self, saga: str, outcome: str, duration_ns: int) -> None:
-        """A saga is final."""
-        self._meters.finished.add((saga, outcome))
-        self._meters.duration.observe_ns(duration_ns)
+        """A saga is final; likewise."""
+        self._unwritten.ends.append((saga, outcome, duration_ns))
 
     def attempted(self, step: str, direction: int, outcome: str, duration_ns: int) -> None:
         """An attempt of a command ended."""
@@ -88,6 +89,17 @@ class MeteredTally:
         """A group commit is durable."""
         self._meters.journal_commit_duration.observe_ns(took_ns)
         self._meters.journal_records.add(by=entries)
+        unwritten = self._unwritten
+        if unwritten.starts:
+            self._meters.started.add(by=len(unwritten.starts))
+        for saga, outcome, duration_ns in unwritten.ends:
+            self._meters.finished.add((saga, outcome))
+            self._meters.duration.observe_ns(duration_ns)
+        unwritten.clear()
+
+    def forgot(self) -> None:
+        """What was decided is not written."""
+        self._unwritten.clear()
 
     def turned(self, took_ns: int) -> None:
         """A turn worked this long."""

@@ -29,6 +29,19 @@ class Tally(Protocol):
         """Sagas were running when the shard was taken over."""
 
 
+class Unwritten:
+    """Starts and ends that are decided and not yet durable: what has no room was never one."""
+
+    def __init__(self) -> None:
+        self.starts: list[str] = []  # the saga of each
+        self.ends: list[tuple[str, str, int]] = []  # saga, outcome, nanoseconds
+
+    def clear(self) -> None:
+        """They are counted, or forgotten."""
+        self.starts.clear()
+        self.ends.clear()
+
+
 class PlainTally:
     """Counts in one Counter; the twin of the metrics for tests and `sagacity.testing`."""
 

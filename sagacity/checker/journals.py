@@ -16,6 +16,7 @@ MEMORY_MORE_BYTES: Final = 64 * MIB  # beside half of what a process took before
 FILES_MORE: Final = 8  # of a role together
 THREADS_MORE: Final = 4  # each scrape is answered by a thread that may outlive it by a moment
 _USED: Final = ("memory_bytes", "files", "threads")
+NO_USAGE: Final = "nobody has measured memory, files and threads"
 
 
 def journals_are_whole(case: Case, told: Told) -> None:
@@ -328,7 +329,7 @@ def _usage(record: ClientRecord, told: Told) -> None:
         last[used.process] = used
     told.looked("processes measured", len(last))
     if not last:
-        told.cannot("nobody has measured memory, files and threads")
+        told.cannot(NO_USAGE)
     for process, used in last.items():
         if first[process] is used:
             told.cannot(f"{process} was measured once, not before and after")

@@ -108,6 +108,8 @@ class End(Struct, tag="end", forbid_unknown_fields=True):
 
 Line = Begin | Sent | Heard | Planned | Struck | Quiet | Metrics | Usage | Catalog | End
 
+_KINDS: Final = frozenset(wire.KINDS.values())
+_CHECKOUT: Final = str(Checkout.__struct_config__.tag)
 _read = msgspec.json.Decoder(Line).decode
 _write = msgspec.json.Encoder().encode
 
@@ -134,6 +136,7 @@ class Ask(Struct):
         at: its place among its client's lines.
         fingerprint: of what is asked for, 16 bytes; None where that cannot be told.
         answers: in order.
+        request_type: of a start's body, such as "checkout"; "" where that cannot be told.
     """
 
     client: str
@@ -142,6 +145,7 @@ class Ask(Struct):
     at: int
     fingerprint: bytes | None
     answers: list[Heeded] = field(default_factory=list)
+    request_type: str = ""
 
 
 class ClientRecord(Struct):
@@ -244,8 +248,7 @@ class _Reader:
             ask = self._open.get(said.request)
             if ask is None:
                 raise Malformed(f"request {said.request} is answered and was not sent")
-            body = {key: value for key, value in said.body.items() if key != "in_reply_to"}
-            ask.answers.append(Heeded(self._lines, said.code, wire.pack(body)))
+            ask.answers.append(Heeded(self._lines, said.code, wire.pack(_plain(said.body))))
         elif isinstance(said, Planned):
             into.planned.append(said)
         elif isinstance(said, Struck):
@@ -266,6 +269,8 @@ class _Reader:
             raise Malformed("a record begins once")
 
     def _sent(self, said: Sent) -> None:
+        if said.kind not in _KINDS:
+            raise Malformed(f"there is no kind of request {said.kind!r}")
         if said.request in self._open:
             raise Malformed(f"request {said.request} is sent twice")
         if said.body is None and said.kind in STARTS:
@@ -277,6 +282,7 @@ class _Reader:
             if said.kind in STARTS:
                 self._first.setdefault(said.saga_id, fingerprint)
         ask = Ask(self._client, said.kind, said.saga_id, self._lines, fingerprint)
+        ask.request_type = _CHECKOUT if fingerprint is not None else ""
         self._open[said.request] = ask
         self._into.asks.append(ask)
 
@@ -294,6 +300,15 @@ class _Reader:
 class _Kind(Struct):
     type: str = ""
     format: int = 0
+
+
+def _plain(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if key != "in_reply_to"}
+
+
+def plain(body: bytes) -> bytes:
+    """Give a packed answer without in_reply_to, which tells requests of one id apart."""
+    return wire.pack(_plain(said(body))) if b"in_reply_to" in body else body
 
 
 def fingerprint_of(body: Mapping[str, Any]) -> bytes | None:

@@ -18,6 +18,7 @@ from sagacity.slots import slot_of
 NOT_TAKEN: Final = (Malformed.code, NotSupported.code, NotTaken.code)
 _RANKS: Final = {"RUNNING": 1, "COMPENSATING": 2, "COMPLETED": 3, "ABORTED": 3}
 _FINAL: Final = 3
+_TOLD: Final = ("order_id", "reason")  # of a checkout's end, to who looks at it
 NO_RECORD: Final = "there is no client's record"
 
 _read_order = wire.decoder(Order)
@@ -234,31 +235,40 @@ def final_answers(case: Case, told: Told) -> None:
         finals[life.saga_id] = life.final
         told.looked("final sagas", 1)
         promised, answer = final_answer(story, life), said(life.final)
-        status = phase_name(life.phase)
-        differs = promised is not None and list(promised.items()) != list(answer.items())
-        if differs or answer.get("status") != status:
-            told.finding(life.saga_id, f"is {status} with the answer {answer}", _at(case, number))
+        # Other sagas' answers are in their own words.
+        fits = bool(answer) if promised is None else list(promised.items()) == list(answer.items())
+        if not fits:
+            text = f"is {phase_name(life.phase)} with the answer {answer}"
+            told.finding(life.saga_id, text, _at(case, number))
     record = case.evidence.record
     if record is None:
         told.cannot(NO_RECORD)
         return
-    known = {life.saga_id for life in case.lives.values()}
+    lives = {life.saga_id: life for life in case.lives.values()}
+    checkouts = {each.saga_id for each in case.starts.values() if each.saga == CHECKOUT}
+    ranks: dict[tuple[str, str], list[tuple[int, int, int]]] = {}  # by client and saga
     heard_first: dict[str, bytes] = {}
     for ask in record.asks:
         for heard in ask.answers:
             body = heard.said()
-            if not _is_an_answer(ask, heard, body):
-                text = f"{ask.kind} was answered {heard.code}: {body}"
-                told.finding(ask.saga_id, text, f"client {ask.client}")
-            if heard.code is not None or _RANKS.get(str(body.get("status"))) != _FINAL:
-                continue
             where = f"client {ask.client}"
+            is_checkout = ask.saga_id in checkouts or ask.request_type == CHECKOUT
+            if not _is_an_answer(ask, heard, body, is_checkout):
+                text = f"{ask.kind} was answered {heard.code}: {body}"
+                told.finding(ask.saga_id, text, where)
+            rank = _rank(ask, heard, body, is_checkout)
+            if rank and ask.kind != "cancel":  # the same is said again, whatever came since
+                place = (ask.client, ask.saga_id)
+                ranks.setdefault(place, []).append((ask.at, heard.at, rank))
+            if rank != _FINAL:
+                continue
+            its = lives.get(ask.saga_id)
             if ask.kind not in STARTS:  # a look at it: told of its end in other words
                 told.looked("looks at ends", 1)
-                final = said(finals.get(ask.saga_id, b""))
-                if ask.saga_id in known and any(
-                    final.get(name, body.get(name)) != body.get(name)
-                    for name in ("status", "order_id", "reason")
+                final = said(finals.get(ask.saga_id, b"")) if is_checkout else {}
+                if its is not None and (
+                    body.get("status") != phase_name(its.phase)
+                    or any(final.get(name, body.get(name)) != body.get(name) for name in _TOLD)
                 ):
                     text = f"was shown as {body.get('status')}, its end is {final}"
                     told.finding(ask.saga_id, text, where)
@@ -268,23 +278,39 @@ def final_answers(case: Case, told: Told) -> None:
             if heard.body != first:
                 text = f"was answered {said(first)}, then {body}"
                 told.finding(ask.saga_id, text, where)
-            if ask.saga_id in known and finals.get(ask.saga_id) != heard.body:
+            if its is not None and finals.get(ask.saga_id) != heard.body:
                 text = f"was answered {body}, its journal has another end"
                 told.finding(ask.saga_id, text, where)
-    _backwards(record, told)
+    _backwards(ranks, told)
 
 
-def _is_an_answer(ask: Ask, heard: Heeded, body: dict[str, Any]) -> bool:
+def _is_accepted(ask: Ask, body: dict[str, Any]) -> bool:
+    """Say whether a start was answered before its end."""
+    kind = str(body.get("type"))
+    if ask.request_type:
+        return kind == f"{ask.request_type}_accepted"
+    return kind.endswith("_accepted") and kind.removesuffix("_accepted").isidentifier()
+
+
+def _rank(ask: Ask, heard: Heeded, body: dict[str, Any], is_checkout: bool) -> int:
+    """Give how far a saga has come by an answer; 0 where it does not say."""
+    if heard.code is not None:
+        return 0
+    if ask.kind in STARTS and not is_checkout and not _is_accepted(ask, body):
+        return _FINAL  # in its own words
+    return _RANKS.get(str(body.get("status")), 0)
+
+
+def _is_an_answer(ask: Ask, heard: Heeded, body: dict[str, Any], is_checkout: bool) -> bool:
     """Say whether an answer is one that such a request can get (SPEC 1 to 4)."""
     if heard.code is not None:
         return body.get("type") == "error" and body.get("code") == heard.code
-    kind, status = str(body.get("type")), body.get("status")
-    if ask.kind in STARTS and kind.endswith("_accepted"):
-        is_whole = list(body) == ["type", "saga_id", "status"]
-        is_known = status in _RANKS and kind.removesuffix("_accepted").isidentifier()
-        fits = is_whole and is_known and (kind == "checkout_accepted" or ask.fingerprint is None)
+    if ask.kind in STARTS and _is_accepted(ask, body):
+        fits = list(body) == ["type", "saga_id", "status"] and body.get("status") in _RANKS
+    elif ask.kind in STARTS and not is_checkout:
+        return bool(body)  # its own words; they are compared with its journal's
     elif ask.kind in STARTS:
-        fits = _RANKS.get(str(status)) == _FINAL
+        fits = _RANKS.get(str(body.get("status"))) == _FINAL
     elif ask.kind in ("cancel", "retry"):
         wanted = {"type": f"{ask.kind}_ok", "saga_id": ask.saga_id, "status": "COMPENSATING"}
         fits = list(body.items()) == list(wanted.items())
@@ -293,20 +319,11 @@ def _is_an_answer(ask: Ask, heard: Heeded, body: dict[str, Any]) -> bool:
     return fits and body.get("saga_id") == ask.saga_id
 
 
-def _backwards(record: ClientRecord, told: Told) -> None:
+def _backwards(ranks: dict[tuple[str, str], list[tuple[int, int, int]]], told: Told) -> None:
     """Whoever asks after an answer came must not be told of an earlier phase."""
-    steps: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
-    for ask in record.asks:
-        if ask.kind == "cancel":
-            continue  # the same is said again, whatever has become of it since
-        for heard in ask.answers:
-            rank = _RANKS.get(str(heard.said().get("status"))) if heard.code is None else None
-            if rank is not None:
-                place = (ask.client, ask.saga_id)
-                steps.setdefault(place, []).append((ask.at, heard.at, rank))
-    for (client, saga_id), answerof in steps.items():
-        for asked_at, _, rank in answerof:
-            before = [other for _, at, other in answerof if at < asked_at]
+    for (client, saga_id), answers in ranks.items():
+        for asked_at, _, rank in answers:
+            before = [other for _, at, other in answers if at < asked_at]
             if before and max(before) > rank:
                 told.finding(saga_id, "went back to an earlier phase", f"client {client}")
 

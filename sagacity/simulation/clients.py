@@ -1,4 +1,5 @@
-"""Clients: they ask as the plan says, through the production client, and write down what they hear.
+"""Clients: they ask as the plan says, through the production client, and write down what they hear,
+for the checker as a record in memory.
 
 When the faults are over, one more asks for every saga until it has its final answer.
 """
@@ -8,15 +9,22 @@ from typing import Any
 
 from msgspec import Struct
 
+from config.load import Catalog
 from sagacity import wire
+from sagacity.checker import record
+from sagacity.checker.bodies import said
+from sagacity.checker.record import ClientRecord, Heeded
 from sagacity.connection import Connection
-from sagacity.simulation.cluster import ROUTER, Cluster, TwinMachine
+from sagacity.errors import NotTaken, SagacityError
+from sagacity.simulation.cluster import CLUSTER, ROUTER, Cluster, TwinMachine
+from sagacity.simulation.network import Weather
 from sagacity.simulation.plan import CLIENTS, Ask
 from sagacity.simulation.world import MS, SECOND, Process
 
 STARTS = frozenset({wire.START, wire.SUBMIT})
 RETRY_S = 3.0
 LAST = CLIENTS  # the client that asks when the faults are over
+_FAIR = Weather()
 
 
 class Heard(Struct, frozen=True):
@@ -36,16 +44,70 @@ class Heard(Struct, frozen=True):
         return not str(self.body.get("type")).endswith("_accepted")
 
 
+class _Noting(Connection):
+    """A connection whose client writes down what it asks and hears.
+
+    Args:
+        name: of the client.
+        clients: takes what it says.
+    """
+
+    def __init__(self, name: str, clients: "Clients", **more: Any) -> None:
+        super().__init__(ROUTER, **more)
+        clients.record.clients.append(name)
+        self._name = name
+        self._clients = clients
+        self._noted: dict[int, record.Ask] = {}
+        self._lines = 0
+
+    def request(self, kind: int, saga_id: str, body: bytes = b"") -> int:
+        """Ask, and note it."""
+        token = self.ask(kind, saga_id, body)
+        self._lines += 1
+        asked = record.Ask(self._name, wire.KINDS[kind], saga_id, self._lines, None)
+        if kind in STARTS:
+            asked.fingerprint = self._clients.fingerprint(body)
+            asked.request_type = self._clients.request_type
+        self._noted[token] = asked
+        self._clients.record.asks.append(asked)
+        return token
+
+    def settled(self, timeout_s: float) -> list[tuple[int, wire.Reply]]:
+        """Wait for answers, and note them."""
+        settled = self.poll(timeout_s)
+        for token, reply in settled:
+            self._lines += 1
+            if reply.code != NotTaken.code or not self._clients.doubles:
+                body = record.plain(reply.body)
+                self._noted[token].answers.append(Heeded(self._lines, reply.code, body))
+        return settled
+
+
 class Clients:
     """All clients of one run.
 
     Args:
         cluster: that they ask.
+
+    Attributes:
+        heard: every answer to what the plan has them ask, and the last one's starts.
+        record: all that was asked and answered, as the checker reads it. A refusal as not taken is
+            left out where the weather doubles requests: it may be of one copy alone.
+        doubles: whether it does.
     """
 
     def __init__(self, cluster: Cluster) -> None:
         self.heard: list[Heard] = []
         self.outcomes: dict[str, Heard] = {}  # what the last one heard
+        self.record = ClientRecord(clusters=[CLUSTER], quiet=True)
+        catalog = cluster.scenario.catalog
+        if isinstance(catalog, Catalog):
+            books = catalog.prices, catalog.stock, catalog.accounts
+            self.record.catalog = record.Catalog(*map(dict, books))
+        weather = [cluster.plan.weather.get(kind, _FAIR) for kind in ("client", "shard")]
+        self.doubles = any(each.duplication for each in weather)
+        self.request_type = cluster.scenario.saga.request_type
+        self._fingerprints: dict[bytes, bytes | None] = {}
         self._cluster = cluster
         self._world = cluster.world
         self._wanted = sorted({ask.start for ask in cluster.plan.asks})
@@ -64,9 +126,24 @@ class Clients:
         ids = [self._cluster.plan.starts[start]["saga_id"] for start in self._wanted]
         return [saga_id for saga_id in ids if saga_id not in self.outcomes]
 
-    def _connect(self, process: Process) -> Connection:
+    def fingerprint(self, body: bytes) -> bytes | None:
+        """Give the fingerprint of a start's content; None where it is refused as malformed."""
+        if body not in self._fingerprints:
+            self._fingerprints[body] = record.fingerprint_of(said(body)) or self._own(body)
+        return self._fingerprints[body]
+
+    def _own(self, body: bytes) -> bytes | None:
+        """Give the fingerprint of what is no checkout: its definition alone knows its form."""
+        definition = self._cluster.definitions[self._cluster.scenario.saga.name]
+        try:
+            asked, _ = definition.readers.request.read(body)
+            return definition.fingerprint(wire.encode(definition.saga.accept(asked)))
+        except (ValueError, SagacityError):
+            return None
+
+    def _connect(self, process: Process) -> _Noting:
         machine = TwinMachine(self._cluster.network, process)
-        return Connection(ROUTER, timeout_s=self._cluster.plan.patience_s, machine=machine)
+        return _Noting(process.name, self, timeout_s=self._cluster.plan.patience_s, machine=machine)
 
     def _main_of(self, asks: list[Ask]) -> Callable[[Process], None]:
         starts = self._cluster.plan.starts
@@ -80,20 +157,20 @@ class Clients:
             while ask is not None or open_:
                 while ask is not None and begin + ask.at_ms * MS <= self._world.now:
                     saga_id = starts[ask.start]["saga_id"]
-                    open_[connection.ask(ask.kind, saga_id, body_of(self._cluster, ask))] = ask
+                    open_[connection.request(ask.kind, saga_id, body_of(self._cluster, ask))] = ask
                     ask = next(todo, None)
                 wait_s = 3600.0
                 if ask is not None:
                     wait_s = max(0.001, (begin + ask.at_ms * MS - self._world.now) / SECOND)
-                for token, reply in connection.poll(wait_s):
+                for token, reply in connection.settled(wait_s):
                     self._hear(open_.pop(token), reply)
 
         return main
 
     def _hear(self, ask: Ask, reply: wire.Reply) -> None:
         saga_id = self._cluster.plan.starts[ask.start]["saga_id"]
-        # A history is long, and nobody looks into it.
-        body = {} if ask.kind == wire.SHOW and reply.code is None else wire.unpack(reply.body)
+        # A history is long, and only the checker looks into it.
+        body = {} if ask.kind == wire.SHOW and reply.code is None else said(reply.body)
         heard = Heard(self._world.now, ask, saga_id, reply.code, body)
         self.heard.append(heard)
         if ask.client == LAST and heard.final:
@@ -113,12 +190,12 @@ class Clients:
                 retry_at += int(RETRY_S * SECOND)
                 for saga_id in self.missing():
                     asked = {"type": "retry", "saga_id": saga_id, "reason": "healed"}
-                    connection.ask(wire.RETRY, saga_id, wire.pack(asked))
+                    connection.request(wire.RETRY, saga_id, wire.pack(asked))
             for start in todo:
                 ask, body = Ask(0, LAST, wire.START, start), starts[start]
-                open_[connection.ask(wire.START, body["saga_id"], wire.pack(body))] = ask
+                open_[connection.request(wire.START, body["saga_id"], wire.pack(body))] = ask
             todo = []
-            for token, reply in connection.poll(RETRY_S):
+            for token, reply in connection.settled(RETRY_S):
                 if token not in open_:
                     continue  # of a retry: whether it was of use shows in the outcome
                 ask = open_.pop(token)

@@ -7,7 +7,7 @@ ended. What ends in a way that no process of ours should is a violation.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import apsw
 
@@ -40,7 +40,7 @@ from shard.loop import SERVING, Fenced, Loop, NoUpkeep, Received, Upkeep
 from shard.retries import RetryBudget
 from shard.sagas import MS, Definition
 from shard.state import State
-from shard.tally import PlainTally
+from shard.tally import PlainTally, Unwritten
 
 CLUSTER = "5a9ac177" * 4
 ROUTER = "tcp://127.0.0.1:1000"
@@ -129,8 +129,30 @@ class Log:
 class Tally(PlainTally):
     """A shard's counts, and what its loop tells."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._unwritten = Unwritten()
+
+    def started(self, saga: str) -> None:
+        """A saga was accepted; it counts when that is durable."""
+        self._unwritten.starts.append(saga)
+
+    def finished(self, saga: str, outcome: str, duration_ns: int) -> None:
+        """A saga is final; likewise."""
+        self._unwritten.ends.append((saga, outcome, duration_ns))
+
     def committed(self, took_ns: int, entries: int) -> None:
-        """Not counted."""
+        """Count what is durable now."""
+        unwritten = self._unwritten
+        for saga in unwritten.starts:
+            super().started(saga)
+        for end in unwritten.ends:
+            super().finished(*end)
+        unwritten.clear()
+
+    def forgot(self) -> None:
+        """What was decided is not written."""
+        self._unwritten.clear()
 
     def turned(self, took_ns: int) -> None:
         """Not counted."""
@@ -140,14 +162,24 @@ class Tally(PlainTally):
         self.counts["turned_away", service] += 1
 
 
+class Left(NamedTuple):
+    """What left together, and what was durable then."""
+
+    witness: Witness
+    effects: Effects
+
+
 class CheckedLinks(Links):
     """A shard's connections, which see that nothing leaves before it is durable."""
 
-    def __init__(self, violations: list[str], journal: TwinJournal, *args: Any) -> None:
+    def __init__(
+        self, violations: list[str], left: list[Left], journal: TwinJournal, *args: Any
+    ) -> None:
         super().__init__(*args)
         self._violations = violations
         self._journal = journal
         self._answered: set[tuple[int, int, int]] = set()  # what has just come
+        self._left = left
 
     def receive(self, timeout_ns: int) -> Received:
         """Receive, and remember which commands have an outcome now."""
@@ -168,6 +200,8 @@ class CheckedLinks(Links):
         for entry in effects.entries:
             if isinstance(entry, AttemptEnded) and self._is_answered(entry):
                 self._violations.append(f"B20: {entry} although its outcome had come")
+        if effects.commands or effects.alone:
+            self._left.append(Left(witness, effects))
         super().send(receipt, witness, effects)
 
     def _is_answered(self, entry: AttemptEnded) -> bool:
@@ -214,7 +248,9 @@ class Cluster:
         )
         self.network = Network(self.world)
         self.log = Log()
-        self.tally = Tally()
+        self.left: list[Left] = []
+        self.tallies: dict[int, Tally] = {}  # of each shard's process, as it counts from its start
+        self._ended_tallies: Counter[tuple[str, ...]] = Counter()  # of those that have ended
         self.reached: Counter[str] = Counter()  # faults that took place
         self.violations: list[str] = []
         self.slots = SlotMap.even(plans.SHARDS)
@@ -318,7 +354,7 @@ class Cluster:
                 self.scenario.prices,
                 Admission(4_096, 5_000),
                 RetryBudget(100, 100, 10),
-                self.tally,
+                self.tallies[index],
                 self.plan.deadline_ms,
             )
             return engine, NoUpkeep()
@@ -326,8 +362,12 @@ class Cluster:
         def main(process: Process) -> None:
             disk = self.disks[process.name]
             journal = TwinJournal(process, disk, self.journals[index], self.decided_at[index])
+            if index in self.tallies:
+                self._ended_tallies += self.tallies[index].counts
+            tally = self.tallies[index] = Tally()
             links = CheckedLinks(
                 self.violations,
+                self.left,
                 journal,
                 cast(Context, self.network.context(process)),
                 routers_of(index),
@@ -338,7 +378,7 @@ class Cluster:
             )
             engine, upkeep = fresh()
             clock = _Clock(self.world)
-            loop = Loop(engine, journal, links, clock, CLUSTER, self.tally, upkeep, fresh=fresh)
+            loop = Loop(engine, journal, links, clock, CLUSTER, tally, upkeep, fresh=fresh)
             loop.recover()
             self.loops[index] = loop
             while True:
@@ -438,5 +478,6 @@ class Cluster:
             "deaths by a poison command": self.moods.killed,
             "failed syncs": sum(disk.failed for disk in self.disks.values()),
         }
-        counts = {" ".join(key): value for key, value in self.tally.counts.items()}
+        counted = sum((tally.counts for tally in self.tallies.values()), self._ended_tallies)
+        counts = {" ".join(key): value for key, value in counted.items()}
         return Counter(told) + self.reached + self.log.events + Counter(counts)

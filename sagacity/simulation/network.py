@@ -25,7 +25,7 @@ _DOWN = int(zmq.EVENT_DISCONNECTED).to_bytes(2, sys.byteorder) + bytes(4)
 _AGAIN_SOON = int(zmq.EVENT_CONNECT_RETRIED).to_bytes(2, sys.byteorder) + bytes(4)
 
 
-class Weather(Struct, frozen=True):
+class Weather(Struct, frozen=True, forbid_unknown_fields=True):
     """What happens to the frames of one kind of connection.
 
     Args:

@@ -15,6 +15,7 @@ from sagacity.simulation.moods import POISON
 from sagacity.simulation.network import Weather
 from sagacity.simulation.scenario import Scenario
 
+FORMAT = 1
 CLIENTS = 3
 SHARDS = 2
 
@@ -29,10 +30,12 @@ SLOW = "slow"  # a disk
 SYNC_FAILS = "sync_fails"  # on a disk, once
 CLOCK = "clock"  # the wall clock jumps
 SICK = "sick"  # a service fails
+ASKED = (wire.START, wire.SUBMIT, wire.CANCEL, wire.SHOW)
+WEATHERS = ("client", "shard", "worker")  # kinds of connections
 FAULTS = (KILL, KILL_ALL, DIE_AT_POINT, HANG, RESET, PART, FULL, SLOW, SYNC_FAILS, CLOCK, SICK)
 
 
-class Ask(Struct, frozen=True):
+class Ask(Struct, frozen=True, forbid_unknown_fields=True):
     """A request of a client.
 
     Args:
@@ -50,7 +53,7 @@ class Ask(Struct, frozen=True):
     other: bool = False
 
 
-class Fault(Struct, frozen=True):
+class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     """A fault. `number` is of the point to die at, or by how many ms a clock jumps, or 0 and 1."""
 
     at_ms: int
@@ -61,7 +64,7 @@ class Fault(Struct, frozen=True):
     number: int = 0
 
 
-class Plan(Struct, frozen=True):
+class Plan(Struct, frozen=True, forbid_unknown_fields=True):
     """A whole run. `starts` are the bodies of the starts; each saga has one."""
 
     seed: int
@@ -77,6 +80,7 @@ class Plan(Struct, frozen=True):
     restart_ms: int = 300  # longest time until what died is started again
     turn_us: int = 500  # longest turn of a process
     sync_us: int = 2_000  # longest sync of a disk
+    format: int = FORMAT  # of a plan in a file
 
 
 def plan_of(scenario: Scenario, seed: int, sagas: int = 50) -> Plan:
@@ -115,6 +119,13 @@ def pools_of(scenario: Scenario) -> tuple[str, ...]:
     return tuple(dict.fromkeys(step.service for step in scenario.saga.steps))
 
 
+def places_of(scenario: Scenario) -> frozenset[str]:
+    """Give the names of all that a fault can be of."""
+    shards = [f"shard-{index}" for index in range(SHARDS)]
+    clients = [f"client-{index}" for index in range(CLIENTS)]
+    return frozenset(["router", *shards, *clients, *pools_of(scenario)])
+
+
 def _saga_id(random: Random, index: int, poison: float) -> str:
     saga_id = f"{random.getrandbits(48):012x}-{index}"
     if random.random() < poison:
@@ -140,7 +151,7 @@ def _asks(random: Random, span_ms: int, ids: Sequence[str]) -> list[Ask]:
 
 def _weather(random: Random) -> dict[str, Weather]:
     weather = {}
-    for kind in ("client", "shard", "worker"):
+    for kind in WEATHERS:
         latency_us = random.choice((100, 300, 2_000))
         if random.random() < 0.4:
             weather[kind] = Weather(latency_us=latency_us)

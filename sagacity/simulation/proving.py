@@ -9,9 +9,20 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from sagacity.errors import Malformed
+from sagacity import wire
+from sagacity.errors import Malformed, SagacityError
+from sagacity.saga import Readers
 from sagacity.simulation.outcome import Outcome, run
-from sagacity.simulation.plan import Plan, plan_of
+from sagacity.simulation.plan import (
+    ASKED,
+    CLIENTS,
+    FAULTS,
+    FORMAT,
+    WEATHERS,
+    Plan,
+    places_of,
+    plan_of,
+)
 from sagacity.simulation.scenario import Scenario
 from sagacity.simulation.shrink import shrink
 
@@ -75,16 +86,68 @@ def holds(scenario: Scenario, seeds: int = 100, *, start: int = 1, sagas: int = 
         raise AssertionError(f"seed {seed}:\n{what}\n{msgspec.json.encode(plan).decode()}")
 
 
-def read_plan(file: Path) -> Plan:
+class _Kind(Struct):
+    seed: int
+    format: int = FORMAT
+
+
+def read_plan(file: Path, scenario: Scenario | None = None) -> Plan:
     """Read a plan.
 
+    Args:
+        file: of which nothing is changed.
+        scenario: that it has to be of; None: it is not looked at.
+
     Raises:
-        Malformed: there is none.
+        Malformed: there is none, it is of another version, or of another scenario.
     """
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Plan)
-    except (OSError, ValueError) as error:
+        text = file.read_bytes()
+        version = msgspec.json.decode(text, type=_Kind).format
+        if version != FORMAT:
+            raise Malformed(f"{file} has format {version}; this version reads {FORMAT}")
+        plan = msgspec.json.decode(text, type=Plan)
+    except OSError as error:
+        raise Malformed(f"{file} is no plan of a simulation: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise Malformed(f"{file} is no plan of a simulation: {error}") from None
+    why = _unplayable(plan) or (_foreign(plan, scenario) if scenario is not None else "")
+    if why:
+        raise Malformed(f"{file} is no plan of this simulation: {why}")
+    return plan
+
+
+def _unplayable(plan: Plan) -> str:
+    """Say what of a plan means nothing; "" where all of it can be played."""
+    if any(fault.kind not in FAULTS for fault in plan.faults):
+        return "it has a fault that there is not"
+    if any(ask.kind not in ASKED or not 0 <= ask.client < CLIENTS for ask in plan.asks):
+        return "it has a request that no client makes"
+    if any(not 0 <= ask.start < len(plan.starts) for ask in plan.asks):
+        return "it asks for a start that it does not have"
+    if any(not isinstance(start.get("saga_id"), str) for start in plan.starts):
+        return "it has a start without a saga_id"
+    if set(plan.weather) - set(WEATHERS):
+        return "it has weather where there is none"
+    times = [plan.calm_ms, *(ask.at_ms for ask in plan.asks)]
+    times += [time for fault in plan.faults for time in (fault.at_ms, fault.span_ms)]
+    return "it has a time before its beginning" if min(times) < 0 else ""
+
+
+def _foreign(plan: Plan, scenario: Scenario) -> str:
+    """Say what of a plan is of another scenario; "" where all of it is of this one."""
+    places = places_of(scenario)
+    for fault in plan.faults:
+        for name in (fault.target, fault.other):
+            if name and name not in places:
+                return f"there is no {name}"
+    reader = Readers(scenario.saga).request
+    for start in plan.starts:
+        try:
+            reader.read(wire.pack(start))
+        except SagacityError as error:
+            return error.text
+    return ""
 
 
 def write_plan(plan: Plan, file: Path) -> None:

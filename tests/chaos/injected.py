@@ -65,9 +65,10 @@ def fault_of(text: str) -> Fault:
     Raises:
         ValueError: it is none.
     """
-    kind, call, at = text.split(":")
-    if kind not in KINDS or call not in CALLS[kind] or int(at) < 1:
-        raise ValueError(f"no such fault: {text}")
+    kind, call, at = [*text.split(":"), "", ""][:3]
+    known = text.count(":") == 2 and kind in KINDS and call in CALLS[kind]
+    if not known or not at.isdecimal() or int(at) < 1:
+        raise ValueError(f"no such fault: {text!r}; one is KIND:CALL:K, K at least 1")
     return Fault(kind, call, int(at))
 
 

@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--random", action="store_true", help="what chance brings")
     parser.add_argument("--each", type=int, default=10, help="rounds of one cluster, with --random")
     args = parser.parse_args(argv)
+    if args.rounds is not None and args.rounds < 1:
+        parser.error("--rounds is at least 1")
     if args.random:
         return _at_random(args.rounds or 200, args.each, args.seed, args.seconds)
     rounds = args.rounds or 10

@@ -40,6 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         return _planted(options.planted)
     cases = [structs.replace(CASES[name], **given) for name in options.cases or CASES]
     if options.replay is not None:
+        if len(cases) != 1:
+            print("--replay goes with the one case that the way is of", file=sys.stderr)
+            return 2
         return _replay(cases[0], options.replay)
     wrong = 0
     met: Counter[str] = Counter()
@@ -104,8 +107,11 @@ def _print_violation(found: Violation, command: str) -> None:
 
 
 def _replay(case: Case, way: str) -> int:
+    steps = way.split(".")
     try:
-        for at, move in enumerate(replay(Model(case), [int(each) for each in way.split(".")]), 1):
+        if not all(each.isdecimal() for each in steps):
+            raise ValueError(way)  # -1 would be taken for the last one
+        for at, move in enumerate(replay(Model(case), [int(each) for each in steps]), 1):
             print(f"{at:>3}. {move}")
     except (Wrong, InvariantBroken) as wrong:
         print(f"WRONG: {wrong}")

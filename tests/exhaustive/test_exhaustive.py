@@ -91,7 +91,15 @@ def test_the_shortest_way_is_told_in_words(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize(
     "arguments",
-    [["one", "--replay", "0.99"], ["one", "--replay", "x"], ["three"], ["one", "--crashes", "4"]],
+    [
+        ["one", "--replay", "0.99"],
+        ["one", "--replay", "x"],
+        ["one", "--replay", "0.-1"],
+        ["one", "--replay", ""],
+        ["--replay", "0"],
+        ["three"],
+        ["one", "--crashes", "4"],
+    ],
 )
 def test_a_wrong_command_line_is_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]

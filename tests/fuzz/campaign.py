@@ -39,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--index", type=int, help="run this one case of the seed again")
     options = parser.parse_args(argv)
     names = options.target or list(TARGETS)
+    if min(options.cases, options.processes, 1 if options.index is None else options.index + 1) < 1:
+        parser.error("--cases and --processes are at least 1, --index at least 0")
+    if options.index is not None and len(names) != 1:
+        parser.error("--index goes with the one --target that it is of")
     if options.index is not None:
         return _replay(names[0], options.seed, options.index)
     results: list[Result] = []

@@ -184,6 +184,24 @@ def test_a_campaign_tells_what_it_did(capsys: pytest.CaptureFixture[str]) -> Non
     assert re.search(r"router-replies +300 .*dropped \d+", said)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--index", "5"],
+        ["--target", "maelstrom", "--index", "-1"],
+        ["--target", "nothing", "--index", "5"],
+        ["--cases", "0"],
+    ],
+)
+def test_a_case_that_is_not_there_is_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, and a line that says why."""
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "error: " in capsys.readouterr().err
+
+
 def test_a_case_can_be_run_again(capsys: pytest.CaptureFixture[str]) -> None:
     """By the command that a finding prints."""
     assert main(["--target", "maelstrom", "--seed", "3", "--index", "5"]) == 0

@@ -107,6 +107,9 @@ class Quiet:
     def turned(self, took_ns: int) -> None:
         pass
 
+    def forgot(self) -> None:
+        """Not of interest."""
+
     def turned_away(self, service: str, text: str) -> None:
         pass
 

@@ -177,6 +177,88 @@ def _no_database(base: Path, data: Path) -> list[object]:
     return [data]
 
 
+def _future_journal(base: Path, data: Path) -> list[object]:
+    change(DataDirectory(data).journal(0), "PRAGMA user_version = 99")
+    return [data]
+
+
+def _future_cluster(base: Path, data: Path) -> list[object]:
+    file = data / "cluster.json"
+    file.write_bytes(file.read_bytes().replace(b'"format":1', b'"format":2,"more":1'))
+    return [data]
+
+
+def _future_service(base: Path, data: Path) -> list[object]:
+    change(DataDirectory(data).service("payment"), "UPDATE origin SET format = 99")
+    return [data]
+
+
+def _future_record(base: Path, data: Path) -> list[object]:
+    text = (base / "client.jsonl").read_bytes()
+    (data.parent / "new.jsonl").write_bytes(text.replace(b'"format":1', b'"format":2', 1))
+    return [data, "--record", data.parent / "new.jsonl"]
+
+
+def _strange_request(base: Path, data: Path) -> list[object]:
+    lines = (base / "client.jsonl").read_bytes().replace(b'"kind":"start"', b'"kind":"dance"')
+    (data.parent / "strange.jsonl").write_bytes(lines)
+    return [data, "--record", data.parent / "strange.jsonl"]
+
+
+def _missing_path(base: Path, data: Path) -> list[object]:
+    return [data / "nowhere"]
+
+
+def _file_for_a_directory(base: Path, data: Path) -> list[object]:
+    return [base / "client.jsonl"]
+
+
+def _too_long(base: Path, data: Path) -> list[object]:
+    return [data / ("x" * 300)]
+
+
+def _directory_for_a_record(base: Path, data: Path) -> list[object]:
+    return [data, "--record", data]
+
+
+def _cut(file: Path, size: int) -> None:
+    file.write_bytes(file.read_bytes()[:size])
+
+
+def _half_journal(base: Path, data: Path) -> list[object]:
+    file = DataDirectory(data).journal(1)
+    _cut(file, file.stat().st_size // 2)
+    return [data]
+
+
+def _start_of_a_journal(base: Path, data: Path) -> list[object]:
+    _cut(DataDirectory(data).journal(0), 10)
+    return [data]
+
+
+def _empty_journal(base: Path, data: Path) -> list[object]:
+    _cut(DataDirectory(data).journal(0), 0)
+    return [data]
+
+
+def _half_service(base: Path, data: Path) -> list[object]:
+    file = DataDirectory(data).service("shipping")
+    _cut(file, file.stat().st_size - 1)
+    return [data]
+
+
+def _text_for_a_journal(base: Path, data: Path) -> list[object]:
+    DataDirectory(data).journal(0).write_text("no journal\n" * 1_000)
+    return [data]
+
+
+def _directory_for_a_journal(base: Path, data: Path) -> list[object]:
+    file = DataDirectory(data).journal(0)
+    file.unlink()
+    file.mkdir()
+    return [data]
+
+
 def _no_such_invariant(base: Path, data: Path) -> list[object]:
     return [data, "--only", "3,13"]
 
@@ -192,6 +274,21 @@ BAD: Final = {
     "old service": (_old_service, "has format 1; this version reads"),
     "foreign service": (_foreign_service, "no database of a service of ours"),
     "no database": (_no_database, "is no database"),
+    "future journal": (_future_journal, "format version 99; this version reads"),
+    "future directory": (_future_cluster, "has format 2; this version reads 1"),
+    "future service": (_future_service, "has format 99; this version reads"),
+    "future record": (_future_record, "has format 2; this version reads 1"),
+    "strange request": (_strange_request, "there is no kind of request 'dance'"),
+    "missing path": (_missing_path, "there is no "),
+    "file for a directory": (_file_for_a_directory, "is no directory"),
+    "name too long": (_too_long, "cannot read"),
+    "directory for a record": (_directory_for_a_record, "Is a directory"),
+    "half a journal": (_half_journal, "is truncated"),
+    "start of a journal": (_start_of_a_journal, "is truncated"),
+    "empty journal": (_empty_journal, "is truncated: it is empty"),
+    "service without its last byte": (_half_service, "is truncated"),
+    "text for a journal": (_text_for_a_journal, "is no database"),
+    "directory for a journal": (_directory_for_a_journal, "Is a directory"),
     "no such invariant": (_no_such_invariant, "the invariants are 1 to 12"),
 }
 

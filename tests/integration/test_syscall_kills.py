@@ -8,7 +8,7 @@ from contextlib import closing
 import apsw
 import pytest
 
-from tests.chaos.injected import KILL, require
+from tests.chaos.injected import KILL, fault_of, require
 from tests.chaos.syscalls import QUICK, faults_of, series, traced
 from tests.chaos.traced_shard import TracedShard
 from tests.chaos.traced_worker import TracedWorker
@@ -49,3 +49,12 @@ def test_a_fault_that_cannot_be_is_refused(text: str) -> None:
     """A misspelled one would pass as never reached."""
     with pytest.raises(ValueError, match=r".+"):
         faults_of(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "kill", "a:b:c:d", "kill:fsync:x", "kill:fsync:0", "kill:x:1"]
+)
+def test_a_fault_to_be_done_again_that_cannot_be_is_told_so(text: str) -> None:
+    """In words, not as Python says that something does not unpack."""
+    with pytest.raises(ValueError, match=r"no such fault: .* one is KIND"):
+        fault_of(text)

@@ -6,7 +6,7 @@
     python -m tests.journal.campaign --case in_the_wal/519501               one flipped bit again
 
 Prints what it reached, and for each violation the command that repeats it; exits 1 if there was
-one, or if a control was not found.
+one, or if a control was not found, 2 for a case that there is not.
 """
 
 import argparse
@@ -64,12 +64,21 @@ class Done(Struct):
 
 
 def workload(disk: MemoryDisk, name: str) -> tuple[Story, Survive]:
-    """Give the story of a workload by its name, and who recovers from its crashes."""
+    """Give the story of a workload by its name, and who recovers from its crashes.
+
+    Raises:
+        LookupError: there is none of that name.
+    """
     if name == "service":
         return service.small(disk), service.survive
-    if name.startswith("seed-"):
-        return of_seed(disk, int(name.removeprefix("seed-"))), survive
-    return CONTROLS.get(name, small)(disk), survive
+    if name == "small":
+        return small(disk), survive
+    if name in CONTROLS:
+        return CONTROLS[name](disk), survive
+    seed = name.removeprefix("seed-")
+    if seed == name or not seed.isdecimal():
+        raise LookupError(f"there is no workload {name!r}")
+    return of_seed(disk, int(seed)), survive
 
 
 def do(task: Task) -> Done:
@@ -103,14 +112,23 @@ def tasks(args: argparse.Namespace) -> Iterator[Task]:
 
 
 def repeat(case: str) -> int:
-    """Do one case again; print what breaks, and give the exit code."""
+    """Do one case again; print what breaks, and give the exit code.
+
+    Raises:
+        LookupError: there is no such case.
+    """
     name, *steps = case.split("/")
     with memory_disk() as disk, small_limits():
         try:
             if name in JOURNALS:
-                print(Flips(disk, JOURNALS[name](disk)).flip(int(steps[0])))
+                journal = JOURNALS[name](disk)
+                if len(steps) != 1 or not steps[0].isdecimal() or int(steps[0]) >= journal.bits:
+                    raise LookupError(f"{name} has the bits 0 to {journal.bits - 1}")
+                print(Flips(disk, journal).flip(int(steps[0])))
                 return 0
             story, survives = workload(disk, name)
+            if not steps:
+                raise LookupError(f"{name} is a workload: a case names its crash, too")
             reached = name
             for step in steps:
                 crash = crash_at(story, step, reached)
@@ -138,8 +156,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     args = parser.parse_args(argv)
-    if args.case:
-        return repeat(args.case)
+    if args.case is not None:
+        try:
+            return repeat(args.case)
+        except LookupError as error:
+            print(error, file=sys.stderr)
+            return 2
     begun = time.monotonic()
     crashes, controls = Counts(), dict.fromkeys(CONTROLS, 0)
     bits: dict[str, Counter[str]] = {name: Counter() for name in JOURNALS}

@@ -82,13 +82,17 @@ def crashes(
 
 
 def crash_at(story: Story, step: str, name: str) -> Crash:
-    """Give one crash of a story by its name."""
-    at, _, way = step.partition("-")
+    """Give one crash of a story by its name.
+
+    Raises:
+        LookupError: it has none of that name.
+    """
+    way = step.partition("-")[2]
     base = way if way.startswith("part-") else way.partition("-")[0]
     for crash in crashes(story, (base,), name):
         if crash.step == step:
             return crash
-    raise LookupError(f"{name} has no crash {step}; has the workload changed? it has {at}")
+    raise LookupError(f"{name} has no crash {step!r}; has the workload changed?")
 
 
 class Campaign:

@@ -10,7 +10,7 @@ import pytest
 from sagacity import executor
 from shard import store
 from tests.journal import service
-from tests.journal.campaign import repeat
+from tests.journal.campaign import main, repeat
 from tests.journal.controls import CONTROLS
 from tests.journal.crashes import FEW, Campaign, crash_at, crashes
 from tests.journal.disk import Image, MemoryDisk, memory_disk
@@ -172,6 +172,26 @@ def test_a_case_that_holds_says_so_and_one_that_is_not_there_is_an_error() -> No
     assert repeat(f"small/{crash.step}/{again.step}") == 0
     with pytest.raises(LookupError):
         repeat("small/99999-keep")
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("", "there is no workload ''"),
+        ("nonsense/1-keep", "there is no workload 'nonsense'"),
+        ("seed-x/1-keep", "there is no workload 'seed-x'"),
+        ("small", "names its crash, too"),
+        ("small/keep", "has no crash 'keep'"),
+        ("in_the_wal/-1", "has the bits 0 to"),
+        ("in_the_wal/99999999", "has the bits 0 to"),
+    ],
+)
+def test_a_case_that_is_not_there_is_refused(
+    case: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2 and a line that says why; it once said of nonsense that every promise holds."""
+    assert main(["--case", case]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_the_campaign_exits_with_1_where_a_case_breaks() -> None:

@@ -53,7 +53,7 @@ def play(seeds: range, sagas: int, jobs: int) -> int:
 def replay(file: Path) -> int:
     """Play a plan from a file; give the exit code."""
     try:
-        outcome = run(SCENARIO, read_plan(file))
+        outcome = run(SCENARIO, read_plan(file, SCENARIO))
     except Malformed as error:
         print(error.text, file=sys.stderr)
         return error.exit_code

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import pytest
 
 from sagacity.simulation import plan_of, prove, run
@@ -78,19 +80,58 @@ def test_a_plan_is_played_again_from_its_file(tmp_path: Path) -> None:
     assert main(["--replay", str(tmp_path / "seed-7.json")]) == 0
 
 
-@pytest.mark.parametrize("text", ["", "{", json.dumps({"seed": 1}), "\x00\x01", json.dumps([1, 2])])
+def _changed(**fields: Any) -> str:
+    plan = json.loads(msgspec.json.encode(plan_of(SCENARIO, 7, SAGAS)))
+    return json.dumps({**plan, **fields})
+
+
+FAULT = {"at_ms": 1, "kind": "kill", "target": "router"}
+NO_PLANS = {
+    "empty": ("", "is no plan of a simulation"),
+    "truncated": (_changed()[:-100], "is no plan of a simulation"),
+    "binary": ("\x00\x01", "is no plan of a simulation"),
+    "a list": ("[1, 2]", "is no plan of a simulation"),
+    "nested without end": ('{"seed":' + "[" * 100_000, "is no plan of a simulation"),
+    "a part": ('{"seed": 1}', "is no plan of a simulation"),
+    "something else": ('{"a": 1}', "is no plan of a simulation"),
+    "of an older version": (_changed(format=0), "has format 0; this version reads 1"),
+    "of a future version": (_changed(format=2, winds=[]), "has format 2; this version reads 1"),
+    "more than a plan": (_changed(winds=[]), "unknown field `winds`"),
+    "a fault that is none": (_changed(faults=[{**FAULT, "kind": "rot"}]), "a fault that there is"),
+    "a fault of nobody": (_changed(faults=[{**FAULT, "target": "rooms"}]), "there is no rooms"),
+    "a request for nothing": (
+        _changed(asks=[{"at_ms": 1, "client": 0, "kind": 1, "start": 99}]),
+        "a start that it does not have",
+    ),
+    "a client that is none": (
+        _changed(asks=[{"at_ms": 1, "client": 9, "kind": 1, "start": 0}]),
+        "a request that no client makes",
+    ),
+    "a time that is none": (_changed(calm_ms=-1), "a time before its beginning"),
+    "weather nowhere": (_changed(weather={"moon": {}}), "weather where there is none"),
+    "another saga's": (
+        _changed(starts=[{"type": "stay", "saga_id": "s", "nights": 2}] * SAGAS),
+        "is no plan of this simulation",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_PLANS)
 def test_a_file_that_is_no_plan_is_refused(
-    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Truncated and foreign files: a clear message, exit code 2, and the file as it was."""
+    """Truncated, foreign, old and new files: a clear message, exit code 2, the file as it was."""
+    text, says = NO_PLANS[name]
     file = tmp_path / "plan.json"
     file.write_text(text)
+    before = (file.stat().st_mtime_ns, file.read_bytes())
     assert main(["--replay", str(file)]) == 2
-    assert "is no plan of a simulation" in capsys.readouterr().err
-    assert file.read_text() == text
+    assert says in capsys.readouterr().err
+    assert (file.stat().st_mtime_ns, file.read_bytes()) == before
 
 
-def test_a_file_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """Likewise."""
-    assert main(["--replay", "/nowhere/plan.json"]) == 2
+@pytest.mark.parametrize("file", ["/nowhere/plan.json", "/", "x" * 300])
+def test_what_is_no_file_is_refused(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing path, a directory, a name that there cannot be."""
+    assert main(["--replay", file]) == 2
     assert "is no plan" in capsys.readouterr().err

@@ -158,6 +158,7 @@ class Watch:
         self.commits: list[tuple[int, int]] = []
         self.turns: list[int] = []
         self.away: list[str] = []
+        self.forgotten = 0
 
     def committed(self, took_ns: int, entries: int) -> None:
         """Keep it."""
@@ -166,6 +167,10 @@ class Watch:
     def turned(self, took_ns: int) -> None:
         """Keep it."""
         self.turns.append(took_ns)
+
+    def forgot(self) -> None:
+        """Count it."""
+        self.forgotten += 1
 
     def turned_away(self, service: str, text: str) -> None:
         """Keep it."""

@@ -271,6 +271,7 @@ def test_a_shard_without_room_forgets_what_was_not_written_and_goes_on_by_itself
     rig.turn(rig.answered(1), rig.start("s2"))
     assert rig.loop.mode == FULL
     assert "s2" not in rig.engine.state.by_id
+    assert rig.watch.forgotten == 1
     rig.turn(rig.ask(SHOW, "s1"), rig.start("s3"))
     assert sorted(map(str, said(rig))) == ["11", "11", "saga"]
     assert rig.journal.rows == rows

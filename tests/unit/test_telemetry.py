@@ -20,6 +20,7 @@ from cluster.telemetry import MetricsServer, PortTaken, configure_logging, get_l
 from sagacity.errors import Malformed
 from sagacity.saga import Saga
 from services.checkout import checkout
+from shard.process import MeteredTally
 
 COMMANDS = [("ReserveInventory", "action"), ("ReserveInventory", "compensation")]
 
@@ -136,6 +137,23 @@ def test_what_is_counted_is_served() -> None:
     assert value(meters, "saga_journal_size_bytes") == 4096
     python = ".".join(str(part) for part in sys.version_info[:3])
     assert value(meters, "saga_build_info", version="0.1.0", python=python) == 1
+
+
+def test_what_was_decided_and_found_no_room_is_not_counted() -> None:
+    """11: started + recovered = finished + running, also after a full disk."""
+    meters = ShardMeters([checkout])
+    tally = MeteredTally(meters, get_logger())
+    tally.started("checkout")
+    tally.finished("checkout", "completed", 1_000)
+    assert value(meters, "saga_started_total") == 0
+    tally.forgot()
+    tally.started("checkout")
+    tally.committed(10, 1)
+    tally.finished("checkout", "completed", 1_000)
+    tally.committed(10, 1)
+    assert value(meters, "saga_started_total") == 1
+    assert value(meters, "saga_finished_total", saga="checkout", outcome="completed") == 1
+    assert value(meters, "saga_duration_seconds_count") == 1
 
 
 def test_a_duration_on_an_edge_is_below_it() -> None:
