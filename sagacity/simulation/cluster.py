@@ -45,6 +45,8 @@ from shard.tally import PlainTally
 CLUSTER = "5a9ac177" * 4
 ROUTER = "tcp://127.0.0.1:1000"
 NO_FD = -1
+_SLOTS = SlotMap.even(plans.SHARDS)
+_SLOTS_OF = tuple(_SLOTS.slots_of(index) for index in range(plans.SHARDS))
 PERFORMED = frozenset({OK, DECLINED, FAILED})
 HUNG_MS = {"router": 15_000, "shard": 15_000}  # then the supervisor kills; workers after 10 s
 
@@ -217,7 +219,6 @@ class Cluster:
         self.tally = Tally()
         self.reached: Counter[str] = Counter()  # faults that took place
         self.violations: list[str] = []
-        self.slots = SlotMap.even(plans.SHARDS)
         self.loops: dict[int, Loop] = {}
         self.disks = {name: Disk() for name in (*self._shards(), *self.pools)}
         self.journals: dict[int, list[tuple[int, bytes, bytes]]] = {
@@ -300,7 +301,7 @@ class Cluster:
         meters = RouterMeters(plans.SHARDS)
         child = cast(Any, _Child(self.world))
         decides = router.Router(
-            self.slots, meters, client_inflight_max=1_024, shard_inflight_max=4_096
+            _SLOTS, meters, client_inflight_max=1_024, shard_inflight_max=4_096
         )
         front = sockets.router(context, ROUTER)
         peers = [router._Peer(context, index, routers_of(index)) for index in range(plans.SHARDS)]
@@ -313,7 +314,7 @@ class Cluster:
         def fresh() -> tuple[Engine, Upkeep]:
             engine = Engine(
                 index,
-                self.slots.slots_of(index),
+                _SLOTS_OF[index],
                 State(self.definitions, FinishedInMemory()),
                 self.scenario.prices,
                 Admission(4_096, 5_000),
