@@ -300,9 +300,7 @@ class Cluster:
         context = cast(Context, self.network.context(process))
         meters = RouterMeters(plans.SHARDS)
         child = cast(Any, _Child(self.world))
-        decides = router.Router(
-            _SLOTS, meters, client_inflight_max=1_024, shard_inflight_max=4_096
-        )
+        decides = router.Router(_SLOTS, meters, client_inflight_max=1_024, shard_inflight_max=4_096)
         front = sockets.router(context, ROUTER)
         peers = [router._Peer(context, index, routers_of(index)) for index in range(plans.SHARDS)]
         peers.append(router._Peer(context, decides.supervisor, "tcp://127.0.0.1:4000"))

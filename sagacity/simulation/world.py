@@ -119,8 +119,7 @@ class World:
                 if not due or due[0][0] > until:
                     break
                 when, _, call, args = heappop(due)
-                if when > self.now:
-                    self.now = when
+                self.now = max(self.now, when)
                 call(*args)
             if done():
                 return True
