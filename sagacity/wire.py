@@ -438,6 +438,8 @@ def refuse_foreign(value: Any, depth: int = DEPTH_MAX) -> None:
     Raises:
         TypeError, ValueError: saying which.
     """
+    if type(value) is str or type(value) is int:
+        return  # most are
     if isinstance(value, float):
         raise TypeError("a number is an integer; money counts minor units")
     if isinstance(value, bytes):  # which JSON has not: no front-end could write them

@@ -23,6 +23,7 @@ from sagacity.simulation.world import MS, SECOND, Process
 
 STARTS = frozenset({wire.START, wire.SUBMIT})
 RETRY_S = 3.0
+AGAIN_S = 0.1  # until the last client asks again: that a saga is stuck is told at once, for ever
 LAST = CLIENTS  # the client that asks when the faults are over
 _FAIR = Weather()
 
@@ -184,8 +185,12 @@ class Clients:
         starts = self._cluster.plan.starts
         open_: dict[int, Ask] = {}
         todo = list(self._wanted)
+        later: list[int] = []  # what is asked again
+        again_at = self._world.now
         retry_at = self._world.now + int(RETRY_S * SECOND)
-        while todo or open_:
+        while todo or later or open_:
+            if self._world.now >= again_at:
+                todo, later = todo + later, []
             if self._world.now >= retry_at:  # what is quarantined waits for somebody to ask
                 retry_at += int(RETRY_S * SECOND)
                 for saga_id in self.missing():
@@ -195,13 +200,16 @@ class Clients:
                 ask, body = Ask(0, LAST, wire.START, start), starts[start]
                 open_[connection.request(wire.START, body["saga_id"], wire.pack(body))] = ask
             todo = []
-            for token, reply in connection.settled(RETRY_S):
+            pause_s = max(0.001, (again_at - self._world.now) / SECOND) if later else RETRY_S
+            for token, reply in connection.settled(pause_s):
                 if token not in open_:
                     continue  # of a retry: whether it was of use shows in the outcome
                 ask = open_.pop(token)
                 self._hear(ask, reply)
                 if reply.code in {0, 11}:
-                    todo.append(ask.start)
+                    if not later:
+                        again_at = self._world.now + int(AGAIN_S * SECOND)
+                    later.append(ask.start)
                 elif not self.heard[-1].final and not self._had_other_content(ask):
                     self._cluster.violations.append(f"no outcome: {self.heard[-1]}")
 

@@ -45,6 +45,8 @@ from shard.tally import PlainTally, Unwritten
 CLUSTER = "5a9ac177" * 4
 ROUTER = "tcp://127.0.0.1:1000"
 NO_FD = -1
+SLOTS = SlotMap.even(plans.SHARDS)
+SLOTS_OF = tuple(SLOTS.slots_of(index) for index in range(plans.SHARDS))
 PERFORMED = frozenset({OK, DECLINED, FAILED})
 HUNG_MS = {"router": 15_000, "shard": 15_000}  # then the supervisor kills; workers after 10 s
 
@@ -253,7 +255,6 @@ class Cluster:
         self._ended_tallies: Counter[tuple[str, ...]] = Counter()  # of those that have ended
         self.reached: Counter[str] = Counter()  # faults that took place
         self.violations: list[str] = []
-        self.slots = SlotMap.even(plans.SHARDS)
         self.loops: dict[int, Loop] = {}
         self.disks = {name: Disk() for name in (*self._shards(), *self.pools)}
         self.journals: dict[int, list[tuple[int, bytes, bytes]]] = {
@@ -335,9 +336,7 @@ class Cluster:
         context = cast(Context, self.network.context(process))
         meters = RouterMeters(plans.SHARDS)
         child = cast(Any, _Child(self.world))
-        decides = router.Router(
-            self.slots, meters, client_inflight_max=1_024, shard_inflight_max=4_096
-        )
+        decides = router.Router(SLOTS, meters, client_inflight_max=1_024, shard_inflight_max=4_096)
         front = sockets.router(context, ROUTER)
         peers = [router._Peer(context, index, routers_of(index)) for index in range(plans.SHARDS)]
         peers.append(router._Peer(context, decides.supervisor, "tcp://127.0.0.1:4000"))
@@ -349,7 +348,7 @@ class Cluster:
         def fresh() -> tuple[Engine, Upkeep]:
             engine = Engine(
                 index,
-                self.slots.slots_of(index),
+                SLOTS_OF[index],
                 State(self.definitions, FinishedInMemory()),
                 self.scenario.prices,
                 Admission(4_096, 5_000),

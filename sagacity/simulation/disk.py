@@ -87,14 +87,21 @@ class TwinJournal(MemoryJournal):
         return receipt
 
 
+_execute = apsw.Cursor.execute  # to find it by `super` takes as long as a short statement
+
+
 class _Cursor(apsw.Cursor):
     """Passes each statement through the disk's faults."""
 
-    def execute(self, statements: str, *args: Any, **more: Any) -> Any:
-        connection = self.connection
+    def __init__(self, connection: apsw.Connection) -> None:
+        super().__init__(connection)
         assert isinstance(connection, TwinDatabase)
-        connection.meet(statements)
-        return super().execute(statements, *args, **more)
+        self._database = connection
+
+    def execute(self, statements: str, *args: Any, **more: Any) -> Any:
+        if self._database.owner is not None:
+            self._database.meet(statements)
+        return _execute(self, statements, *args, **more)
 
 
 class TwinDatabase(apsw.Connection):

@@ -13,7 +13,7 @@ from sagacity.checker.evidence import Evidence, Fold, Journal, Sent, ServiceRows
 from sagacity.checker.folds import LIVE, fold_of, plans_of, refolded, replayed
 from sagacity.checker.record import Metrics
 from sagacity.simulation.clients import Clients
-from sagacity.simulation.cluster import CLUSTER, Cluster
+from sagacity.simulation.cluster import CLUSTER, SLOTS, Cluster
 from shard.entries import Batch
 from shard.journal import JournalRefused, MemoryJournal
 
@@ -57,7 +57,7 @@ def gather(cluster: Cluster, clients: Clients, rows: Mapping[int, Rows]) -> Evid
         record.metrics.append(Metrics(0, f"shard-{shard}", 0, values))
     return Evidence(
         CLUSTER,
-        tuple(cluster.slots.owners),
+        tuple(SLOTS.owners),
         [_journal(cluster, shard, rows[shard]) for shard in sorted(cluster.journals)],
         {name: _service(cluster, name) for name in cluster.databases},
         plans_of(cluster.definitions),

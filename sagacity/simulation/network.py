@@ -21,6 +21,7 @@ HIGH_WATER = 256  # frames on their way or waiting, per connection and direction
 _HELLO, _REJECTED = 1, 18  # wire tags: neither comes twice or late on a connection of a worker
 _UP = int(zmq.EVENT_HANDSHAKE_SUCCEEDED).to_bytes(2, sys.byteorder) + bytes(4)
 _AGAIN = zmq.Again()  # one for all: to make one takes 7 us
+_POLLIN, _ROUTER = int(zmq.POLLIN), int(zmq.ROUTER)  # plain: to look into an enum takes as long
 _DOWN = int(zmq.EVENT_DISCONNECTED).to_bytes(2, sys.byteorder) + bytes(4)
 _AGAIN_SOON = int(zmq.EVENT_CONNECT_RETRIED).to_bytes(2, sys.byteorder) + bytes(4)
 
@@ -41,11 +42,6 @@ class Weather(Struct, frozen=True, forbid_unknown_fields=True):
     reordering: float = 0.0
     latency_us: int = 300
     delay_ms: int = 50
-
-    @property
-    def is_fair(self) -> bool:
-        """Whether all arrives once and in order."""
-        return not (self.loss or self.duplication or self.reordering)
 
 
 class Wire:
@@ -169,16 +165,16 @@ class Network:
 
     def send(self, wire: Wire, frame: bytes, *, up: bool) -> None:
         """Put a frame on its way."""
-        random = self.world.random
+        world, random = self.world, self.world.random
         weather = self.weather.get(wire.kind, self._fair)
-        arrives = self.world.now + 20_000 + int(random.random() * weather.latency_us * 1_000)
-        if self._held(wire.dealer.owner, wire.router.owner):
+        arrives = world.now + 20_000 + int(random.random() * weather.latency_us * 1_000)
+        if self.partitions and self._held(wire.dealer.owner, wire.router.owner):
             self.held += 1
             self._waiting.append((wire, frame, up))
             if not up:
                 wire.down_on_way += 1
             return
-        if not weather.is_fair:
+        if weather.loss or weather.duplication or weather.reordering:
             once = wire.kind == "worker" and frame[1] in {_HELLO, _REJECTED}
             if random.random() < weather.loss and not (once and frame[1] == _REJECTED):
                 self.lost += 1
@@ -191,11 +187,11 @@ class Network:
                 self._arrive_late(wire, frame, up, weather)
                 return
         if up:
-            wire.up_at = arrives = max(arrives, wire.up_at + 1)
+            wire.up_at = arrives = arrives if arrives > wire.up_at else wire.up_at + 1
         else:
-            wire.down_at = arrives = max(arrives, wire.down_at + 1)
+            wire.down_at = arrives = arrives if arrives > wire.down_at else wire.down_at + 1
             wire.down_on_way += 1
-        self.world.at(arrives, self._arrive, wire, frame, up)
+        world.at(arrives, self._arrive, wire, frame, up)
 
     def _arrive_late(self, wire: Wire, frame: bytes, up: bool, weather: Weather) -> None:
         if not up:
@@ -320,7 +316,7 @@ class TwinSocket:
         if not self.inbox:
             raise _AGAIN.with_traceback(None)
         taken = self.inbox.popleft()
-        if self.type == zmq.ROUTER:
+        if self.type == _ROUTER:
             identity, self._pending = taken
             return identity  # type: ignore[no-any-return]
         return taken  # type: ignore[no-any-return]
@@ -377,8 +373,9 @@ class TwinSocket:
 
     def wake(self) -> None:
         """Wake who waits for it."""
-        for poller in self.pollers:
-            self.owner.notify(poller)
+        waits_for = self.owner.waits_for
+        if waits_for is not None and waits_for in self.pollers:
+            self.owner.notify(waits_for)
 
 
 class TwinMonitor:
@@ -447,7 +444,8 @@ class TwinPoller:
         """Wait until a socket is readable; a turn takes its time even where one is already."""
         world = self._world
         world.current.point()
-        for socket in self._sockets:
+        sockets = self._sockets
+        for socket in sockets:
             if socket.inbox:
                 world.pause(20_000 + int(world.random.random() * world.turn_ns))
                 break
@@ -458,4 +456,4 @@ class TwinPoller:
                 world.wait(self, timeout_ms * MS)
             else:
                 world.pause(5_000 + int(world.random.random() * 50_000))
-        return [(socket, zmq.POLLIN) for socket in self._sockets if socket.inbox]
+        return [(socket, _POLLIN) for socket in sockets if socket.inbox]

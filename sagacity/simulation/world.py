@@ -9,9 +9,9 @@ A process that is killed is never resumed: what it held stays as it was, as afte
 sockets, files or sagas.
 """
 
-import heapq
 from collections.abc import Callable
 from hashlib import blake2b
+from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
@@ -86,6 +86,7 @@ class World:
         self.now = SECOND  # not 0: some instants mean "never" there
         self.wall_jump_ms = 0
         self.random = Random(seed)
+        self._chance = self.random.random
         self.processes: dict[str, Process] = {}
         self.switches = 0
         self._on_end = on_end
@@ -94,6 +95,7 @@ class World:
         self._due: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
         self._hub: Any = getcurrent()
+        self._switch = self._hub.switch
         self._current: Process | None = None
         self._trace = blake2b(digest_size=16)
 
@@ -101,12 +103,13 @@ class World:
 
     def at(self, when: int, call: Callable[..., None], *args: Any) -> None:
         """Have something happen at an instant."""
-        self._order += 1
-        heapq.heappush(self._due, (when, self._order, call, args))
+        self._order = order = self._order + 1
+        heappush(self._due, (when, order, call, args))
 
     def after(self, pause: int, call: Callable[..., None], *args: Any) -> None:
         """Have something happen after so many nanoseconds."""
-        self.at(self.now + pause, call, *args)
+        self._order = order = self._order + 1  # not by `at`: half of what happens comes here
+        heappush(self._due, (self.now + pause, order, call, args))
 
     def run(self, until: int, done: Callable[[], bool]) -> bool:
         """Let time pass until an instant, or until `done`; say whether it was."""
@@ -115,7 +118,7 @@ class World:
             for _ in range(EVENTS_BETWEEN_LOOKS):
                 if not due or due[0][0] > until:
                     break
-                when, _, call, args = heapq.heappop(due)
+                when, _, call, args = heappop(due)
                 self.now = max(self.now, when)
                 call(*args)
             if done():
@@ -128,7 +131,7 @@ class World:
 
     def wake_ns(self) -> int:
         """Draw how long a process needs to wake up."""
-        return 5_000 + int(self.random.random() * 55_000)
+        return 5_000 + int(self._chance() * 55_000)
 
     def note(self, what: bytes) -> None:
         """Add to the trace, by which two runs are compared."""
@@ -162,7 +165,7 @@ class World:
             return
         self._bury(process)
         if self._current is process:
-            self._hub.switch()
+            self._switch()
             raise AssertionError("the dead do not go on")
 
     def hang(self, process: Process, pause: int) -> None:
@@ -171,23 +174,22 @@ class World:
 
     def resume_in(self, process: Process, pause: int) -> None:
         """Go on with a process after a pause; an earlier wake-up of it does not count any more."""
-        process.token += 1
-        self.after(pause, self._resume, process, process.token)
+        process.token = token = process.token + 1
+        self.after(pause, self._resume, process, token)
 
     def pause(self, pause: int) -> None:
         """Let time pass for the process whose turn it is, while others run."""
-        process = self.current
-        self.resume_in(process, pause)
-        self._hub.switch()
+        self.resume_in(self.current, pause)
+        self._switch()
 
     def wait(self, poller: object, timeout: int | None) -> None:
         """Wait in a poller, until it is notified or its time is out."""
         process = self.current
         process.waits_for = poller
-        process.token += 1
+        process.token = token = process.token + 1
         if timeout is not None:
-            self.after(timeout, self._resume, process, process.token)
-        self._hub.switch()
+            self.after(timeout, self._resume, process, token)
+        self._switch()
         process.waits_for = None
 
     def close(self) -> None:
