@@ -84,7 +84,7 @@ def in_flight(shop: Shop, customers: Customers, seconds: float) -> int:
 
 
 def again(shop: Shop, begun: float, seconds: float = 1e9) -> tuple[int, int]:
-    """Give how many commands payment ran since an instant, and how many of them it had run before."""
+    """Give how many commands payment ran since an instant, and how many it had run before."""
     seen: set[tuple[int, int]] = set()
     ran = repeated = 0
     for at, number, way in shop.runs():

@@ -33,6 +33,7 @@ from bench.figures import Figures
 from bench.load import body_of
 from bench.outside import resident_bytes
 from sagacity import sockets, wire
+from sagacity.client import Client
 from sagacity.errors import SagacityError
 from tests.chaos.load import RoundFailed
 from tests.chaos.shop import Customers, Shop, samples
@@ -44,11 +45,12 @@ P99_S_AT_MOST: Final = 1.0
 GOODPUT_AT_LEAST: Final = 0.95
 CONNECTIONS: Final = 300
 DEAF: Final = 4
+KNOWN: Final = "known"  # a saga that neighbours ask about
 SHOWS: Final = 200  # in one frame
 STARTS: Final = 300  # of one who vanishes
 TURN_S: Final = 0.1
 FILL_RATE: Final = 1_500.0
-# A saga that stayed would be some hundred bytes; what its id leaves behind is 2 in a shard's memory.
+# A saga that stayed would be some hundred bytes; its id leaves 2 behind in a shard's memory.
 BYTES_A_SAGA_AT_MOST: Final = 100.0
 ROOM_MIB: Final = 16.0  # that any process may take for buffers and caches
 
@@ -196,7 +198,7 @@ def beside(name: str, shop: Shop, customers: Customers, seconds: float, figures:
     codes, neighbour = NEIGHBOURS[name]
     [before] = shop.run(2, (customers, RATE))
     held, pids = memory(shop), shop.everyone()
-    deeds = neighbour(shop, "known")
+    deeds = neighbour(shop, KNOWN)
     done, begun, most = 0, time.monotonic(), dict(held)
     served, came = len(customers.served), len(customers.came)
     try:
@@ -290,10 +292,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_known(shop: Shop) -> None:
-    """Have a saga be there that neighbours ask about."""
-    connection = shop.customers()
-    connection.come(1)
-    shop.until_served(connection)
+    """Have the saga be there that neighbours ask about."""
+    items = [{"sku": "abc123", "quantity": 1}]
+    with Client(shop.url) as client:
+        client.checkout(user_id="u42", items=items, shipping_address="1 Elm St", saga_id=KNOWN)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ from tests.chaos.paced import FAILS, RUN
 
 TOP: Final = Path(__file__).parents[2]
 SERVICES: Final = ("inventory", "payment", "shipping")
-# Between two looks at what is answered. Seldom, since a connection that gives up one of its requests
-# looks at all of them: for the 40 000 that one stands for here, 2 ms each time.
+# Between two looks at what is answered. Seldom, since a connection that gives up a request looks
+# at all of them: for the 40 000 that one stands for here, 2 ms each time.
 TURN_S: Final = 0.025
 ASKED_MAX: Final = 500  # in one turn: who came late must not keep answers waiting
 MANY: Final = 1_000_000  # customers that one connection stands for
