@@ -11,7 +11,7 @@ what the cluster completes then is measured first, and everything is offered as 
 * storm (B12): payment fails, then is slow beyond every attempt's time, at a load that it could do.
   It gets at most 1.1 commands for each checkout that is offered, and no more again than the retry
   budgets of all shards give: a tenth of what succeeds, a hundred, and ten a second.
-* metastable (G3): 60 s at 3 x capacity, then 10 s in which payment is stopped. 30 s later, at 0.9 x
+* metastable (G3): 60 s at 3 x capacity, then 10 s in which payment is stopped. 30 s later, at 0.8 x
   capacity, 95 % and more of those who come are served.
 
 A round in which nobody was refused, nothing failed, nobody was stopped is void. `--part` makes the
@@ -38,7 +38,7 @@ SHARDS: Final = 2
 GOODPUT_AT_LEAST: Final = 0.95
 COMMANDS_AT_MOST: Final = 1.1
 OVER: Final = 3.0
-WITHIN: Final = 0.9
+WITHIN: Final = 0.8  # what it can do, also in a minute in which the machine does other things
 SLOW_MS: Final = 14.0  # a credit of 2 x 256 takes 7 s: every attempt's time is over by then
 BUDGET: Final = ShardConfig()
 
@@ -71,54 +71,53 @@ def storm(shop: Shop, part: float, figures: Figures) -> None:
         customers = shop.customers()
         rate = 1000 / PACE_MS * WITHIN
         shop.run(3, (customers, rate))
-        begun, before = time.monotonic(), deliveries(shop)
+        before, begun = counted(shop), time.monotonic()
         if how == "fails":
             shop.fail()
         else:
             shop.pace(SLOW_MS)
         [offered] = shop.run(seconds, (customers, rate))
-        after, took = deliveries(shop), time.monotonic() - begun
-        ran = {(number, way) for at, number, way in shop.runs() if at >= begun}
-        given = after[0] - before[0]
         shop.pace(0.0)
         shop.until_served(customers, seconds=120)
-        succeeded = after[1] - before[1]
+        after, took = counted(shop), time.monotonic() - begun
+        runs = [(number, way) for at, number, way in shop.runs() if at >= begun]
+        repeated, succeeded, ended = (now - then for now, then in zip(after, before, strict=True))
+        again = len(runs) - len(set(runs)) + repeated
         budget = SHARDS * (BUDGET.retry_burst + BUDGET.retry_per_second * took)
         budget += succeeded * BUDGET.retry_per_success_permille / 1000
-        again = given - len(ran)
+        figures.add(f"B12: {how}: attempts that ended badly", "", ended, at_least=1)
         figures.add(f"B12: {how}: checkouts offered", "", offered.came)
-        figures.add(f"B12: {how}: commands that had to be", "", len(ran), at_least=1)
+        figures.add(f"B12: {how}: commands that had to be", "", len(set(runs)), at_least=1)
         figures.add(f"B12: {how}: commands again", "", again, at_most=budget)
         figures.add(
             f"B12: {how}: commands of what is offered",
             "",
-            given / offered.came,
+            (len(runs) + repeated) / offered.came,
             at_most=COMMANDS_AT_MOST,
         )
-        ended = after[2] - before[2]
-        figures.add(f"B12: {how}: attempts that ended badly", "", ended, at_least=1)
         shop.pace(PACE_MS)
 
 
-def deliveries(shop: Shop) -> tuple[int, int, int]:
-    """Give the commands that payment has answered, those with ok, and attempts that came to no end.
+def counted(shop: Shop) -> tuple[int, int, int]:
+    """Give what came to payment again and was answered from its rows, what succeeded, what did not.
 
     The first two are what its workers count, the third what the shards do.
     """
-    answered = succeeded = bad = 0
+    repeated = succeeded = bad = 0
     for row in shop.rows():
         if row["role"] not in {"payment", "shard"} or not row["metrics_port"]:
             continue
         for (name, labels), value in samples(row).items():
             said = dict(labels)
-            if name != "saga_step_attempts_total":
+            if name == "saga_duplicates_total" and said["where"] == "command":
+                repeated += int(value)
+            elif name != "saga_step_attempts_total":
                 continue
-            if row["role"] == "payment":
-                answered += int(value)
+            elif row["role"] == "payment":
                 succeeded += int(value) * (said["outcome"] == "ok")
             elif said["step"] == "ChargePayment" and said["outcome"] in {"failed", "timed_out"}:
                 bad += int(value)
-    return answered, succeeded, bad
+    return repeated, succeeded, bad
 
 
 def metastable(shop: Shop, part: float, figures: Figures) -> None:
