@@ -1,7 +1,7 @@
 """More than a cluster can do, and a service that is sick (PROOF A8, B12, G3), on real processes.
 
-    python -m tests.chaos.overload [--which one_shard,storm,metastable] [--pace 2] [--part 1]
-                                   [--seed S] [--json FILE]
+    python -m tests.chaos.overload [--which one_shard,storm,metastable] [--pace 2]
+                                   [--credit 256] [--part 1] [--seed S] [--json FILE]
 
 Payment takes `--pace` milliseconds for each charge, so that it and not the machine is the limit;
 what the cluster completes then is measured first, and everything is offered as a part of that.
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.figures import Figures
-from config.schema import ShardConfig
+from config.schema import ServicesConfig, ShardConfig
 from sagacity.errors import SagacityError
 from tests.chaos.load import RoundFailed
 from tests.chaos.shop import Shop, samples, send
@@ -42,6 +42,7 @@ OVER: Final = 3.0
 WITHIN: Final = 0.8  # what it can do, also in a minute in which the machine does other things
 SLOW_MS: Final = 14.0  # a credit of 2 x 256 takes 7 s: every attempt's time is over by then
 BUDGET: Final = ShardConfig()
+CREDIT: Final = ServicesConfig().credit
 
 
 def one_shard(shop: Shop, part: float, figures: Figures) -> None:
@@ -165,7 +166,8 @@ WHICH: Final[dict[str, Callable[[Shop, float, Figures], None]]] = {
 def one(name: str, args: argparse.Namespace, figures: Figures) -> None:
     """Do one of them on a cluster of its own; its books balance afterwards."""
     try:
-        with Shop(f"{args.seed}/{name}", pace_ms=args.pace) as shop:
+        env = {"SAGACITY_SERVICES__CREDIT": str(args.credit)}
+        with Shop(f"{args.seed}/{name}", pace_ms=args.pace, env=env) as shop:
             WHICH[name](shop, args.part, figures)
             shop.pace(0.0)
             report = shop.audited()
@@ -184,6 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.overload")
     parser.add_argument("--which", default=",".join(WHICH))
     parser.add_argument("--pace", type=float, default=PACE_MS, help="of a charge, milliseconds")
+    parser.add_argument("--credit", type=int, default=CREDIT, help="of a worker, per shard")
     parser.add_argument("--part", type=float, default=1.0, help="of the full times")
     parser.add_argument("--seed", default=secrets.token_hex(4))
     parser.add_argument("--json", type=Path, metavar="FILE")
