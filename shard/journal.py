@@ -207,6 +207,7 @@ class SqliteJournal:
             self._db.execute("INSERT INTO journal VALUES(?, ?, ?)", (seq, chain, packed))
         except apsw.Error as error:
             raise self.store.failure(f"commit {seq}", error) from error
+        self.store.require_in_place()
         self._took(Receipt(seq, chain), len(packed))
         self.store.write_back()
         return self.last

@@ -73,6 +73,7 @@ class Store:
                 _make(path)
             sync_wal(str(path), vfs or "")
             self.db = apsw.Connection(str(path), vfs=vfs)
+            self._file = _identity(path) if vfs is None else None
         except (apsw.Error, OSError) as error:
             raise JournalRefused(f"{path} cannot be opened as a journal: {error}") from None
         try:
@@ -195,6 +196,19 @@ class Store:
         self._wal_pages = 0
         self._write_back_above = WAL_PAGES_MAX
 
+    def require_in_place(self) -> None:
+        """Refuse a receipt where the file is not at its path any more.
+
+        Somebody has moved or replaced it while this process stood still, and another may own what
+        stands there now: both locks are of files that nobody looks at. Asked after a commit: who
+        copies the file later than that has the commit, too. Costs 1 us.
+
+        Raises:
+            JournalFailed: what is committed here is in no journal of the cluster.
+        """
+        if self._file is not None and _identity(self.path) != self._file:
+            raise JournalFailed(f"{self.path} is not the file that this process has open")
+
     def rows(self, query: str, *values: Any) -> list[Any]:
         """Read rows.
 
@@ -227,6 +241,15 @@ def _make(path: Path) -> None:
         # SQLite would delete the WAL: acknowledged facts gone without a word.
         raise JournalRefused(f"{path} is damaged: its WAL is there, the file itself is gone")
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Give which file stands at a path, whatever it is called elsewhere; None: none does."""
+    try:
+        seen = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return seen.st_dev, seen.st_ino
 
 
 def _number(db: apsw.Connection, query: str) -> int:

@@ -164,6 +164,28 @@ def test_a_definition_that_raises_refuses_the_start_alone() -> None:
     assert world.engine.inflight == 0
 
 
+def test_a_price_that_changes_after_the_start_changes_no_charge() -> None:
+    """F8: it is fixed, and journalled, with the start; a retry and a restart charge what it was."""
+    world = serving(Rules(retry=Retry(backoff_ms=1, backoff_max_ms=1)))
+    world.step(world.start("a"))
+    world.engine._course.prices = {"abc123": 1, "xyz789": 1}
+    world.drive("a", wire.OK)
+    first = world.take(b"payment", "a")
+    world.step(world.reply(b"payment", first, wire.FAILED))
+    world.after(10)
+    world.step(*world.beats())
+    second = world.take(b"payment", "a")
+    assert (first.attempt, second.attempt) == (1, 2)
+    world.restart()
+    world.engine._course.prices = {"abc123": 1, "xyz789": 1}
+    world.step(*world.came(*SERVICES))
+    world.after(10)
+    world.step(*world.beats())
+    third = world.take(b"payment", "a")
+    charged = [wire.unpack(each.body)["amount"] for each in (first, second, third)]
+    assert charged == [24_999] * 3
+
+
 def test_after_recovery_what_had_failed_is_sent_again_spread_out() -> None:
     """PROOF G2: a restart is no licence to fall upon a sick service with all retries at once."""
     world = serving(Rules(budget=(100, 20, 10)), capacity=1_000)

@@ -97,6 +97,27 @@ def test_a_journal_that_another_has_open_is_refused(tmp_path: Path) -> None:
     journal.close()
 
 
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "moved away"])
+def test_a_journal_that_was_moved_gives_no_more_receipts(tmp_path: Path, replaced: bool) -> None:
+    """E1: an operator moved it while its shard was stopped, and another shard owns the copy."""
+    journal = open_at(tmp_path / "journal.db")
+    filled(journal, 1)
+    last = journal.last
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for file in (tmp_path / "journal.db", wal_of(tmp_path / "journal.db")):
+        file.rename(moved / file.name)
+    if replaced:
+        shutil.copytree(moved, tmp_path, dirs_exist_ok=True)
+        other = open_at(tmp_path / "journal.db")
+        filled(other, 1, begin=len(replayed(other)))
+        other.close()
+    with pytest.raises(JournalFailed, match="not the file"):
+        journal.commit(entries_of(1), 1, 1)
+    assert journal.last == last
+    journal.store.db.close()
+
+
 def test_a_closed_journal_is_one_file(tmp_path: Path) -> None:
     """What is backed up while the shard stands still is a single file."""
     journal = open_at(tmp_path / "journal.db")

@@ -1,0 +1,51 @@
+"""docs/proof/anomalies.md: every anomaly has its line, and every test that it names is there."""
+
+import ast
+import re
+from functools import cache
+
+import pytest
+
+from tests.architecture.floors import ROOT
+
+PAGE = (ROOT / "docs" / "proof" / "anomalies.md").read_text()
+# How many the proof's list has under each letter.
+LISTED = {"A": 12, "B": 20, "D": 13, "E": 6, "F": 8, "G": 6}
+CODES = [f"{letter}{at + 1}" for letter, count in LISTED.items() for at in range(count)]
+LINES = {
+    cells[0]: cells[1:]
+    for line in PAGE.splitlines()
+    if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 5
+    and re.fullmatch(r"[A-G]\d+", cells[0])
+}
+NAMED = sorted(set(re.findall(r"`([a-z_/]+\.py)::(\w+)`", PAGE)))
+
+
+@cache
+def names_in(file: str) -> frozenset[str]:
+    """Give the names of a file's tests."""
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    return frozenset(node.name for node in found if node.name.startswith("test_"))
+
+
+def test_every_anomaly_has_a_line_and_no_other_has() -> None:
+    """What is left out is what nobody looks for."""
+    assert sorted(LINES) == sorted(CODES)
+    assert len(re.findall(r"^\| [A-G]\d+ ", PAGE, flags=re.MULTILINE)) == len(CODES)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_line_says_what_shows_the_anomaly_and_who_counts_it(code: str) -> None:
+    """A test at least; and a campaign's count, or in words that there is none."""
+    what, tests, counted, _last = LINES[code]
+    assert what
+    assert "::" in tests
+    assert counted
+
+
+def test_every_test_that_the_page_names_is_there() -> None:
+    """A test that was renamed or removed shows nothing any more."""
+    assert len(NAMED) > len(CODES)
+    gone = [f"{file}::{name}" for file, name in NAMED if name not in names_in(file)]
+    assert gone == []
