@@ -21,7 +21,7 @@ from sagacity.wire import BodyReader, Request
 from shard import phases
 from shard.admission import FULL_RETRY_AFTER_MS, retry_after_ms
 from shard.books import Books
-from shard.course import Course
+from shard.course import Course, told_of
 from shard.effects import Effects, HistoryAsked
 from shard.entries import CANCELLED, UNPRICED, RetryAsked, Started
 from shard.events import Instant, Peer
@@ -286,8 +286,7 @@ class Desk:
 
 def _raised(definition: Definition, error: Exception) -> InternalError:
     """Say that a definition's own code has a bug; its start is refused before it is written."""
-    text = f"the definition {definition.name} raised {type(error).__name__}: {error}"
-    return InternalError(text)
+    return InternalError(f"the definition {definition.name} raised {told_of(error)}")
 
 
 def _msg_id(body: bytes) -> int | None:

@@ -1,8 +1,10 @@
 """A saga other than checkout runs through the engine unchanged; so do two in one shard."""
 
 from random import Random
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from sagacity import wire
 from sagacity.saga import Retry, Saga
@@ -130,3 +132,41 @@ def test_both_end_under_schedules_that_nobody_wrote(seed: int) -> None:
     state = schedule.world.engine.state
     assert len(state.finished) == state.count
     assert (state.compensating, state.stuck, state.at_risk) == (0, 0, 0)
+
+
+class Mute(Exception):
+    """Cannot be worded."""
+
+    def __str__(self) -> str:
+        raise ValueError("mute")
+
+
+@pytest.mark.parametrize("function", ["accept", "price"])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("no"), "ValueError: no"),
+        (ValueError("no \ud800"), "ValueError: no ?"),
+        (ValueError("x" * 1_000_000), "ValueError: xxx"),
+        (Mute(), "Mute"),
+    ],
+)
+def test_a_start_that_the_definitions_own_code_cannot_take_is_a_bug_and_the_shard_lives(
+    function: str, error: Exception, told: str
+) -> None:
+    """SPEC 4: code 13, whatever was raised; nothing is written, and the sagas beside go on."""
+
+    def raises(*_: Any) -> Any:
+        raise error
+
+    world = World(Rules(plans=(replace(TRIP, **{function: raises}), checkout)))
+    effects = world.step(
+        *world.came(*sorted(world.engine.services())),
+        world.ask(wire.START, "t", booking("trip", "t")),
+        world.start("a"),
+    )
+    assert types(commands(effects)) == ["ReserveInventory"]
+    ((_, code, body),) = replies(effects)
+    assert code == 13
+    assert body["text"].startswith(f"the definition trip raised {told}")
+    assert len(body["text"]) < 300
