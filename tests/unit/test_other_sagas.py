@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from sagacity import wire
-from sagacity.saga import Retry, Saga
+from sagacity.saga import Priced, Retry, Saga, Unstartable
 from sagacity.testing import FOREVER, Decline, Fail, Silent, play
 from services.checkout import checkout
 from tests.unit.schedule import Schedule
@@ -170,3 +170,32 @@ def test_a_start_that_the_definitions_own_code_cannot_take_is_a_bug_and_the_shar
     assert code == 13
     assert body["text"].startswith(f"the definition trip raised {told}")
     assert len(body["text"]) < 300
+
+
+WRONG = [
+    *(("price", wrong) for wrong in (None, 7, Priced(3, 7), Priced(3, "\ud800"))),  # type: ignore[arg-type]  # a currency of 7
+    *(("price", Priced(wrong)) for wrong in (-1, 9.99, True, "3", 1 << 63)),  # type: ignore[arg-type]  # likewise
+    *(("price", Unstartable(wrong)) for wrong in (None, "\ud800", "x" * 5_000)),  # type: ignore[arg-type]  # likewise
+    *(("accept", wrong) for wrong in (None, TRIP.order("t", "x"), TRIP.order("\ud800", 3))),
+    *(("accept", wrong) for wrong in (TRIP.order("t", object()), TRIP)),
+]
+
+
+@pytest.mark.parametrize(("function", "gives"), WRONG)
+def test_what_no_restart_could_read_is_not_written(function: str, gives: object) -> None:
+    """F6: a price of 9.99 stood in the journal as a float, and its shard never started again."""
+    world = World(Rules(plans=(replace(TRIP, **{function: lambda *_: gives}), checkout)))
+    effects = world.step(world.ask(wire.START, "t", booking("trip", "t")), world.start("a"))
+    assert [code for _, code, _ in replies(effects)] == [13]
+    world.restart()
+    assert list(world.engine.state.by_id) == ["a"]
+
+
+def test_an_order_that_a_definition_made_anew_is_the_one_that_a_restart_reads() -> None:
+    """And what its fingerprint is of: the request's own bytes do not matter."""
+    plan = replace(TRIP, accept=lambda asked: TRIP.order(asked.saga_id, asked.nights + 1))
+    world = World(Rules(plans=(plan,)))
+    world.step(world.ask(wire.START, "t", booking("trip", "t")))
+    assert world.engine.state.by_id["t"].run.order == TRIP.order("t", 4)
+    world.restart()
+    assert world.engine.state.by_id["t"].run.order == TRIP.order("t", 4)
