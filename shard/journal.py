@@ -231,7 +231,7 @@ class SqliteJournal:
             for seq in seqs:
                 if seq > self.checkpoint_seq:
                     packed: Any = self._db.execute(_ROW, (seq,)).get
-                    batch = unpack_batch(packed or b"")
+                    batch = unpack_batch(packed)
                     rows.append(Row(seq, batch.wall_ms, batch.entries))
         except (*UNREADABLE, Unreadable) as error:
             raise JournalFailed(f"{self._path} cannot be read: {error}") from error
