@@ -556,6 +556,15 @@ def test_what_is_kept_of_a_saga_is_not_told_of_another(world: DiskWorld) -> None
         world.disk.kept_record(saga.number + 1)
 
 
+def test_a_block_that_is_gone_is_missed_by_who_asks_for_its_answers(world: DiskWorld) -> None:
+    """Its ids are known, so it is no saga that is new; nor one without an answer."""
+    finish(world, *(f"s{at}" for at in range(20)))
+    world.settle()
+    world.disk.store.db.execute("DELETE FROM block WHERE first = 0")
+    with pytest.raises(JournalFailed, match="has no block"):
+        world.generations.find("s0")
+
+
 def test_a_part_that_is_gone_is_missed_by_who_asks_for_its_ids(world: DiskWorld) -> None:
     """A11: without it an id that was used would be new."""
     finish(world, *(f"s{at}" for at in range(20)))

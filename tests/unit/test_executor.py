@@ -567,3 +567,17 @@ def test_a_wal_that_cannot_be_written_back_for_room_is_left_as_long_as_it_is(
     assert log.told == ["checkpoint_failed"]
     executor.close()
     disk.unregister()
+
+
+def test_a_disk_without_shared_memory_gets_its_wal_all_the_same(tmp_path: Path) -> None:
+    """One connection has it then. Else SQLite keeps its old mode without a word."""
+    disk = FailingDisk("toy-disk")
+    for count in (1, 2):
+        connection = open_file(tmp_path / "toy.db", disk.name)
+        assert connection.pragma("journal_mode") == "wal"
+        assert connection.pragma("locking_mode") == "exclusive"
+        world = World(toy, connection=connection)
+        assert world.each(put_command(1)) == ["ok"]
+        assert (count_of(world), world.executor.repeated) == (1, count - 1)
+        world.executor.close()
+    disk.unregister()

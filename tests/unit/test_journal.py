@@ -251,3 +251,12 @@ def test_a_row_that_was_changed_is_not_replayed_from_memory_either() -> None:
         journal.rows[1] = row
         with pytest.raises(JournalRefused, match=says):
             list(journal.replay())
+
+
+def test_a_journal_without_a_checkpoint_keeps_no_records(opened: tuple[Journal, Reopen]) -> None:
+    """All that it knows are its rows."""
+    journal, reopen = opened
+    filled(journal, 3)
+    journal = reopen()
+    assert journal.checkpoint() is None
+    assert list(journal.kept()) == []

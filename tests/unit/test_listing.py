@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+from msgspec import Struct
+from msgspec.structs import replace
 
 from sagacity import wire
-from sagacity.saga import Retry
+from sagacity.saga import Retry, Saga
 from shard.finished import FinishedInMemory
 from shard.listing import LOOKED_AT_MAX
 from shard.sagas import Card
@@ -251,9 +253,17 @@ def test_newest_gives_cards_below_a_place() -> None:
     assert finished.newest(0, 9) == finished.newest(-7, 9) == []
 
 
-def test_an_aborted_saga_whose_answer_gives_no_reason_is_listed_without_one() -> None:
+class Refused(Struct, frozen=True, tag_field="type", tag="trip_refused"):
+    """A final body whose reason is no text."""
+
+    reason: int = 7
+
+
+@pytest.mark.parametrize(
+    "plan", [chain("trip", 2), replace(chain("trip", 2), aborted=lambda *_: Refused())]
+)
+def test_an_aborted_saga_whose_answer_gives_no_reason_is_listed_without_one(plan: Saga) -> None:
     """A user's final body carries what its definition likes."""
-    plan = chain("trip", 2)
     world = World(Rules(plans=(plan,)))
     world.step(*world.came("trip_1", "trip_2"), world.ask(wire.START, "t", booking("trip", "t")))
     world.drive("t", wire.DECLINED)

@@ -172,3 +172,15 @@ def test_a_fence_whose_epoch_cannot_be_read_ends_no_shard() -> None:
     effects = world.step(Answered(INVENTORY, [said]))
     assert (effects.fenced_by, effects.entries) == (0, [])
     assert world.tally.counts["absorbed", "refused_fenced"] == 1
+
+
+def test_a_place_in_a_queue_that_nobody_wants_any_more_is_passed_over() -> None:
+    """Its command was given back for want of room, and then its answer came after all."""
+    world = serving()
+    world.step(world.start("a"))
+    command = world.held[INVENTORY][-1]
+    world.step(world.reply(INVENTORY, command, wire.REFUSED_UNAVAILABLE, {}))
+    (charge,) = commands(world.step(world.reply(INVENTORY, command, wire.OK)))
+    assert charge.step == 2
+    assert commands(world.step(*world.beats())) == []
+    assert [each.saga_id for each in commands(world.step(world.start("b")))] == ["b"]
