@@ -404,3 +404,13 @@ def test_the_oldest_of_too_many_audits_is_told_to_begin_again() -> None:
         for each in begun
     ]
     assert codes == [22, *[None] * SNAPSHOTS_MAX]
+
+
+def test_a_request_that_its_router_forwards_twice_gets_one_reply() -> None:
+    """It keeps its number on the way: after a reconnect nobody knows whether it had arrived."""
+    world = serving()
+    asked = world.start("a")
+    world.step(asked)
+    world.step(asked)
+    told = replies(world.drive("a", wire.OK, wire.OK, wire.OK))
+    assert [request for request, *_ in told] == [1]

@@ -177,10 +177,11 @@ def test_a_fence_whose_epoch_cannot_be_read_ends_no_shard() -> None:
 def test_a_place_in_a_queue_that_nobody_wants_any_more_is_passed_over() -> None:
     """Its command was given back for want of room, and then its answer came after all."""
     world = serving()
-    world.step(world.start("a"))
-    command = world.held[INVENTORY][-1]
-    world.step(world.reply(INVENTORY, command, wire.REFUSED_UNAVAILABLE, {}))
-    (charge,) = commands(world.step(world.reply(INVENTORY, command, wire.OK)))
-    assert charge.step == 2
+    world.step(world.start("a"), world.start("b"))
+    first, second = world.held[INVENTORY]
+    for command in (first, second):  # the one that is given back last goes before the other
+        world.step(world.reply(INVENTORY, command, wire.REFUSED_UNAVAILABLE, {}))
+    (charge,) = commands(world.step(world.reply(INVENTORY, first, wire.OK)))
+    assert (charge.saga_id, charge.step) == ("a", 2)
+    assert [each.saga_id for each in commands(world.step(*world.beats()))] == ["b"]
     assert commands(world.step(*world.beats())) == []
-    assert [each.saga_id for each in commands(world.step(world.start("b")))] == ["b"]
