@@ -81,9 +81,9 @@ museum: $(VENV)/.dev
 
 # The tests of those rooms alone: the whole suite takes no other branch of them, and longer.
 COVERED := admission barrier codec compaction deadlines engine_* executor forgetting forgotten \
-  found_by_fuzzing guard history ids journal journal_file listing loop loop_modes loop_time \
-  other_sagas pools ranges rates reserve retention retries segments slots sqlite state_refuses \
-  suspects wal whole_schedules wire
+  found_by_fuzzing generations guard history ids journal journal_file listing loop loop_modes \
+  loop_time other_sagas pools ranges rates reserve retention retries segments slots sqlite \
+  state_refuses suspects wal whole_schedules wire
 coverage: $(VENV)/.dev
 	@$(BIN)/coverage run -m pytest -q $(COVERED:%=tests/unit/test_%.py)
 	@$(BIN)/coverage report
