@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test prove museum campaign fuzz fuzz-guided bench clean
+.PHONY: help setup demo up test prove museum campaign fuzz fuzz-guided bench coverage clean
 
 help:
 	@echo "make demo    start a cluster, a checkout that completes and each way a step refuses, audit"
@@ -19,6 +19,7 @@ help:
 	@echo "make test    format, lint, types, tests"
 	@echo "make prove   play seeds of the simulation (SEEDS=1000 START=1); exit 1 on a violation"
 	@echo "make museum  plant bugs and see that the proof finds them (BUGS=a,b; all without)"
+	@echo "make coverage  every branch of what decides, keeps and remembers; exit 1 below 100 %"
 	@echo "make campaign  every layer of the proof at full size, about two hours (ARGS='--part 0.1')"
 	@echo "make bench   measure checkouts a second on this machine"
 	@echo "make fuzz    garbage for every reader (ARGS='--cases 20000000 --seed 1'); fuzz-guided: atheris"
@@ -77,6 +78,15 @@ prove: $(VENV)/.dev
 BUGS ?=
 museum: $(VENV)/.dev
 	@$(BIN)/python -m tests.museum $(if $(BUGS),--bugs $(BUGS)) $(ARGS)
+
+# The tests of those rooms alone: the whole suite takes no other branch of them, and longer.
+COVERED := admission barrier codec compaction deadlines engine_* executor forgetting forgotten \
+  found_by_fuzzing generations guard history ids journal journal_file listing loop loop_modes \
+  loop_time other_sagas pools ranges rates reserve retention retries segments slots sqlite \
+  state_refuses suspects wal whole_schedules wire
+coverage: $(VENV)/.dev
+	@$(BIN)/coverage run -m pytest -q $(COVERED:%=tests/unit/test_%.py)
+	@$(BIN)/coverage report
 
 campaign: $(VENV)/.dev
 	@$(BIN)/python -m tests.campaign $(ARGS)

@@ -484,8 +484,6 @@ def unpack(body: bytes) -> dict[str, Any]:
         if unpacker.tell() != len(body):
             raise ValueError("bytes left over")
         refuse_foreign(value)
-    except Malformed:
-        raise
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         raise Malformed(f"unreadable body: {error}") from None
     if not isinstance(value, dict):

@@ -44,13 +44,13 @@ def pack_batch(entries: list[Entry], epoch: int, wall_ms: int) -> bytes:
     return encode(Batch(FORMAT, epoch, wall_ms, entries))
 
 
-def unpack_batch(packed: bytes) -> Batch:
+def unpack_batch(packed: object) -> Batch:
     """Read a row back.
 
     Raises:
         Unreadable: it does not decode, or has another format version.
     """
-    batch = _read(_decode, packed)
+    batch = _read(_decode, as_bytes(packed))
     if batch.version != FORMAT:
         raise Unreadable(f"format version {batch.version}; this version reads {FORMAT}")
     return batch

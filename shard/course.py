@@ -25,6 +25,8 @@ from shard.sagas import BACKING_OFF, HELD, MS, QUEUED, Definition, Live, Suspect
 from shard.state import State
 from shard.tally import Tally
 
+TEXT_BYTES_MAX = 4_096  # of a reason or currency that a definition's own code gives
+
 
 class Course:
     """What requests, outcomes and time do to the sagas of one shard.
@@ -248,6 +250,19 @@ class Course:
         else:
             text = f"{name} of {saga.saga_id} does not succeed; it is tried for ever"
         return Stuck(Stuck.prefix + text)
+
+
+def writable(text: object) -> str:
+    """Give a text of a definition's own code that an entry is to hold.
+
+    Raises:
+        TypeError, ValueError: it is none, is too long, or has a surrogate.
+    """
+    if type(text) is not str:
+        raise TypeError(f"a text is expected, not {type(text).__name__}")
+    if len(text.encode()) > TEXT_BYTES_MAX:
+        raise ValueError(f"a text has at most {TEXT_BYTES_MAX} bytes")
+    return text
 
 
 def told_of(error: Exception) -> str:

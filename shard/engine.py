@@ -334,7 +334,8 @@ class Engine:
             self._died(event.worker, now, fx)
         elif isinstance(event, CommandBegun):
             self._begun(event, now, fx)
-        elif isinstance(event, ListApplied):
+        else:
+            assert isinstance(event, ListApplied)
             known = self._workers.get(event.worker)
             if known is None:
                 self.tally.absorbed("unknown_worker")

@@ -232,7 +232,7 @@ class SqliteJournal:
             for seq in seqs:
                 if seq > self.checkpoint_seq:
                     packed: Any = self._db.execute(_ROW, (seq,)).get
-                    batch = unpack_batch(packed or b"")
+                    batch = unpack_batch(packed)
                     rows.append(Row(seq, batch.wall_ms, batch.entries))
         except (*UNREADABLE, Unreadable) as error:
             raise JournalFailed(f"{self._path} cannot be read: {error}") from error
@@ -258,14 +258,12 @@ class SqliteJournal:
         Raises:
             JournalFailed: the file cannot be read, or holds what was not written.
         """
-        begin = self.checkpoint_seq
-        while begin < upto:
-            end, taken = begin, 0
-            for seq, length in self._sizes:
-                if seq > begin:
-                    end, taken = seq, taken + length
-                    if taken >= size or end == upto:
-                        break
+        begin, taken = self.checkpoint_seq, 0
+        # Commits add to the sizes meanwhile.
+        for end, length in [each for each in self._sizes if each[0] <= upto]:
+            taken += length
+            if taken < size and end != upto:
+                continue
             rows = self.store.rows(
                 "SELECT seq, batch FROM journal WHERE seq > ? AND seq <= ? ORDER BY seq", begin, end
             )
@@ -273,7 +271,7 @@ class SqliteJournal:
                 yield [(seq, unpack_batch(packed)) for seq, packed in rows]
             except Unreadable as error:
                 raise JournalFailed(f"{self._path} is damaged: {error}") from None
-            begin = end
+            begin, taken = end, 0
 
     def checkpointed(self, seq: int) -> None:
         """A checkpoint that stands for the rows up to `seq` is durable."""

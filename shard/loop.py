@@ -20,7 +20,7 @@ from shard.entries import Entry
 from shard.events import Event, Instant, Peer, Requests, WorkerCame, WorkerWent
 from shard.guard import Gate, Guard
 from shard.history import tell
-from shard.journal import Journal, JournalFailed, JournalFull, Receipt
+from shard.journal import Journal, JournalFull, Receipt
 from shard.sagas import MS
 
 LATE_NS = 500 * MS  # a turn that is later than this could not work; nobody pays for that time
@@ -158,8 +158,7 @@ class Loop:
         cluster_id: travels in the witness.
         observer: told how long things took, and who was turned away.
         upkeep: gets a slice of each turn.
-        fresh: makes engine and upkeep anew, knowing nothing; without it the process ends where
-            there is no room.
+        fresh: makes engine and upkeep anew, knowing nothing.
         reserve: room for the sagas in flight.
         accepts_loss: go on although the journal, or a service's database, is an old copy.
     """
@@ -174,7 +173,7 @@ class Loop:
         observer: Observer,
         upkeep: Upkeep | None = None,
         *,
-        fresh: Callable[[], tuple[Engine, Upkeep]] | None = None,
+        fresh: Callable[[], tuple[Engine, Upkeep]],
         reserve: Reserve | None = None,
         accepts_loss: bool = False,
     ) -> None:
@@ -348,8 +347,6 @@ class Loop:
 
     def _forget(self) -> None:
         """Know no more than the journal, as at a start: what memory holds was not written."""
-        if self._fresh is None:
-            raise JournalFailed("there is no room")
         hellos = self.engine.hellos()
         self.engine.let_go()
         self._upkeep.let_go()

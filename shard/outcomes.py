@@ -19,7 +19,7 @@ from sagacity.wire import (
     decoder,
 )
 from shard import entries, phases
-from shard.course import Course
+from shard.course import Course, writable
 from shard.effects import Effects
 from shard.events import Instant
 from shard.phases import COMPENSATING
@@ -136,14 +136,10 @@ class Outcomes:
     def _reason(self, definition: Definition, at: int, body: bytes) -> str:
         """Say why a step was declined, as its definition words it; plainly where that raises."""
         try:
-            reason = definition.saga.steps[at].reason(definition.readers.declined[at](body))
-            if type(reason) is not str:
-                raise TypeError(f"a reason is a text, not {type(reason).__name__}")
-            reason.encode()  # a surrogate cannot be written down
+            return writable(definition.saga.steps[at].reason(definition.readers.declined[at](body)))
         except Exception as error:  # the definition's own code may raise anything
             self._tally.faulted("definition_reason", type(error).__name__)
             return f"Declined: {definition.names[at]}"
-        return reason
 
     def _compensation_succeeded(self, saga: Live, got: Answer, now: Instant, fx: Effects) -> None:
         definition, at = saga.definition, got.step - 1

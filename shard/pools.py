@@ -87,8 +87,6 @@ class Pool:
         fresh: list[Live] = []
         suspects: list[Live] = []
         for saga in sagas:
-            if saga.queued_in is self or saga.queued_in is self.suspects:
-                continue
             suspected = saga.suspected() is not None
             (suspects if suspected else fresh).append(saga)
             saga.queued_in = self.suspects if suspected else self

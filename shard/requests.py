@@ -1,5 +1,7 @@
 """Requests: what clients ask of a shard: start, repeat, cancel, retry, show, books, list. Pure."""
 
+from typing import Any
+
 from msgspec import UNSET, Struct
 
 from sagacity import wire
@@ -21,7 +23,7 @@ from sagacity.wire import BodyReader, Request
 from shard import phases
 from shard.admission import FULL_RETRY_AFTER_MS, retry_after_ms
 from shard.books import Books
-from shard.course import Course
+from shard.course import Course, told_of, writable
 from shard.effects import Effects, HistoryAsked
 from shard.entries import CANCELLED, UNPRICED, RetryAsked, Started
 from shard.events import Instant, Peer
@@ -29,6 +31,7 @@ from shard.listing import page_of
 from shard.replies import answer, refuse
 from shard.sagas import Card, Definition, Live, Tombstone, Waiter
 
+AMOUNT_MAX = (1 << 63) - 1  # minor units
 DECODED_MAX = 8_192  # sagas whose order is kept decoded, 22 MB; more of them are kept as bytes
 WAITERS_MAX = 64  # requests that wait for one saga; the oldest are told to ask again
 
@@ -118,13 +121,7 @@ class Desk:
             saga_id: str = asked.saga_id
             if saga_id != request.saga_id:
                 raise Malformed("the body's saga_id is not the envelope's")
-            try:
-                order = definition.saga.accept(asked)
-            except SagacityError:
-                raise
-            except Exception as error:
-                raise _raised(definition, error) from error
-            packed = canonical if order is asked else wire.encode(order)
+            order, packed = _accepted(definition, asked, canonical)
             fingerprint = definition.fingerprint(packed)
             wait = request.kind == wire.START or (
                 request.kind == wire.RECALL and request.headers != wire.RECALLS_SUBMIT
@@ -183,15 +180,7 @@ class Desk:
         refusal = course.admission.refusal(len(state.live), course.wait_ms(definition))
         if refusal is not None:
             raise refusal
-        try:
-            priced = definition.saga.price(order, course.prices)
-        except Exception as error:
-            raise _raised(definition, error) from error
-        unpriced, amount, currency = None, 0, ""
-        if isinstance(priced, Unstartable):
-            unpriced = priced.reason
-        else:
-            amount, currency = priced.amount, priced.currency
+        unpriced, amount, currency = self._priced(definition, order)
         entry = Started(
             number_of(state.count + 1, course.shard),
             request.saga_id,
@@ -219,6 +208,23 @@ class Desk:
             course.turn_back(saga, UNPRICED, unpriced, now, fx)
         else:
             course.begin(saga, now)
+
+    def _priced(self, definition: Definition, order: Struct) -> tuple[str | None, int, str]:
+        """Give why an order cannot start, or None; its amount and currency.
+
+        Raises:
+            InternalError: the definition says what no journal can hold.
+        """
+        try:
+            priced = definition.saga.price(order, self._course.prices)
+            if isinstance(priced, Unstartable):
+                return writable(priced.reason), 0, ""
+            amount, currency = priced.amount, writable(priced.currency)
+            if type(amount) is not int or not 0 <= amount <= AMOUNT_MAX:
+                raise TypeError("an amount is an integer of minor units, not negative")
+        except Exception as error:
+            raise _raised(definition, error) from error
+        return None, amount, currency
 
     def _await(self, saga: Live, waiter: Waiter, wait: bool, fx: Effects) -> None:
         """Have a request answered: when the saga is final, or at once if that is all it asks."""
@@ -284,10 +290,27 @@ class Desk:
             refuse(fx, waiter, error)
 
 
+def _accepted(definition: Definition, asked: Any, canonical: bytes) -> tuple[Struct, bytes]:
+    """Have a definition accept a request; give the order, also packed.
+
+    Raises:
+        SagacityError: it refuses, or gives what no restart could read.
+    """
+    try:
+        order = definition.saga.accept(asked)
+        if order is asked:
+            return order, canonical
+        packed = wire.encode(order)
+        return definition.readers.order(packed), packed
+    except SagacityError:
+        raise
+    except Exception as error:
+        raise _raised(definition, error) from error
+
+
 def _raised(definition: Definition, error: Exception) -> InternalError:
     """Say that a definition's own code has a bug; its start is refused before it is written."""
-    text = f"the definition {definition.name} raised {type(error).__name__}: {error}"
-    return InternalError(text)
+    return InternalError(f"the definition {definition.name} raised {told_of(error)}")
 
 
 def _msg_id(body: bytes) -> int | None:

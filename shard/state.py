@@ -253,9 +253,7 @@ class State:
                 for entry in row.entries:
                     # A record leaves some of them out.
                     if isinstance(entry, AttemptEnded | Quarantined):
-                        saga = self.live.get(entry.number)
-                        if saga is not None:
-                            saga.attempt = entry.attempt
+                        self.live[entry.number].attempt = entry.attempt
                     self.apply(entry, row.seq)
         self.epoch = counts.epoch
         self.number = counts.number

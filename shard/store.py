@@ -164,15 +164,8 @@ class Store:
 
     def failure(self, what: str, error: apsw.Error) -> JournalFailed:
         """Give what an error of SQLite means; after one for room the next transaction can begin."""
-        text = f"{what} of {self.path}: {error}"
-        if not isinstance(error, apsw.FullError):
-            return JournalFailed(text)
-        try:
-            if self.db.in_transaction:
-                self.db.execute("ROLLBACK")
-        except apsw.Error as worse:
-            return JournalFailed(f"{text}; its rollback: {worse}")
-        return JournalFull(text)
+        kind = JournalFull if isinstance(error, apsw.FullError) else JournalFailed
+        return kind(f"{what} of {self.path}: {error}")
 
     def write_back(self) -> None:
         """Copy the WAL into the file if it is long; the WAL's file keeps its length.

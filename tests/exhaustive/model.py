@@ -116,27 +116,38 @@ NO_OUTCOMES: Final = frozenset(
 )
 
 
+class Tables:
+    """What the real parts say. Cases of as many sagas may share them: no bound is in there.
+
+    Args:
+        sagas: how many.
+        parts: of the engine.
+        barrier: of the services.
+    """
+
+    def __init__(
+        self, sagas: int, parts: Parts | None = None, barrier: type[Barrier] = Barrier
+    ) -> None:
+        self.shard = ShardTable(sagas, parts)
+        self.services = [ServiceTable(name, sagas, barrier) for name in SERVICES]
+
+
 class Model:
     """What can happen, from the beginning on.
 
     Args:
         case: its bounds.
-        parts: of the engine.
-        barrier: of the services.
+        tables: of its number of sagas; where none are given it makes its own.
         sends_first: a planted bug: the loop sends before it commits.
     """
 
     def __init__(
-        self,
-        case: Case,
-        parts: Parts | None = None,
-        barrier: type[Barrier] = Barrier,
-        *,
-        sends_first: bool = False,
+        self, case: Case, tables: Tables | None = None, *, sends_first: bool = False
     ) -> None:
+        tables = tables or Tables(case.sagas)
         self.case = case
-        self.shard = ShardTable(case.sagas, parts)
-        self.services = [ServiceTable(name, case.sagas, barrier) for name in SERVICES]
+        self.shard = tables.shard
+        self.services = tables.services
         self.fronts: list[Front] = []
         self.left: list[list[int]] = []  # by cost and faults left; -1 where there are too few
         self.probed: dict[str, int] = dict.fromkeys(rules.PROBES, 0)

@@ -22,7 +22,7 @@ from shard.pools import Worker
 from shard.sagas import OUT, SUCCEEDED, UNKNOWN, UNTOUCHED, Card, Live, Tombstone
 from shard.state import State
 from tests.exhaustive.cases import Case
-from tests.exhaustive.model import Model
+from tests.exhaustive.model import Model, Tables
 from tests.exhaustive.shard_table import Parts
 
 CASE: Final = Case(name="planted", crashes=1, losses=1, duplicates=1, cancels=1, declines=(1, 2, 3))
@@ -198,11 +198,11 @@ class Bug(Struct, frozen=True):
 
 
 def _of_engine(parts: Parts, breaks: str) -> Bug:
-    return Bug(lambda: Model(CASE, parts), breaks)
+    return Bug(lambda: Model(CASE, Tables(CASE.sagas, parts)), breaks)
 
 
 def _of_barrier(barrier: type[Barrier], breaks: str) -> Bug:
-    return Bug(lambda: Model(CASE, barrier=barrier), breaks)
+    return Bug(lambda: Model(CASE, Tables(CASE.sagas, barrier=barrier)), breaks)
 
 
 BUGS: Final[Mapping[str, Bug]] = {
@@ -214,7 +214,8 @@ BUGS: Final[Mapping[str, Bug]] = {
     "old_timeout_decides": _of_engine(Parts(mend=_with_old_failures), "moves nothing"),
     "refusal_is_outcome": _of_engine(Parts(mend=_with_refusals), "moves nothing"),
     "compensation_unheard": Bug(
-        lambda: Model(NO_FAULTS, Parts(mend=_deaf)), "once faults stop everything finishes"
+        lambda: Model(NO_FAULTS, Tables(NO_FAULTS.sagas, Parts(mend=_deaf))),
+        "once faults stop everything finishes",
     ),
     "timer_lost": _of_engine(Parts(mend=_without_timers), "in the wheel"),
     "no_dedupe": _of_barrier(NoDedupe, "its service's barrier says"),

@@ -29,7 +29,7 @@ from shard.finished import FinishedInMemory
 from shard.guard import OldCopy
 from shard.journal import MemoryJournal, Receipt
 from shard.links import Dropped, Links
-from shard.loop import SERVING, Fenced, Loop, Received
+from shard.loop import SERVING, Fenced, Loop, NoUpkeep, Received
 from shard.retries import RetryBudget
 from shard.sagas import Definition
 from shard.state import State
@@ -114,6 +114,20 @@ class Quiet:
         pass
 
 
+def _fresh() -> tuple[Engine, NoUpkeep]:
+    engine = Engine(
+        0,
+        frozenset(range(SLOTS)),
+        State({checkout.name: DEFINITION}, FinishedInMemory()),
+        PRICES,
+        Admission(4096),
+        RetryBudget(100, 100, 10),
+        PlainTally(),
+        30_000,
+    )
+    return engine, NoUpkeep()
+
+
 class Shard:
     """One shard in memory, with a worker of each service that does as it is asked."""
 
@@ -121,17 +135,10 @@ class Shard:
         self.clock = ManualClock(monotonic_ns=5_000_000_000_000)
         self.links = ListLinks()
         self.journal = MemoryJournal()
-        self.engine = Engine(
-            0,
-            frozenset(range(SLOTS)),
-            State({checkout.name: DEFINITION}, FinishedInMemory()),
-            PRICES,
-            Admission(4096),
-            RetryBudget(100, 100, 10),
-            PlainTally(),
-            30_000,
+        self.engine, _ = _fresh()
+        self.loop = Loop(
+            self.engine, self.journal, self.links, self.clock, CLUSTER_ID, Quiet(), fresh=_fresh
         )
-        self.loop = Loop(self.engine, self.journal, self.links, self.clock, CLUSTER_ID, Quiet())
         self.loop.recover()
         self.hello()
         self.turn()

@@ -3,13 +3,24 @@
 from collections.abc import Iterator
 
 import pytest
+from msgspec import Struct
 
 from sagacity import wire
 from sagacity.barrier import TOMBSTONE
 from sagacity.ids import ACTION, STEPS_MAX, number_of
+from sagacity.service import Call, Database, Ok, Result, Service
 from sagacity.slots import slot_of
 from sagacity.wire import Command
-from tests.unit.service_world import World, put_command, take_command, toy, world_of
+from tests.unit.service_world import (
+    Put,
+    Take,
+    World,
+    put_command,
+    take,
+    take_command,
+    toy,
+    world_of,
+)
 
 
 @pytest.fixture
@@ -237,3 +248,24 @@ def test_a_higher_epoch_stays_though_its_command_is_undone(world: World, how: st
     world.send(put_command(epoch=4, how=how))
     assert world.rows("SELECT epoch FROM fence") == [(4,)]
     assert world.outcomes(put_command(epoch=3)) == ["refused_fenced"]
+
+
+def test_a_reply_that_no_frame_has_room_for_is_a_failure_and_leaves_nothing() -> None:
+    """A handler's bug: stored, it would close its worker's connection each time it is given."""
+
+    def tells_all(db: Database, call: Call[Put]) -> Result:
+        db.execute("INSERT INTO put (number, step, amount) VALUES (1, 1, 1)")
+        return Ok(Told("x" * wire.BODY_BYTES_MAX))
+
+    service = Service("toy", toy.schema, actions={Put: tells_all}, compensations={Take: take})
+    with world_of(service) as talkative:
+        answer = talkative.send(put_command())[0]
+        assert wire.OUTCOMES[answer.outcome] == "failed"
+        assert "at most" in answer.body.decode(errors="replace")
+        assert (puts(talkative), barrier(talkative)) == ([], [])
+
+
+class Told(Struct, frozen=True, tag_field="type", tag="Put_ok"):
+    """A reply of any length."""
+
+    text: str

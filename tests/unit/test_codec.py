@@ -1,6 +1,8 @@
 """Codec: what was written comes back, everything else is refused, the chain tells rows apart."""
 
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,6 +21,7 @@ from shard.codec import (
     seal,
     unpack_batch,
     unpack_block,
+    unseal,
 )
 from shard.entries import (
     FORMAT,
@@ -115,3 +118,19 @@ def test_a_block_that_says_it_is_too_long_takes_no_memory() -> None:
         frame = magic + content_size_in_8_bytes + size.to_bytes(8, "little") + last_and_empty
         with pytest.raises(Unreadable, match="longer"):
             unpack_block(seal(frame))
+
+
+@pytest.mark.parametrize("read", [unpack_batch, unpack_block, unseal])
+def test_what_a_damaged_page_gives_in_place_of_bytes_is_unreadable(
+    read: Callable[[Any], object],
+) -> None:
+    """D4: SQLite gives a text, a number or nothing without a word."""
+    for got in ("text", 7, None):
+        with pytest.raises(Unreadable, match="where bytes were written"):
+            read(got)
+
+
+def test_a_block_that_is_no_frame_is_unreadable() -> None:
+    """Sealed like a block; but what it holds nobody squeezed."""
+    with pytest.raises(Unreadable):
+        unpack_block(seal(b"no frame of zstandard"))

@@ -9,7 +9,7 @@ from sagacity import wire
 from sagacity.saga import Retry
 from sagacity.wire import BODY_BYTES_MAX, HEADERS_BYTES_MAX, Begun, Request, answer_to
 from services.checkout import checkout
-from shard.books import PAGE_MAX
+from shard.books import PAGE_MAX, SNAPSHOTS_MAX
 from shard.effects import Effects
 from shard.entries import AttemptEnded, Forgotten, TurnedBack
 from shard.events import Answered, CommandBegun, Requests, WorkerWent
@@ -373,3 +373,66 @@ def test_a_death_after_the_answer_counts_against_nobody() -> None:
     suspect = world.engine.state.by_id["a"].suspected()
     assert suspect is not None
     assert suspect.deaths == 0
+
+
+@pytest.mark.parametrize("kind", [wire.CANCEL, wire.RETRY])
+def test_a_request_whose_body_names_another_saga_is_malformed(kind: int) -> None:
+    """The router has read the envelope alone: the other one may be another shard's."""
+    world = serving()
+    world.step(world.start("a"))
+    name = {wire.CANCEL: "cancel", wire.RETRY: "retry"}[kind]
+    body = {"type": name, "saga_id": "b", "reason": "x", "msg_id": 7}
+    effects = world.step(world.ask(kind, "a", body))
+    ((_, code, told),) = replies(effects)
+    assert (code, told["in_reply_to"], effects.entries) == (12, 7, [])
+
+
+def test_of_very_many_sagas_orders_are_kept_as_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 000 in flight: a decoded order is three times as large. What is sent is the same."""
+    sent = []
+    for most in (0, 8_192):
+        monkeypatch.setattr("shard.requests.DECODED_MAX", most)
+        world = serving()
+        (command,) = commands(world.step(world.start("a")))
+        sent.append(command)
+        assert bodies(world.drive("a", wire.OK, wire.OK, wire.OK))[0]["status"] == "COMPLETED"
+    assert sent[0] == sent[1]
+
+
+def test_an_audit_reads_which_numbers_are_forgotten() -> None:
+    """Of those a service may hold no barrier rows; of others it must."""
+    world = serving()
+    for saga_id in ("a", "b", "c"):
+        world.step(world.start(saga_id))
+        world.drive(saga_id, wire.OK, wire.OK, wire.OK)
+    world.step(forget=([(1, 1), (3, 3)], 1))
+    asked = {"book": "forgotten", "from": 0}
+    (page,) = bodies(world.step(world.ask(wire.BOOKS, "0", asked)))
+    assert page["rows"] == [[1, 1], [3, 3]]
+    (rest,) = bodies(world.step(world.ask(wire.BOOKS, "0", {**asked, "from": 1})))
+    assert (rest["from"], rest["rows"]) == (1, [[3, 3]])
+
+
+def test_the_oldest_of_too_many_audits_is_told_to_begin_again() -> None:
+    """Each holds what ran when it began; an audit that its asker has given up ends by itself."""
+    world = serving()
+    world.step(world.start("a"))
+    begun = [
+        bodies(world.step(world.ask(wire.BOOKS, "0", {"book": "sagas"})))[0]["snapshot"]
+        for _ in range(SNAPSHOTS_MAX + 1)
+    ]
+    codes = [
+        replies(world.step(world.ask(wire.BOOKS, "0", {"book": "running", "snapshot": each})))[0][1]
+        for each in begun
+    ]
+    assert codes == [22, *[None] * SNAPSHOTS_MAX]
+
+
+def test_a_request_that_its_router_forwards_twice_gets_one_reply() -> None:
+    """It keeps its number on the way: after a reconnect nobody knows whether it had arrived."""
+    world = serving()
+    asked = world.start("a")
+    world.step(asked)
+    world.step(asked)
+    told = replies(world.drive("a", wire.OK, wire.OK, wire.OK))
+    assert [request for request, *_ in told] == [1]

@@ -15,6 +15,7 @@ from sagacity.service import Call, Database, Ok, Result, Rows, Service
 from sagacity.wire import BooksAsked, Commands, Witness
 from services.inventory import service as inventory
 from services.payment import service as payment
+from tests.unit.failing_disk import FailingDisk
 from tests.unit.faulty_disk import faulty_database
 from tests.unit.service_world import (
     CLUSTER_ID,
@@ -24,7 +25,9 @@ from tests.unit.service_world import (
     Take,
     TakeOk,
     World,
+    a_list,
     put_command,
+    take,
     take_command,
     toy,
     world_of,
@@ -485,3 +488,96 @@ def test_rows_that_have_no_place_on_the_wire_are_unreadable() -> None:
     broken = Service("toy", toy.schema, toy.actions, toy.compensations, books={"puts": floats})
     with world_of(broken) as world:
         assert page(world, book="toy", table="puts", after=0, limit=5)["code"] == 0
+
+
+@pytest.mark.parametrize("how", ["ok", "raise"], ids=["together", "one by one"])
+def test_a_handler_that_finds_no_room_is_not_at_fault(how: str) -> None:
+    """Neither failed nor a bug in the log: the shard keeps the command until there is room."""
+
+    def bulky(db: Database, call: Call[Put]) -> Result:
+        db.execute("INSERT INTO put VALUES (?, ?, ?, zeroblob(?), 0)", (None, 1, 1, 1 << 20))
+        return Ok(PutOk(1))
+
+    schema = "CREATE TABLE put (id INTEGER PRIMARY KEY, number, step, amount, taken)"
+    service = Service("toy", schema, actions={Put: bulky}, compensations={Take: take})
+    with world_of(service) as world:
+        world.connection.pragma("max_page_count", world.connection.pragma("page_count") + 2)
+        # A compensation that raises has its batch run again one by one, each in a savepoint.
+        outcomes = world.outcomes(take_command(9, how=how), put_command(1), put_command(2))
+        assert outcomes == ["refused_unavailable"] * 3
+        assert not world.executor.available
+        assert world.log.told.count("handler_raised") == (how == "raise")
+        world.connection.pragma("max_page_count", 1_000_000)
+        assert world.executor.try_write()
+        assert world.each(put_command(1)) == ["ok"]
+
+
+def test_a_standby_tells_what_the_worker_before_it_has_seen(tmp_path: Path) -> None:
+    """HELLO carries the witnesses of the database, not those of one connection."""
+    worker, standby = (World(toy, connection=open_file(tmp_path / "toy.db")) for _ in range(2))
+    assert standby.executor.witnesses() == []
+    worker.send(put_command(1))
+    assert [each.seq for each in standby.executor.witnesses()] == [1]
+    worker.send(put_command(2))
+    assert [each.seq for each in standby.executor.witnesses()] == [2]
+    for each in (worker, standby):
+        each.executor.close()
+
+
+def test_a_list_is_kept_whole_while_another_has_the_lock(tmp_path: Path) -> None:
+    """What is left of it is all of it; nothing is forgotten that was not asked in peace."""
+    world = World(toy, connection=open_file(tmp_path / "toy.db"))
+    world.connection.set_busy_timeout(0)
+    world.send(put_command(1))
+    other = apsw.Connection(str(tmp_path / "toy.db"))
+    other.execute("BEGIN IMMEDIATE")
+    asked = a_list((1, 1))
+    assert world.executor.forget(asked) == asked.ranges
+    assert not world.executor.available
+    assert world.executor.forget(asked) == asked.ranges
+    other.execute("COMMIT")
+    other.close()
+    assert world.executor.try_write()
+    assert world.rows("SELECT count(*) FROM barrier") == [(1,)]
+    assert world.executor.forget(asked) == []
+    assert world.rows("SELECT count(*) FROM barrier") == [(0,)]
+    world.executor.close()
+
+
+def test_a_wal_that_cannot_be_written_back_for_room_is_left_as_long_as_it_is(
+    tmp_path: Path,
+) -> None:
+    """The answers have left already; it is tried again when the WAL has grown as much."""
+    disk = FailingDisk("toy-disk")
+    connection = apsw.Connection(str(tmp_path / "toy.db"), vfs=disk.name)
+    connection.pragma("locking_mode", "exclusive")
+    assert connection.pragma("journal_mode", "wal") == "wal"
+    make_tables(connection, toy, CLUSTER_ID)
+    log = Events()
+    executor = BatchExecutor(connection, toy, log, checkpoint_pages=1)
+    batch = [Commands(Witness(CLUSTER_ID, 0, 1, 1, b"", 0), [put_command()])]
+    executor.execute(batch)
+    disk.begin_again(apsw.FullError, ("xWrite", 0), once=False)
+    executor.tidy()
+    assert (disk.failures, log.told) == (1, ["checkpoint_failed"])
+    disk.fails = None
+    assert executor.available
+    assert executor.execute(batch)[0][0].outcome == wire.OK
+    executor.tidy()
+    assert log.told == ["checkpoint_failed"]
+    executor.close()
+    disk.unregister()
+
+
+def test_a_disk_without_shared_memory_gets_its_wal_all_the_same(tmp_path: Path) -> None:
+    """One connection has it then. Else SQLite keeps its old mode without a word."""
+    disk = FailingDisk("toy-disk")
+    for count in (1, 2):
+        connection = open_file(tmp_path / "toy.db", disk.name)
+        assert connection.pragma("journal_mode") == "wal"
+        assert connection.pragma("locking_mode") == "exclusive"
+        world = World(toy, connection=connection)
+        assert world.each(put_command(1)) == ["ok"]
+        assert (count_of(world), world.executor.repeated) == (1, count - 1)
+        world.executor.close()
+    disk.unregister()

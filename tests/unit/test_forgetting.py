@@ -239,3 +239,15 @@ def test_a_list_leaves_only_when_it_is_durable_and_after_a_restart_too() -> None
     rig.turn(ListApplied(b"payment", 0, 1))
     assert rig.journal.entries()[-1] == ForgetTaken("payment", 1)
     assert rig.turn().lists == []
+
+
+def test_a_service_that_was_removed_takes_a_list_that_is_dropped_already() -> None:
+    """Its word stands in the journal, of a time at which the configuration named it."""
+    state = State(DEFINITIONS, FinishedInMemory())
+    state.count = 9
+    state.forget(Forgotten(1, [(1, 1)], 0), 1)
+    for name in ("inventory", "payment", "shipping"):
+        assert state.lists_open == {1: [(1, 1)]}
+        state.apply(ForgetTaken(name, 1), 2)
+    state.apply(ForgetTaken("insurance", 1), 3)
+    assert (state.lists_open, state.lists_takers, state.lists) == ({}, {}, 1)

@@ -177,3 +177,17 @@ def test_a_finished_saga_of_another_version_is_told_by_its_facts() -> None:
         ]
         assert told_now["history"][-1]["body"]["status"] == "COMPLETED"
         assert told_now["history"][1]["body"]["type"] == "ReserveInventory_ok"
+
+
+def test_a_reply_that_no_definition_here_can_read_is_told_as_far_as_any_body_can() -> None:
+    """What a service said beside its promise does no harm when its saga's definition is gone."""
+    world = World()
+    world.step(*world.came(*SERVICES), world.start("a"))
+    command = world.take(b"inventory", "a")
+    body = world.body_of(command, wire.OK)
+    crooked = bytes([body[0] + 1]) + body[1:] + b"\xa1x\xcb" + bytes(8)  # a float beside
+    world.step(Answered(b"inventory", [answer_to(command, wire.OK, crooked)]))
+    dossier = world.engine.state.by_id["a"].dossier()
+    told_now = wire.unpack(tell(dossier, world.record(dossier), {}))
+    (answered,) = [each for each in told_now["history"] if each["event"] == "answer"]
+    assert answered["body"] == {}

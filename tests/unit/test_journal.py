@@ -26,7 +26,7 @@ from shard.entries import (
     Started,
     TurnedBack,
 )
-from shard.journal import Journal, MemoryJournal
+from shard.journal import Journal, JournalRefused, MemoryJournal
 from shard.records import Row
 from tests.unit.journal_world import entries_of, filled, open_at, replayed
 
@@ -236,3 +236,27 @@ def test_a_chain_depends_on_all_that_stands_before_it() -> None:
     chain = link(GENESIS, 1, b"first")
     assert chain.hex() == "210d3d8511ea5fa15df245f9c5ac5aac"
     assert len({link(chain, 2, b"x"), link(GENESIS, 2, b"x"), link(chain, 3, b"x")}) == 3
+
+
+def test_a_row_that_was_changed_is_not_replayed_from_memory_either() -> None:
+    """The twin says what the file says, so that tests which use it can fail."""
+    journal = MemoryJournal()
+    filled(journal, 3)
+    seq, chain, packed = journal.rows[1]
+    for row, says in (
+        ((seq, chain, packed + b"x"), "is not what was written"),
+        ((seq + 1, chain, packed), "is not what was written"),
+        ((seq, link(journal.rows[0][1], seq, b"\xc1"), b"\xc1"), "damaged at row 2"),
+    ):
+        journal.rows[1] = row
+        with pytest.raises(JournalRefused, match=says):
+            list(journal.replay())
+
+
+def test_a_journal_without_a_checkpoint_keeps_no_records(opened: tuple[Journal, Reopen]) -> None:
+    """All that it knows are its rows."""
+    journal, reopen = opened
+    filled(journal, 3)
+    journal = reopen()
+    assert journal.checkpoint() is None
+    assert list(journal.kept()) == []

@@ -3,12 +3,15 @@
 from typing import Any
 
 import pytest
+from msgspec import Struct
+from msgspec.structs import replace
 
 from sagacity import wire
-from sagacity.saga import Retry
+from sagacity.saga import Retry, Saga
 from shard.finished import FinishedInMemory
 from shard.listing import LOOKED_AT_MAX
 from shard.sagas import Card
+from tests.unit.toy_sagas import booking, chain
 from tests.unit.world import WALL_MS, Rules, World, bodies
 
 SERVICES = ("inventory", "payment", "shipping")
@@ -248,3 +251,21 @@ def test_newest_gives_cards_below_a_place() -> None:
     assert [each.saga_id for each in finished.newest(3, 9)] == ["f2", "f1", "f0"]
     assert [each.saga_id for each in finished.newest(99, 1)] == ["f4"]
     assert finished.newest(0, 9) == finished.newest(-7, 9) == []
+
+
+class Refused(Struct, frozen=True, tag_field="type", tag="trip_refused"):
+    """A final body whose reason is no text."""
+
+    reason: int = 7
+
+
+@pytest.mark.parametrize(
+    "plan", [chain("trip", 2), replace(chain("trip", 2), aborted=lambda *_: Refused())]
+)
+def test_an_aborted_saga_whose_answer_gives_no_reason_is_listed_without_one(plan: Saga) -> None:
+    """A user's final body carries what its definition likes."""
+    world = World(Rules(plans=(plan,)))
+    world.step(*world.came("trip_1", "trip_2"), world.ask(wire.START, "t", booking("trip", "t")))
+    world.drive("t", wire.DECLINED)
+    [row] = page(world, "finished")["rows"]
+    assert (row[0], row[1], row[-1]) == ("t", "ABORTED", "")

@@ -22,7 +22,7 @@ from sagacity.wire import (
 from shard.entries import Opened
 from shard.events import Answered, Event
 from shard.journal import JournalFailed, JournalRefused
-from shard.loop import Fenced
+from shard.loop import HISTORIES_MAX, Fenced
 from shard.sagas import MS
 from tests.unit.canned import answer
 from tests.unit.loop_rig import PEERS, Rig, serving
@@ -256,3 +256,17 @@ def test_answers_of_a_batch_are_taken_before_its_cancels_and_starts(rig: Rig) ->
     rig.turn(rig.start("s1"), rig.ask(CANCEL, "s1", cancel), Answered(b"shipping", [last]))
     codes = sorted((reply.code or 0, unpack(reply.body)["type"]) for reply in rig.links.replies)
     assert codes == [(0, "checkout_complete"), (0, "checkout_complete"), (22, "error")]
+
+
+def test_more_histories_than_there_is_room_for_are_asked_for_again(rig: Rig) -> None:
+    """G5: who asks for very many at once waits; sagas do not, and every request gets one reply."""
+    asked = [rig.ask(SHOW, "s1") for _ in range(HISTORIES_MAX + 3)]
+    rig.turn(*asked, rig.start("s2"))
+    assert "s2" in rig.engine.state.by_id
+    refused = [each for each in rig.links.replies if each.code is not None]
+    assert [(each.code, unpack(each.body)["retry_after_ms"]) for each in refused] == [(11, 250)] * 3
+    for _ in range(HISTORIES_MAX):
+        if len(rig.links.replies) == len(asked):
+            break
+        rig.turn()
+    assert len({each.request for each in rig.links.replies}) == len(asked)

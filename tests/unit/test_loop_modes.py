@@ -13,7 +13,7 @@ from shard.engine import Engine
 from shard.entries import Opened, Ran
 from shard.events import Answered, Event, ListApplied, WorkerCame, WorkerLives, WorkerWent
 from shard.guard import LOSS_GAP, OldCopy
-from shard.loop import FULL, SERVING, STARTING, TRY_AGAIN_NS
+from shard.loop import FULL, SERVING, STARTING, TRY_AGAIN_NS, NoReserve
 from shard.pools import Pool, Worker
 from shard.retention import NOTE_MS
 from shard.sagas import MS, Live
@@ -384,3 +384,18 @@ def test_a_pause_of_the_whole_machine_is_no_running_time() -> None:
     rig.turn(took_ms=8 * 24 * 3_600_000)
     rig.turn(rig.start("s1"))
     assert said(rig)[-1] == "checkout_complete"
+
+
+def test_a_shard_that_has_no_reserve_waits_for_room_at_once() -> None:
+    """There is nothing to give up for the sagas in flight."""
+    rig = Rig()
+    rig.reserve = NoReserve()  # type: ignore[assignment]  # its room cannot be set
+    rig.start_over()
+    rig.turn(*rig.workers(), rig.start("s1"))
+    rig.journal.full = 1
+    rig.turn(rig.answered(1))
+    assert rig.loop.mode == FULL
+    rig.turn(took_ms=TRY_AGAIN_NS // MS)
+    assert rig.loop.mode == SERVING
+    rig.turn()
+    settled(rig)

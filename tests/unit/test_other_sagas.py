@@ -1,11 +1,13 @@
 """A saga other than checkout runs through the engine unchanged; so do two in one shard."""
 
 from random import Random
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from sagacity import wire
-from sagacity.saga import Retry, Saga
+from sagacity.saga import Priced, Retry, Saga, Unstartable
 from sagacity.testing import FOREVER, Decline, Fail, Silent, play
 from services.checkout import checkout
 from tests.unit.schedule import Schedule
@@ -130,3 +132,70 @@ def test_both_end_under_schedules_that_nobody_wrote(seed: int) -> None:
     state = schedule.world.engine.state
     assert len(state.finished) == state.count
     assert (state.compensating, state.stuck, state.at_risk) == (0, 0, 0)
+
+
+class Mute(Exception):
+    """Cannot be worded."""
+
+    def __str__(self) -> str:
+        raise ValueError("mute")
+
+
+@pytest.mark.parametrize("function", ["accept", "price"])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("no"), "ValueError: no"),
+        (ValueError("no \ud800"), "ValueError: no ?"),
+        (ValueError("x" * 1_000_000), "ValueError: xxx"),
+        (Mute(), "Mute"),
+    ],
+)
+def test_a_start_that_the_definitions_own_code_cannot_take_is_a_bug_and_the_shard_lives(
+    function: str, error: Exception, told: str
+) -> None:
+    """SPEC 4: code 13, whatever was raised; nothing is written, and the sagas beside go on."""
+
+    def raises(*_: Any) -> Any:
+        raise error
+
+    world = World(Rules(plans=(replace(TRIP, **{function: raises}), checkout)))
+    effects = world.step(
+        *world.came(*sorted(world.engine.services())),
+        world.ask(wire.START, "t", booking("trip", "t")),
+        world.start("a"),
+    )
+    assert types(commands(effects)) == ["ReserveInventory"]
+    ((_, code, body),) = replies(effects)
+    assert code == 13
+    assert body["text"].startswith(f"the definition trip raised {told}")
+    assert len(body["text"]) < 300
+
+
+WRONG = [
+    *(("price", wrong) for wrong in (None, 7, Priced(3, 7), Priced(3, "\ud800"))),  # type: ignore[arg-type]  # a currency of 7
+    *(("price", Priced(wrong)) for wrong in (-1, 9.99, True, "3", 1 << 63)),  # type: ignore[arg-type]  # likewise
+    *(("price", Unstartable(wrong)) for wrong in (None, "\ud800", "x" * 5_000)),  # type: ignore[arg-type]  # likewise
+    *(("accept", wrong) for wrong in (None, TRIP.order("t", "x"), TRIP.order("\ud800", 3))),
+    *(("accept", wrong) for wrong in (TRIP.order("t", object()), TRIP)),
+]
+
+
+@pytest.mark.parametrize(("function", "gives"), WRONG)
+def test_what_no_restart_could_read_is_not_written(function: str, gives: object) -> None:
+    """F6: a price of 9.99 stood in the journal as a float, and its shard never started again."""
+    world = World(Rules(plans=(replace(TRIP, **{function: lambda *_: gives}), checkout)))
+    effects = world.step(world.ask(wire.START, "t", booking("trip", "t")), world.start("a"))
+    assert [code for _, code, _ in replies(effects)] == [13]
+    world.restart()
+    assert list(world.engine.state.by_id) == ["a"]
+
+
+def test_an_order_that_a_definition_made_anew_is_the_one_that_a_restart_reads() -> None:
+    """And what its fingerprint is of: the request's own bytes do not matter."""
+    plan = replace(TRIP, accept=lambda asked: TRIP.order(asked.saga_id, asked.nights + 1))
+    world = World(Rules(plans=(plan,)))
+    world.step(world.ask(wire.START, "t", booking("trip", "t")))
+    assert world.engine.state.by_id["t"].run.order == TRIP.order("t", 4)
+    world.restart()
+    assert world.engine.state.by_id["t"].run.order == TRIP.order("t", 4)

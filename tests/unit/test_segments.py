@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shard import segments
@@ -53,6 +53,7 @@ def test_a_new_id_is_seldom_looked_for_in_vain() -> None:
 
 
 @settings(max_examples=50, deadline=None)
+@example([1, 900, 20_000], 0)  # units finer than the parts of the small ones
 @given(st.lists(st.sampled_from([0, 1, 3, 150, 900]), min_size=1, max_size=8), st.integers(0, 9))
 def test_units_of_runs_of_any_size_put_together_are_all_their_entries(
     sizes: list[int], seed: int

@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 import pytest
 
+from cluster.directory import DataDirectory
 from sagacity.ids import count_of
 from sagacity.ranges import ranges_of
 from sagacity.wire import OK
-from shard.codec import link, pack_batch
+from shard.codec import link, pack_batch, pack_block, pack_record
 from shard.entries import FORMAT, Opened, Ran, Started
 from shard.journal import SqliteJournal
+from shard.records import Row
 from shard.segments import ENTRY_BYTES
-from shard.verify import FAULTS_MAX, Found, verify
+from shard.verify import FAULTS_MAX, Found, main, verify
 from tests.unit.disk_world import DiskWorld
 from tests.unit.journal_world import CLUSTER, abandon, entries_of, filled, open_at, wal_of
 
@@ -298,6 +301,14 @@ def test_segments_without_ordinals_beside_blocks_that_are_still_there_are_no_fau
 
 
 GENERATION_DAMAGES = {
+    "segment under another id": (
+        "UPDATE segment SET id = id + 100000 WHERE id = (SELECT max(id) FROM segment)",
+        "says that it is segment",
+    ),
+    "prints of another": (
+        "UPDATE segment SET prints = (SELECT prints FROM segment LIMIT 1) WHERE id > 5",
+        " prints of ",
+    ),
     "checkpoint gone": ("DELETE FROM checkpoint", "rows are missing"),
     "checkpoint moved": ("UPDATE checkpoint SET seq = seq + 1", "the checkpoint is not"),
     "kept changed": ("UPDATE kept SET record = zeroblob(20)", "what is kept of saga"),
@@ -375,3 +386,33 @@ def dumped(path: Path) -> list[Any]:
     said = [db.execute(query).fetchall() for query in queries]
     db.close()
     return said
+
+
+def test_a_block_in_which_a_saga_has_no_end_is_damaged(tmp_path: Path) -> None:
+    """Sealed and squeezed like a block; but a record goes from a start to an end."""
+    path = tmp_path / "journal.db"
+    compacted(path)
+    block = pack_block([pack_record([Row(1, 1, [Ran(5)])])])
+    forged(path, "UPDATE block SET records = ? WHERE first = 0", block)
+    assert "does not go from a start to an end" in " ".join(verify(path, CLUSTER, 0).faults)
+
+
+# -- the program ----------------------------------------------------------------------------------
+
+
+def test_the_program_prints_a_line_for_each_shard_and_refuses_what_is_no_directory(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """`sagacity journal verify` draws them; faults are lines, not an exit code."""
+    cluster = DataDirectory(tmp_path).open_or_create(2)
+    for shard in range(cluster.shards):
+        journal = SqliteJournal(DataDirectory(tmp_path).journal(shard), cluster.cluster_id, shard)
+        journal.commit([Opened(cluster.cluster_id, shard, 1)], 1, 1)
+        journal.close()
+    forged(DataDirectory(tmp_path).journal(1), "DELETE FROM journal")
+    assert main(["--data", str(tmp_path)]) == 0
+    lines = capfdbinary.readouterr().out.splitlines()
+    found = [msgspec.json.decode(line, type=Found) for line in lines]
+    assert [(each.shard, each.rows) for each in found] == [(0, 1), (1, 0)]
+    assert main(["--data", str(tmp_path / "gone")]) == 2
+    assert capfdbinary.readouterr().err.count(b"\n") == 1

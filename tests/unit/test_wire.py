@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from sagacity import wire
 from sagacity.errors import Malformed
+from sagacity.messages import ReleaseReservation
 from sagacity.wire import (
     BODY_BYTES_MAX,
     CONTAINER_MAX,
@@ -392,3 +393,11 @@ def test_a_command_that_no_frame_can_hold_is_left_out() -> None:
         "t",
         "t",
     ]
+
+
+def test_a_record_is_packed_as_its_map_is() -> None:
+    """A handler may give either; a body on the wire does not tell which."""
+    command = {"type": "ReleaseReservation", "saga_id": "s", "step": 1, "compensating": True}
+    record = ReleaseReservation("s", 1, True)
+    assert wire.unpack(wire.pack(record)) == command
+    assert wire.pack(record) == wire.pack(command)
