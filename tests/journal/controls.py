@@ -13,7 +13,7 @@ from typing import Final
 from shard.entries import Entry
 from shard.journal import Receipt, SqliteJournal
 from shard.store import Store
-from tests.journal.disk import SYNC, MemoryDisk
+from sagacity.simulation.vfs import SYNC, MemoryDisk
 from tests.journal.workloads import small
 from tests.journal.world import JournalWorld, NotingJournal, Story
 

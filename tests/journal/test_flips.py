@@ -6,7 +6,7 @@ import pytest
 
 from shard import store, verify
 from tests.journal import flips
-from tests.journal.disk import MemoryDisk, memory_disk
+from sagacity.simulation.vfs import MemoryDisk, memory_disk
 from tests.journal.flips import ASKING, HARMLESS, REFUSED, RESUMED, Flips, Written
 from tests.journal.workloads import small_limits
 from tests.journal.world import PATH, Violation

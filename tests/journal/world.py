@@ -32,7 +32,7 @@ from shard.sagas import Card, Live, Tombstone
 from shard.state import FinishedSagas
 from shard.store import JournalFailed, JournalRefused
 from shard.verify import Found, faults_of
-from tests.journal.disk import Image, MemoryDisk, Op
+from sagacity.simulation.vfs import Image, MemoryDisk, Op
 from tests.unit.disk_world import DiskWorld
 from tests.unit.world import CLUSTER_ID, Rules, given, order, replies, snapshot
 
