@@ -196,9 +196,7 @@ def _bound(part: int, bits: int) -> bytes:
     return (part << (_TOP_BITS - bits)).to_bytes(4, "big")
 
 
-def due(
-    segments: Sequence[Segment], forgotten: int, per_level: int | None = None
-) -> list[Segment]:
+def due(segments: Sequence[Segment], forgotten: int, per_level: int | None = None) -> list[Segment]:
     """Give the segments that are to become one now: a full level, or one that is past retention.
 
     Args:

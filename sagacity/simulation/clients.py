@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from sagacity import wire
 from sagacity.connection import Connection
+from sagacity.errors import Conflict
 from sagacity.simulation.cluster import ROUTER, Cluster, TwinMachine
 from sagacity.simulation.plan import CLIENTS, Ask
 from sagacity.simulation.world import MS, SECOND, Process
@@ -34,6 +35,12 @@ class Heard(Struct, frozen=True):
         if self.code is not None or self.ask.kind not in STARTS:
             return False
         return not str(self.body.get("type")).endswith("_accepted")
+
+    @property
+    def is_past_retention(self) -> bool:
+        """Whether it says that the outcome is no longer kept; other content has a fingerprint."""
+        is_start = self.ask.kind in STARTS
+        return is_start and self.code == Conflict.code and "fingerprint" not in self.body
 
 
 class Clients:
@@ -96,7 +103,7 @@ class Clients:
         body = {} if ask.kind == wire.SHOW and reply.code is None else wire.unpack(reply.body)
         heard = Heard(self._world.now, ask, saga_id, reply.code, body)
         self.heard.append(heard)
-        if ask.client == LAST and heard.final:
+        if ask.client == LAST and (heard.final or heard.is_past_retention):
             self.outcomes[saga_id] = heard
 
     def _spawn_last(self) -> None:
@@ -122,10 +129,11 @@ class Clients:
                 if token not in open_:
                     continue  # of a retry: whether it was of use shows in the outcome
                 ask = open_.pop(token)
+                saga_id = starts[ask.start]["saga_id"]
                 self._hear(ask, reply)
                 if reply.code in {0, 11}:
                     todo.append(ask.start)
-                elif not self.heard[-1].final and not self._had_other_content(ask):
+                elif saga_id not in self.outcomes and not self._had_other_content(ask):
                     self._cluster.violations.append(f"no outcome: {self.heard[-1]}")
 
     def _had_other_content(self, asked: Ask) -> bool:

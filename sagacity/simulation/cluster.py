@@ -150,7 +150,9 @@ class Tally(PlainTally):
 class CheckedLinks(Links):
     """A shard's connections, which see that nothing leaves before it is durable."""
 
-    def __init__(self, violations: list[str], journal: "TwinJournal | DriveJournal", *args: Any) -> None:
+    def __init__(
+        self, violations: list[str], journal: "TwinJournal | DriveJournal", *args: Any
+    ) -> None:
         super().__init__(*args)
         self._violations = violations
         self._journal = journal
@@ -485,6 +487,8 @@ class Cluster:
 
     def close(self) -> None:
         """Let go of everything."""
+        for drive in self.drives.values():
+            drive.is_over = True
         self.world.close()
         for database in self.databases.values():
             apsw.Connection.close(database)

@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 PATH: Final = Path("/shard/journal.db")
 WAYS: Final = ("drop", "keep", "torn", "last", "gap", "part-1")
+TEARING: Final = frozenset({"torn", "part-1"})  # of a write some sectors
 
 
 class Died(BaseException):
@@ -63,6 +64,7 @@ class Drive(MemoryDisk):
         self.syncs = 0
         self.is_recovering = False
         self.had_error = False  # since it was opened last
+        self.is_over = False  # the dead are unwound, and what they do meets nothing
         self._is_cut = False  # the owner has died within an operation
         self._power_left: int | None = None  # operations until it is gone
         self._way = "drop"
@@ -107,6 +109,8 @@ class Drive(MemoryDisk):
         self, kind: int, inode: int, at: int = 0, content: bytes = b"", name: str = ""
     ) -> None:
         """Meet what goes wrong, and add the operation to the log."""
+        if self.is_over:
+            return
         if self.owner is not None:
             self._meet(self.owner, kind, inode)
         super().note(kind, inode, at, content, name)
@@ -166,9 +170,9 @@ class Drive(MemoryDisk):
     def _lose(self) -> None:
         """Lose power now: what is left is what was synced, and some of the rest."""
         self._power_left = None
-        self.reached["losses of power"] += 1
-        if self.is_recovering:
-            self.reached["losses of power during a recovery"] += 1
+        if self.owner is not None:
+            self.reached["losses of power"] += 1
+            self.reached["losses of power during a recovery"] += self.is_recovering
         medium = Medium(self.image)
         for op in self.log:
             medium.take(op)
@@ -177,6 +181,7 @@ class Drive(MemoryDisk):
         images = [image for _, image in medium.images((self._way,), seed)]
         image = Random(seed).choice(images) if images else medium.dropped()
         if waiting and self._way != "keep":
+            self.reached["losses of power that tore what was not synced"] += self._way in TEARING
             self.reached["losses of power that took what was not synced"] += 1
         if image.is_lost_by_name(str(PATH)):
             self._violations.append("D5: a WAL is there without its file")

@@ -12,8 +12,9 @@ from msgspec import Struct, field
 from sagacity import wire
 from sagacity.errors import NotTaken
 from sagacity.ids import ACTION, STEP_BITS, STEPS_MAX
+from sagacity.simulation import restored
 from sagacity.simulation.clients import LAST, STARTS, Clients, Heard, body_of
-from sagacity.simulation.cluster import Cluster
+from sagacity.simulation.cluster import CLUSTER, Cluster
 from sagacity.simulation.network import Weather
 from sagacity.simulation.plan import Ask
 from sagacity.simulation.scenario import Fate
@@ -24,6 +25,7 @@ from shard.entries import (
     TIMED_OUT,
     AttemptEnded,
     Finished,
+    Forgotten,
     Opened,
     Quarantined,
     RetryAsked,
@@ -50,6 +52,8 @@ class _Saga(Struct):
     turned_back: int = 0
     attempts: dict[int, int] = field(default_factory=dict)  # of actions, the current one
     finished: Finished | None = None
+    finished_at: int = 0
+    forgotten_at: int | None = None  # when it was decided that it is past retention
 
     @property
     def completed(self) -> bool:
@@ -68,6 +72,8 @@ def judge(cluster: Cluster, clients: Clients) -> list[str]:
     faults += _heard(cluster, clients, sagas)
     faults += _barriers(cluster, sagas)
     faults += cluster.scenario.judge(cluster.databases, _fates(sagas))
+    for shard, drive in cluster.drives.items():
+        faults += restored.faults(drive, cluster.definitions, CLUSTER, shard)
     return faults
 
 
@@ -79,6 +85,7 @@ def _journal(
     journal = MemoryJournal()
     journal.rows = rows
     epoch = recovered_at = 0
+    ended: list[_Saga] = []
     try:
         for seq, batch in journal.replay():
             if batch.epoch < epoch:
@@ -95,10 +102,15 @@ def _journal(
                     sagas[entry.number] = _Saga(
                         entry, shard, decided_at[seq - 1], decided_at[seq - 1]
                     )
+                elif isinstance(entry, Forgotten):
+                    yield from _forgotten(cluster, ended[: entry.ordinal], decided_at[seq - 1])
                 elif not isinstance(entry, Opened) and hasattr(entry, "number"):
                     saga = sagas.get(entry.number)
                     yield from _entry(entry, saga)
                     _count(cluster.reached, entry, saga, cluster.plan.stuck_after)
+                    if saga is not None and isinstance(entry, Finished):
+                        saga.finished_at = decided_at[seq - 1]
+                        ended.append(saga)
                     if saga is not None:
                         yield from _time(cluster, entry, saga, decided_at[seq - 1], recovered_at)
                         late = saga.turned_back and getattr(entry, "direction", None) == ACTION
@@ -106,6 +118,18 @@ def _journal(
                             saga.moved_at = decided_at[seq - 1]
     except JournalRefused as error:
         yield f"3: shard {shard}: {error.text}"
+
+
+def _forgotten(cluster: Cluster, ended: list[_Saga], at: int) -> Iterator[str]:
+    """No saga is forgotten before it was kept for as long as it has to be."""
+    for saga in ended:
+        if saga.forgotten_at is None:
+            saga.forgotten_at = at
+            cluster.reached["sagas past retention"] += 1
+            kept_ms = (at - saga.finished_at) // MS
+            drives = cluster.plan.drives
+            if drives is None or not drives.retention_ms or kept_ms < drives.retention_ms:
+                yield f"A5: {saga.started.saga_id} was forgotten after {kept_ms} ms"
 
 
 def _entry(entry: Any, saga: _Saga | None) -> Iterator[str]:
@@ -200,6 +224,8 @@ def _heard(cluster: Cluster, clients: Clients, sagas: dict[int, _Saga]) -> Itera
             cluster.reached["other content refused"] += 1
         if heard.code == 13:
             yield f"a bug was answered: {heard}"
+        if heard.is_past_retention:
+            yield from _past_retention(cluster, heard, by_id.get(heard.saga_id))
         if heard.code == NotTaken.code and _is_definite(cluster, heard.ask):
             yield from _not_taken(cluster, heard, by_id.get(heard.saga_id))
         if heard.code is not None or heard.ask.kind == wire.SHOW:
@@ -216,6 +242,13 @@ def _heard(cluster: Cluster, clients: Clients, sagas: dict[int, _Saga]) -> Itera
                 yield f"2: {heard.saga_id} was told {told[heard.saga_id]} and {said}"
             if said != wire.unpack(saga.finished.answer):
                 yield f"2: {heard.saga_id} was told {said}, its journal says another"
+
+
+def _past_retention(cluster: Cluster, heard: Heard, saga: _Saga | None) -> Iterator[str]:
+    """What is past retention, and nothing else, is said to be."""
+    cluster.reached["answers that an outcome is no longer kept"] += 1
+    if saga is None or saga.forgotten_at is None or heard.at_ns < saga.forgotten_at:
+        yield f"A5: {heard.saga_id} is not past retention: {heard}"
 
 
 def _is_definite(cluster: Cluster, ask: Ask) -> bool:
@@ -258,6 +291,8 @@ def _barriers(cluster: Cluster, sagas: dict[int, _Saga]) -> Iterator[str]:
                 standing[number] += 1
     for number, saga in sagas.items():
         expected = len(steps) if saga.completed else 0
+        if saga.forgotten_at is not None:
+            continue  # services forget what they did as well, each when a list reaches it
         if saga.finished is not None and standing[number] != expected:
             yield f"6: of {saga.started.saga_id} {standing[number]} effects stand, not {expected}"
 
@@ -268,7 +303,14 @@ def _read(database: apsw.Connection, query: str) -> list[Any]:
 
 def _fates(sagas: dict[int, _Saga]) -> list[Fate]:
     return [
-        Fate(number, saga.started.saga_id, saga.completed, saga.started.amount, saga.started.order)
+        Fate(
+            number,
+            saga.started.saga_id,
+            saga.completed,
+            saga.started.amount,
+            saga.started.order,
+            saga.forgotten_at is not None,
+        )
         for number, saga in sagas.items()
         if saga.finished is not None
     ]

@@ -125,7 +125,7 @@ def plan_of(scenario: Scenario, seed: int, sagas: int = 50) -> Plan:
     apart = Random(f"drives/{seed}")  # so that all else of a seed is what it was without them
     drives = _drives(apart) if apart.random() < DRIVES_SHARE else None
     if drives is not None:
-        faults += _power(apart, calm_ms)
+        faults += _power(apart, span_ms + 100)
         asks += _late(apart, calm_ms + drives.retention_ms, sagas) if drives.retention_ms else []
     return Plan(
         seed,
@@ -208,18 +208,17 @@ def _drives(random: Random) -> Drives:
     )
 
 
-def _power(random: Random, calm_ms: int) -> list[Fault]:
-    """Draw losses of power: at once, or so many operations of the disk later."""
-    return [
-        Fault(
-            random.randrange(calm_ms),
-            POWER,
-            f"shard-{random.randrange(SHARDS)}",
-            random.choice(WAYS),
-            number=random.choice((0, random.randrange(20), random.randrange(200))),
-        )
-        for _ in range(random.choice((0, 1, 2, 4)))
-    ]
+def _power(random: Random, until_ms: int) -> list[Fault]:
+    """Draw losses of power: at once, or some operations of the disk later; and in the recovery."""
+    faults = []
+    for _ in range(random.choice((0, 1, 2, 4, 6))):
+        at_ms, target = random.randrange(until_ms), f"shard-{random.randrange(SHARDS)}"
+        after = random.choice((0, random.randrange(1, 8), random.randrange(1, 40)))
+        faults.append(Fault(at_ms, POWER, target, random.choice(WAYS), number=after))
+        if after == 0 and random.random() < 0.5:
+            again = random.randrange(1, 4)
+            faults.append(Fault(at_ms + 1, POWER, target, random.choice(WAYS), number=again))
+    return faults
 
 
 def _late(random: Random, from_ms: int, sagas: int) -> list[Ask]:

@@ -61,7 +61,8 @@ def faults(
     except JournalRefused as error:
         return [f"D5: shard {shard}: {error.text}"]
     drive.opened.append(journal.store.db)
-    state = State(definitions, Generations(journal.store))
+    generations = Generations(journal.store)
+    state = State(definitions, generations)
     try:
         checkpoint = journal.checkpoint()
         if checkpoint is not None:
@@ -71,12 +72,13 @@ def faults(
             for entry in batch.entries:
                 state.apply(entry, seq)
         drive.took(journal.last)
+        drive.reached["sagas found by their ids on disk"] += generations.base
         return list(differences(state, drive.rows, definitions))
     except (JournalRefused, JournalFailed) as error:
         return [f"D5: shard {shard}: {error}"]
 
 
-def _untied(found: Card | Tombstone | None) -> Card | None | str:
+def _untied(found: Card | Tombstone | None) -> Card | str | None:
     """Leave out where a saga's rows are, which a generation does not know."""
     if isinstance(found, Tombstone):
         return "a tombstone"

@@ -425,9 +425,9 @@ BUGS: Final = (
             """,
         ),
     ),
-    _tested(
+    _bug(
         "acknowledge_before_fsync",
-        "tests/journal/test_crashes.py",
+        SIMULATION,
         (
             "shard.store:Store._open",
             'set_pragma(db, "synchronous", "FULL", expect=2)',
