@@ -434,9 +434,9 @@ BUGS: Final = (
             'set_pragma(db, "synchronous", "OFF", expect=0)',
         ),
     ),
-    _tested(
+    _bug(
         "checkpoint_before_fsync",
-        "tests/journal/test_crashes.py",
+        SIMULATION,
         # The rows go in a transaction of their own, before the checkpoint that stands for them.
         (
             "shard.compaction:Compaction._enter",
