@@ -54,6 +54,7 @@ class Compaction:
         counts: gives what the state counts now.
         tail_bytes: of rows since the checkpoint after which a compaction begins.
         slice_bytes: of rows taken apart in one turn.
+        per_level: segments of one level that are merged; as `due` has it where it is not said.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Compaction:
         counts: Callable[[], Counts],
         tail_bytes: int,
         slice_bytes: int = SLICE_BYTES,
+        per_level: int | None = None,
     ) -> None:
         self._journal = journal
         self._store = journal.store
@@ -70,6 +72,7 @@ class Compaction:
         self._counts = counts
         self._tail_bytes = tail_bytes
         self._slice_bytes = slice_bytes
+        self._per_level = per_level
         self._rows: Iterator[None] | None = None  # work on rows, which come all the time
         self._rest: Iterator[None] | None = None  # other work, which waits for that
         self._swept = 0  # rows up to this one are gone for certain
@@ -106,7 +109,7 @@ class Compaction:
         if self._generations.dead:
             return self._sweep_segment(self._generations.dead[0])
         live = [segment for segment, _ in self._generations.segments]
-        segments = due(live, self._generations.forgotten)
+        segments = due(live, self._generations.forgotten, self._per_level)
         if segments:
             return self._merge(segments)
         if self._generations.has_expired_blocks():

@@ -196,17 +196,19 @@ def _bound(part: int, bits: int) -> bytes:
     return (part << (_TOP_BITS - bits)).to_bytes(4, "big")
 
 
-def due(segments: Sequence[Segment], forgotten: int) -> list[Segment]:
+def due(segments: Sequence[Segment], forgotten: int, per_level: int | None = None) -> list[Segment]:
     """Give the segments that are to become one now: a full level, or one that is past retention.
 
     Args:
         segments: the live ones.
         forgotten: ordinals below are past retention.
+        per_level: so many make a level full; SEGMENTS_PER_LEVEL where it is not said.
     """
+    full = per_level or SEGMENTS_PER_LEVEL
     for level in sorted({segment.level for segment in segments}):
         alike = [segment for segment in segments if segment.level == level]
-        if len(alike) >= SEGMENTS_PER_LEVEL:
-            return alike[:SEGMENTS_PER_LEVEL]
+        if len(alike) >= full:
+            return alike[:full]
     for segment in segments:
         if segment.width == ENTRY_BYTES and segment.high < forgotten:
             return [segment]

@@ -60,14 +60,18 @@ class Store:
         shard: index that it belongs to.
         vfs: name of another apsw VFS, for tests that crash at every write.
 
+    Attributes:
+        wal_pages_max: of 4 KiB in the WAL, then they are copied into the file.
+
     Raises:
         JournalRefused: it is something else.
     """
 
     def __init__(self, path: Path, cluster_id: str, shard: int, vfs: str | None = None) -> None:
         self.path = path
+        self.wal_pages_max = WAL_PAGES_MAX
         self._wal_pages = 0
-        self._write_back_above = WAL_PAGES_MAX
+        self._without_room = 0  # pages in the WAL when there was none for copying them
         try:
             if vfs is None:
                 _make(path)
@@ -176,18 +180,17 @@ class Store:
         Raises:
             JournalFailed: a sync failed.
         """
-        if self._wal_pages <= self._write_back_above:
+        if self._wal_pages <= self._without_room + self.wal_pages_max:
             return
         try:
             self.db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         except apsw.FullError:
             # The WAL has it all: nothing is lost, and it is tried again when it has grown as much.
-            self._write_back_above = self._wal_pages + WAL_PAGES_MAX
+            self._without_room = self._wal_pages
             return
         except apsw.Error as error:
             raise JournalFailed(f"the write-back of {self.path}: {error}") from error
-        self._wal_pages = 0
-        self._write_back_above = WAL_PAGES_MAX
+        self._wal_pages = self._without_room = 0
 
     def require_in_place(self) -> None:
         """Refuse a receipt where the file is not at its path any more.

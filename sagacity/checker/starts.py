@@ -148,6 +148,7 @@ def _one_id(case: Case, saga_id: str, asks: list[Ask], number: int | None, told:
     """What was answered of one id fits what the journals have of it."""
     where = "client's record"
     started = case.stories[number].started if number is not None else None
+    is_past = number is not None and case.is_forgotten(number, count_of(number))
     tombstone = started is None and _is_tombstone(case, saga_id)
     starts = [ask for ask in asks if ask.kind in STARTS]
     for ask in asks:
@@ -175,7 +176,10 @@ def _one_id(case: Case, saga_id: str, asks: list[Ask], number: int | None, told:
                 told.finding(saga_id, "other content was answered like the first", where)
             elif heard.code == Conflict.code:
                 first = heard.said().get("fingerprint")
-                if ask.fingerprint == started.fingerprint or first != started.fingerprint.hex():
+                if first is None:  # its outcome is no longer kept, whatever the content
+                    if not is_past:
+                        told.finding(saga_id, "was said to be no longer kept, and is", where)
+                elif ask.fingerprint == started.fingerprint or first != started.fingerprint.hex():
                     told.finding(saga_id, f"was refused as other content than {first}", where)
 
 

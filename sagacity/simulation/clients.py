@@ -15,7 +15,7 @@ from sagacity.checker import record
 from sagacity.checker.bodies import said
 from sagacity.checker.record import ClientRecord, Heeded
 from sagacity.connection import Connection
-from sagacity.errors import NotTaken, SagacityError
+from sagacity.errors import Conflict, NotTaken, SagacityError
 from sagacity.simulation.cluster import CLUSTER, ROUTER, Cluster, TwinMachine
 from sagacity.simulation.network import Weather
 from sagacity.simulation.plan import CLIENTS, Ask
@@ -43,6 +43,12 @@ class Heard(Struct, frozen=True):
         if self.code is not None or self.ask.kind not in STARTS:
             return False
         return not str(self.body.get("type")).endswith("_accepted")
+
+    @property
+    def is_past_retention(self) -> bool:
+        """Whether it says that the outcome is no longer kept; other content has a fingerprint."""
+        is_start = self.ask.kind in STARTS
+        return is_start and self.code == Conflict.code and "fingerprint" not in self.body
 
 
 class _Noting(Connection):
@@ -174,7 +180,7 @@ class Clients:
         body = {} if ask.kind == wire.SHOW and reply.code is None else said(reply.body)
         heard = Heard(self._world.now, ask, saga_id, reply.code, body)
         self.heard.append(heard)
-        if ask.client == LAST and heard.final:
+        if ask.client == LAST and (heard.final or heard.is_past_retention):
             self.outcomes[saga_id] = heard
 
     def _spawn_last(self) -> None:
@@ -205,12 +211,13 @@ class Clients:
                 if token not in open_:
                     continue  # of a retry: whether it was of use shows in the outcome
                 ask = open_.pop(token)
+                saga_id = starts[ask.start]["saga_id"]
                 self._hear(ask, reply)
                 if reply.code in {0, 11}:
                     if not later:
                         again_at = self._world.now + int(AGAIN_S * SECOND)
                     later.append(ask.start)
-                elif not self.heard[-1].final and not self._had_other_content(ask):
+                elif saga_id not in self.outcomes and not self._had_other_content(ask):
                     self._cluster.violations.append(f"no outcome: {self.heard[-1]}")
 
     def _had_other_content(self, asked: Ask) -> bool:

@@ -18,9 +18,11 @@ from sagacity.saga import Retry
 from sagacity.service import Service
 from sagacity.simulation import plan as plans
 from sagacity.simulation.disk import Disk, TwinDatabase, TwinJournal, made
+from sagacity.simulation.drive import Drive, DriveJournal, DriveUpkeep
 from sagacity.simulation.moods import Moods
 from sagacity.simulation.network import Network
-from sagacity.simulation.plan import Fault, Plan
+from sagacity.simulation.plan import Drives, Fault, Plan
+from sagacity.simulation.restored import differences
 from sagacity.simulation.scenario import Scenario
 from sagacity.simulation.world import Process, World
 from sagacity.slots import SlotMap, slot_of
@@ -28,18 +30,20 @@ from sagacity.sockets import Context
 from sagacity.wire import DECLINED, FAILED, OK, Witness
 from sagacity.worker import Served, Watch, Worker
 from shard.admission import Admission
+from shard.compaction import Compaction
 from shard.effects import Effects
 from shard.engine import Engine
 from shard.entries import AttemptEnded
 from shard.events import Answered
 from shard.finished import FinishedInMemory
+from shard.generations import Generations
 from shard.guard import OldCopy, StartOver
-from shard.journal import JournalFailed, Receipt
+from shard.journal import JournalFailed, JournalRefused, Receipt
 from shard.links import Links
 from shard.loop import SERVING, Fenced, Loop, NoUpkeep, Received, Upkeep
 from shard.retries import RetryBudget
 from shard.sagas import MS, Definition
-from shard.state import State
+from shard.state import FinishedSagas, State
 from shard.tally import PlainTally, Unwritten
 
 CLUSTER = "5a9ac177" * 4
@@ -48,7 +52,10 @@ NO_FD = -1
 SLOTS = SlotMap.even(plans.SHARDS)
 SLOTS_OF = tuple(SLOTS.slots_of(index) for index in range(plans.SHARDS))
 PERFORMED = frozenset({OK, DECLINED, FAILED})
+KEEP_MS = 604_800_000  # a finished saga, where the plan does not say
 HUNG_MS = {"router": 15_000, "shard": 15_000}  # then the supervisor kills; workers after 10 s
+
+Fresh = Callable[[], tuple[Engine, Upkeep]]
 
 
 def routers_of(shard: int) -> str:
@@ -175,7 +182,11 @@ class CheckedLinks(Links):
     """A shard's connections, which see that nothing leaves before it is durable."""
 
     def __init__(
-        self, violations: list[str], left: list[Left], journal: TwinJournal, *args: Any
+        self,
+        violations: list[str],
+        left: list[Left],
+        journal: "TwinJournal | DriveJournal",
+        *args: Any,
     ) -> None:
         super().__init__(*args)
         self._violations = violations
@@ -261,6 +272,10 @@ class Cluster:
             index: [] for index in range(plans.SHARDS)
         }
         self.decided_at: dict[int, list[int]] = {index: [] for index in self.journals}
+        self.drives: dict[int, Drive] = {}
+        if plan.drives is not None:
+            for index in self.journals:
+                self.drives[index] = self._drive_of(index)
         self.moods = Moods(self.world)
         self.services: dict[str, Service] = {
             each.name: self.moods.moody(each) for each in scenario.services(self._crash)
@@ -321,6 +336,9 @@ class Cluster:
         expected: tuple[type[BaseException], ...] = ()
         if process.name.startswith("shard"):
             expected = (JournalFailed, Fenced, StartOver, OldCopy)
+            drive = self.drives.get(int(process.name.removeprefix("shard-")))
+            if drive is not None and drive.is_recovering and drive.had_error:
+                expected += (JournalRefused,)  # it could not be opened
         elif process.name in self.pools:
             expected = (apsw.IOError,)
         if process.name.startswith("client") and error is None:
@@ -344,26 +362,62 @@ class Cluster:
         poller = context.poller()
         router.Loop(decides, front, poller, peers, child, meters, clock, log).run(0)
 
-    def _shard_of(self, index: int) -> Callable[[Process], None]:
-        def fresh() -> tuple[Engine, Upkeep]:
-            engine = Engine(
-                index,
-                SLOTS_OF[index],
-                State(self.definitions, FinishedInMemory()),
-                self.scenario.prices,
-                Admission(4_096, 5_000),
-                RetryBudget(100, 100, 10),
-                self.tallies[index],
-                self.plan.deadline_ms,
-            )
-            return engine, NoUpkeep()
+    def _drive_of(self, index: int) -> Drive:
+        drive = Drive(self.disks[f"shard-{index}"], self.reached, self.violations)
+        self.journals[index], self.decided_at[index] = drive.rows, drive.decided_at
+        return drive
 
+    def _engine_of(self, index: int, finished: FinishedSagas, retention_ms: int) -> Engine:
+        return Engine(
+            index,
+            SLOTS_OF[index],
+            State(self.definitions, finished),
+            self.scenario.prices,
+            Admission(4_096, 5_000),
+            RetryBudget(100, 100, 10),
+            self.tallies[index],
+            self.plan.deadline_ms,
+            retention_ms=retention_ms or KEEP_MS,
+        )
+
+    def _kept_in_memory(self, index: int, process: Process) -> tuple[TwinJournal, Fresh]:
+        disk = self.disks[process.name]
+        journal = TwinJournal(process, disk, self.journals[index], self.decided_at[index])
+        return journal, lambda: (self._engine_of(index, FinishedInMemory(), 0), NoUpkeep())
+
+    def _kept_on_disk(
+        self, index: int, process: Process, limits: Drives
+    ) -> tuple[DriveJournal, Fresh]:
+        drive = self.drives[index]
+        drive.own(process)
+        journal = drive.work(lambda: DriveJournal(drive, process, CLUSTER, index))
+        journal.store.wal_pages_max = limits.wal_pages_max
+
+        def fresh() -> tuple[Engine, Upkeep]:
+            generations = Generations(journal.store)
+            engine = self._engine_of(index, generations, limits.retention_ms)
+            work = Compaction(
+                journal,
+                generations,
+                engine.state.counts,
+                limits.tail_bytes,
+                per_level=limits.per_level,
+            )
+            return engine, DriveUpkeep(journal, drive, generations, work)
+
+        return journal, fresh
+
+    def _shard_of(self, index: int) -> Callable[[Process], None]:
         def main(process: Process) -> None:
-            disk = self.disks[process.name]
-            journal = TwinJournal(process, disk, self.journals[index], self.decided_at[index])
             if index in self.tallies:
                 self._ended_tallies += self.tallies[index].counts
             tally = self.tallies[index] = Tally()
+            limits = self.plan.drives
+            journal, fresh = (
+                self._kept_in_memory(index, process)
+                if limits is None
+                else self._kept_on_disk(index, process, limits)
+            )
             links = CheckedLinks(
                 self.violations,
                 self.left,
@@ -379,11 +433,20 @@ class Cluster:
             clock = _Clock(self.world)
             loop = Loop(engine, journal, links, clock, CLUSTER, tally, upkeep, fresh=fresh)
             loop.recover()
+            if limits is not None:
+                self._recovered(index, loop.engine.state, journal)
             self.loops[index] = loop
             while True:
                 loop.turn()
 
         return main
+
+    def _recovered(self, index: int, state: State, journal: TwinJournal | DriveJournal) -> None:
+        """See that a shard which starts knows what was committed."""
+        self.drives[index].is_recovering = False
+        if isinstance(journal, DriveJournal) and journal.checkpoint_seq:
+            self.reached["recoveries from a checkpoint"] += 1
+        self.violations += differences(state, journal.rows, self.definitions, closely=False)
 
     def _worker_of(self, name: str) -> Callable[[Process], None]:
         def main(process: Process) -> None:
@@ -427,6 +490,10 @@ class Cluster:
             self.disks[fault.target].failing = bool(fault.number)
         elif fault.kind == plans.SICK:
             self.moods.sick_until[fault.target] = until
+        elif fault.kind == plans.POWER:
+            drive = self.drives.get(int(fault.target.removeprefix("shard-")))
+            if drive is not None:
+                drive.lose_power(fault.number, fault.other)
         elif fault.kind == plans.CLOCK:
             world.wall_jump_ms += fault.number
         elif process is None or not process.alive:
@@ -452,6 +519,8 @@ class Cluster:
         for disk in self.disks.values():
             disk.full_until = disk.slow_until = 0
             disk.failing = None
+        for drive in self.drives.values():
+            drive.calm()
         for process in self.world.processes.values():
             process.dies_at = None
             if process.alive and process.hung_until > self.world.now:
@@ -459,9 +528,13 @@ class Cluster:
 
     def close(self) -> None:
         """Let go of everything."""
+        for drive in self.drives.values():
+            drive.is_over = True
         self.world.close()
         for database in self.databases.values():
             apsw.Connection.close(database)
+        for drive in self.drives.values():
+            drive.let_go()
 
     def figures(self) -> Mapping[str, int]:
         """Give what was reached, for the campaign's table."""

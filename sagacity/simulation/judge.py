@@ -19,8 +19,9 @@ from sagacity.checker.evidence import CHECKOUT, Evidence
 from sagacity.checker.journals import NO_USAGE
 from sagacity.errors import NotTaken
 from sagacity.ids import ACTION
+from sagacity.simulation import restored
 from sagacity.simulation.clients import LAST, STARTS, Clients, Heard
-from sagacity.simulation.cluster import Cluster
+from sagacity.simulation.cluster import CLUSTER, Cluster
 from sagacity.simulation.evidence import Rows, gather, rows_of
 from sagacity.simulation.scenario import Fate
 from sagacity.simulation.world import MS
@@ -30,6 +31,7 @@ from shard.entries import (
     TIMED_OUT,
     AttemptEnded,
     Finished,
+    Forgotten,
     Opened,
     Quarantined,
     RetryAsked,
@@ -54,6 +56,8 @@ class _Saga(Struct):
     turned_back: bool = False
     attempts: dict[int, int] = field(default_factory=dict)  # of actions, the current one
     finished: Finished | None = None
+    finished_at: int = 0
+    forgotten_at: int | None = None  # when it was decided that it is past retention
 
 
 def judge(cluster: Cluster, clients: Clients) -> list[str]:
@@ -68,6 +72,8 @@ def judge(cluster: Cluster, clients: Clients) -> list[str]:
     faults += [*early, *_heard(cluster, clients, sagas)]
     if not faults:  # a judge of the user's own is given what is whole
         faults += cluster.scenario.judge(cluster.databases, _fates(sagas))
+    for shard, drive in cluster.drives.items():
+        faults += restored.faults(drive, cluster.definitions, CLUSTER, shard)
     return faults
 
 
@@ -88,6 +94,7 @@ def _checked(evidence: Evidence, numbers: tuple[int, ...]) -> list[str]:
 def _times(cluster: Cluster, shard: int, read: Rows, sagas: dict[int, _Saga]) -> Iterator[str]:
     """No attempt and no saga ends before its time; counts what sagas went through."""
     epoch = recovered_at = 0
+    ended: list[_Saga] = []
     for (_, batch), at in zip(read.rows, cluster.decided_at[shard], strict=False):
         if batch.epoch > epoch:
             recovered_at = at
@@ -95,15 +102,32 @@ def _times(cluster: Cluster, shard: int, read: Rows, sagas: dict[int, _Saga]) ->
         for entry in batch.entries:
             if isinstance(entry, Started):
                 sagas[entry.number] = _Saga(entry, at, at)
+            elif isinstance(entry, Forgotten):
+                yield from _forgotten(cluster, ended[: entry.ordinal], at)
             elif not isinstance(entry, Opened):
                 saga = sagas.get(getattr(entry, "number", 0))
                 if saga is None:
                     continue
                 _count(cluster.reached, entry, saga, cluster.plan.stuck_after)
+                if isinstance(entry, Finished):
+                    saga.finished_at = at
+                    ended.append(saga)
                 yield from _time(cluster, entry, saga, at, recovered_at)
                 late = saga.turned_back and getattr(entry, "direction", None) == ACTION
                 if not late and not isinstance(entry, RetryAsked):
                     saga.moved_at = at
+
+
+def _forgotten(cluster: Cluster, ended: list[_Saga], at: int) -> Iterator[str]:
+    """No saga is forgotten before it was kept for as long as it has to be."""
+    for saga in ended:
+        if saga.forgotten_at is None:
+            saga.forgotten_at = at
+            cluster.reached["sagas past retention"] += 1
+            kept_ms = (at - saga.finished_at) // MS
+            drives = cluster.plan.drives
+            if drives is None or not drives.retention_ms or kept_ms < drives.retention_ms:
+                yield f"A5: {saga.started.saga_id} was forgotten after {kept_ms} ms"
 
 
 def _count(reached: Counter[str], entry: Any, saga: _Saga, stuck_after: int) -> None:
@@ -155,9 +179,18 @@ def _heard(cluster: Cluster, clients: Clients, sagas: dict[int, _Saga]) -> Itera
             cluster.reached["other content refused"] += 1
         if heard.code == 13:
             yield f"a bug was answered: {heard}"
+        if heard.is_past_retention:
+            yield from _past_retention(cluster, heard, by_id.get(heard.saga_id))
         definite = heard.ask.client != LAST and heard.ask.kind in STARTS and not clients.doubles
         if heard.code == NotTaken.code and definite:
             yield from _not_taken(cluster, heard, by_id.get(heard.saga_id))
+
+
+def _past_retention(cluster: Cluster, heard: Heard, saga: _Saga | None) -> Iterator[str]:
+    """What is past retention, and nothing else, is said to be."""
+    cluster.reached["answers that an outcome is no longer kept"] += 1
+    if saga is None or saga.forgotten_at is None or heard.at_ns < saga.forgotten_at:
+        yield f"A5: {heard.saga_id} is not past retention: {heard}"
 
 
 def _not_taken(cluster: Cluster, heard: Heard, saga: _Saga | None) -> Iterator[str]:
@@ -180,6 +213,7 @@ def _fates(sagas: dict[int, _Saga]) -> list[Fate]:
             saga.finished.phase == COMPLETED,
             saga.started.amount,
             saga.started.order,
+            saga.forgotten_at is not None,
         )
         for number, saga in sagas.items()
         if saga.finished is not None

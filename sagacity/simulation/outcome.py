@@ -52,10 +52,11 @@ def _run(scenario: Scenario, plan: Plan) -> Outcome:
         clients = Clients(cluster)
         begin = cluster.world.now
         calm = begin + plan.calm_ms * MS
+        over = calm + plan.retained_ms * MS
 
         def done() -> bool:
             return bool(cluster.violations) or (
-                clients.done and cluster.world.now >= calm and cluster.idle
+                clients.done and cluster.world.now >= over and cluster.idle
             )
 
         if not cluster.world.run(calm + BOUND_S * SECOND, done):

@@ -11,6 +11,7 @@ from typing import Any
 from msgspec import Struct
 
 from sagacity import wire
+from sagacity.simulation.drive import WAYS
 from sagacity.simulation.moods import POISON
 from sagacity.simulation.network import Weather
 from sagacity.simulation.scenario import Scenario
@@ -18,6 +19,8 @@ from sagacity.simulation.scenario import Scenario
 FORMAT = 1
 CLIENTS = 3
 SHARDS = 2
+DRIVES_SHARE = 0.3  # of seeds, in which journals are on disks
+RETAINED_MS = 3_000  # after retention, until it is noticed: a look a second, a list, its answer
 
 KILL = "kill"  # a process
 KILL_ALL = "kill_all"  # processes
@@ -32,6 +35,7 @@ CLOCK = "clock"  # the wall clock jumps
 SICK = "sick"  # a service fails
 ASKED = (wire.START, wire.SUBMIT, wire.CANCEL, wire.SHOW)
 WEATHERS = ("client", "shard", "worker")  # kinds of connections
+POWER = "power"  # of a shard's machine, where its journal is on a disk
 FAULTS = (KILL, KILL_ALL, DIE_AT_POINT, HANG, RESET, PART, FULL, SLOW, SYNC_FAILS, CLOCK, SICK)
 
 
@@ -64,6 +68,22 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     number: int = 0
 
 
+class Drives(Struct, frozen=True, forbid_unknown_fields=True):
+    """Shards keep their journals on disks in memory, and the limits of these are small.
+
+    Args:
+        tail_bytes: of rows after which a compaction begins.
+        per_level: segments that are merged into one.
+        wal_pages_max: in the WAL, before they are copied into the file.
+        retention_ms: how long a finished saga is kept; 0 for longer than a run lasts.
+    """
+
+    tail_bytes: int
+    per_level: int
+    wal_pages_max: int
+    retention_ms: int = 0
+
+
 class Plan(Struct, frozen=True, forbid_unknown_fields=True):
     """A whole run. `starts` are the bodies of the starts; each saga has one."""
 
@@ -81,6 +101,13 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True):
     turn_us: int = 500  # longest turn of a process
     sync_us: int = 2_000  # longest sync of a disk
     format: int = FORMAT  # of a plan in a file
+    drives: Drives | None = None  # None: journals are twins in memory
+
+    @property
+    def retained_ms(self) -> int:
+        """After the faults, until sagas that ended with them may be forgotten; 0 if none is."""
+        keep_ms = self.drives.retention_ms if self.drives else 0
+        return keep_ms + RETAINED_MS if keep_ms else 0
 
 
 def plan_of(scenario: Scenario, seed: int, sagas: int = 50) -> Plan:
@@ -97,11 +124,18 @@ def plan_of(scenario: Scenario, seed: int, sagas: int = 50) -> Plan:
     poison = 0.02 if random.random() < 0.15 else 0.0
     ids = [_saga_id(random, index, poison) for index in range(sagas)]
     starts = tuple(dict(scenario.request(random, saga_id)) for saga_id in ids)
+    asks = _asks(random, span_ms, ids)
+    faults = _faults(random, calm_ms, pools_of(scenario))
+    apart = Random(f"drives/{seed}")  # so that all else of a seed is what it was without them
+    drives = _drives(apart) if apart.random() < DRIVES_SHARE else None
+    if drives is not None:
+        faults += _power(apart, span_ms + 100)
+        asks += _late(apart, calm_ms + drives.retention_ms, sagas) if drives.retention_ms else []
     return Plan(
         seed,
         starts,
-        tuple(sorted(_asks(random, span_ms, ids), key=lambda ask: ask.at_ms)),
-        tuple(sorted(_faults(random, calm_ms, pools_of(scenario)), key=lambda each: each.at_ms)),
+        tuple(sorted(asks, key=lambda ask: ask.at_ms)),
+        tuple(sorted(faults, key=lambda each: each.at_ms)),
         _weather(random),
         calm_ms,
         timeout_ms=random.choice((3_000, 3_000, 1_000)),
@@ -111,6 +145,7 @@ def plan_of(scenario: Scenario, seed: int, sagas: int = 50) -> Plan:
         restart_ms=random.choice((50, 300, 3_000)),
         turn_us=random.choice((100, 1_000, 5_000)),
         sync_us=random.choice((500, 5_000, 20_000)),
+        drives=drives,
     )
 
 
@@ -172,6 +207,37 @@ def _faults(random: Random, calm_ms: int, pools: Sequence[str]) -> list[Fault]:
         _fault(random, kind, random.randrange(calm_ms), pools)
         for kind in kinds
         for _ in range(random.choice((1, 2, 2, 5)))
+    ]
+
+
+def _drives(random: Random) -> Drives:
+    return Drives(
+        tail_bytes=random.choice((600, 1_500, 4_000)),
+        per_level=random.choice((2, 2, 3)),
+        wal_pages_max=random.choice((8, 24, 1_000)),
+        retention_ms=random.choice((0, 0, 400, 2_000)),
+    )
+
+
+def _power(random: Random, until_ms: int) -> list[Fault]:
+    """Draw losses of power: at once, or some operations of the disk later; and in the recovery."""
+    faults = []
+    for _ in range(random.choice((0, 1, 2, 4, 6))):
+        at_ms, target = random.randrange(until_ms), f"shard-{random.randrange(SHARDS)}"
+        after = random.choice((0, random.randrange(1, 8), random.randrange(1, 40)))
+        faults.append(Fault(at_ms, POWER, target, random.choice(WAYS), number=after))
+        if after == 0 and random.random() < 0.5:
+            again = random.randrange(1, 4)
+            faults.append(Fault(at_ms + 1, POWER, target, random.choice(WAYS), number=again))
+    return faults
+
+
+def _late(random: Random, from_ms: int, sagas: int) -> list[Ask]:
+    """Draw repeats of starts whose sagas may be past retention."""
+    return [
+        Ask(from_ms + random.randrange(RETAINED_MS), random.randrange(CLIENTS), wire.START, start)
+        for start in range(sagas)
+        if random.random() < 0.3
     ]
 
 

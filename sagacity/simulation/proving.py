@@ -12,13 +12,16 @@ from msgspec import Struct
 from sagacity import wire
 from sagacity.errors import Malformed, SagacityError
 from sagacity.saga import Readers
+from sagacity.simulation.drive import WAYS
 from sagacity.simulation.outcome import Outcome, run
 from sagacity.simulation.plan import (
     ASKED,
     CLIENTS,
     FAULTS,
     FORMAT,
+    POWER,
     WEATHERS,
+    Fault,
     Plan,
     places_of,
     plan_of,
@@ -119,8 +122,10 @@ def read_plan(file: Path, scenario: Scenario | None = None) -> Plan:
 
 def _unplayable(plan: Plan) -> str:
     """Say what of a plan means nothing; "" where all of it can be played."""
-    if any(fault.kind not in FAULTS for fault in plan.faults):
+    if any(fault.kind not in (*FAULTS, POWER) for fault in plan.faults):
         return "it has a fault that there is not"
+    if any(fault.kind == POWER and not _is_of_a_disk(fault) for fault in plan.faults):
+        return "it loses the power in a way that there is not"
     if any(ask.kind not in ASKED or not 0 <= ask.client < CLIENTS for ask in plan.asks):
         return "it has a request that no client makes"
     if any(not 0 <= ask.start < len(plan.starts) for ask in plan.asks):
@@ -134,11 +139,16 @@ def _unplayable(plan: Plan) -> str:
     return "it has a time before its beginning" if min(times) < 0 else ""
 
 
+def _is_of_a_disk(fault: Fault) -> bool:
+    return fault.target.startswith("shard-") and fault.other in WAYS and fault.number >= 0
+
+
 def _foreign(plan: Plan, scenario: Scenario) -> str:
     """Say what of a plan is of another scenario; "" where all of it is of this one."""
     places = places_of(scenario)
     for fault in plan.faults:
-        for name in (fault.target, fault.other):
+        other = "" if fault.kind == POWER else fault.other
+        for name in (fault.target, other):
             if name and name not in places:
                 return f"there is no {name}"
     reader = Readers(scenario.saga).request

@@ -25,6 +25,7 @@ class Fate(Struct, frozen=True):
         completed: else it was aborted.
         amount: its price, minor units.
         request: the accepted request, packed.
+        is_forgotten: it is past retention, and its services may have forgotten it.
     """
 
     number: int
@@ -32,6 +33,7 @@ class Fate(Struct, frozen=True):
     completed: bool
     amount: int
     request: bytes
+    is_forgotten: bool = False
 
 
 def _nothing(_databases: Mapping[str, Connection], _fates: Sequence[Fate]) -> Iterable[str]:

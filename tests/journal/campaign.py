@@ -19,10 +19,10 @@ from typing import Final
 
 from msgspec import Struct
 
+from sagacity.simulation.vfs import MemoryDisk, memory_disk
 from tests.journal import flips, service
 from tests.journal.controls import CONTROLS
 from tests.journal.crashes import ALL, FEW, Campaign, Counts, Survive, crash_at
-from tests.journal.disk import MemoryDisk, memory_disk
 from tests.journal.flips import Flips, Written
 from tests.journal.workloads import of_seed, small, small_limits
 from tests.journal.world import Story, Violation, survive

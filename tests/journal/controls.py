@@ -10,10 +10,10 @@ syncs_do_nothing      the disk says that it has synced, and has not
 from collections.abc import Callable
 from typing import Final
 
+from sagacity.simulation.vfs import SYNC, MemoryDisk
 from shard.entries import Entry
 from shard.journal import Receipt, SqliteJournal
 from shard.store import Store
-from tests.journal.disk import SYNC, MemoryDisk
 from tests.journal.workloads import small
 from tests.journal.world import JournalWorld, NotingJournal, Story
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from tests.journal.disk import KINDS, SYNC, Image, Medium, MemoryDisk, Op
+from sagacity.simulation.vfs import KINDS, SYNC, Image, Medium, MemoryDisk, Op
 from tests.journal.world import PATH, Story, Violation, survive
 
 FEW: Final = ("drop", "keep", "part-1")

@@ -20,6 +20,7 @@ from msgspec import Struct, field
 from sagacity import wire
 from sagacity.errors import InvariantBroken, SagacityError
 from sagacity.saga import Retry
+from sagacity.simulation.vfs import PAGE, Image, Medium, MemoryDisk
 from sagacity.wire import Witness
 from services.checkout import checkout
 from shard.generations import Generations
@@ -28,7 +29,6 @@ from shard.journal import SqliteJournal
 from shard.sagas import Card, Definition
 from shard.state import State
 from shard.store import JournalFailed, JournalRefused
-from tests.journal.disk import PAGE, Image, Medium, MemoryDisk
 from tests.journal.workloads import batch, forget_some, hello
 from tests.journal.world import PATH, JournalWorld, Recovered, Story, Violation, order_of
 from tests.unit.world import CLUSTER_ID, snapshot

@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from sagacity.errors import InvariantBroken, SagacityError
 from sagacity.executor import BatchExecutor, make_tables, open_file
+from sagacity.simulation.vfs import Image, MemoryDisk
 from sagacity.wire import Answer, Commands, Forget, Witness
-from tests.journal.disk import Image, MemoryDisk
 from tests.journal.world import PATH, Ack, Story, Violation
 from tests.unit.service_world import (
     CLUSTER_ID,

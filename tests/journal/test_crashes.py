@@ -8,12 +8,12 @@ import apsw
 import pytest
 
 from sagacity import executor
+from sagacity.simulation.vfs import Image, MemoryDisk, memory_disk
 from shard import store
 from tests.journal import service
 from tests.journal.campaign import main, repeat
 from tests.journal.controls import CONTROLS
 from tests.journal.crashes import FEW, Campaign, crash_at, crashes
-from tests.journal.disk import Image, MemoryDisk, memory_disk
 from tests.journal.workloads import of_seed, small, small_limits
 from tests.journal.world import Story, survive
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from sagacity.simulation.vfs import MemoryDisk, memory_disk
 from shard import store, verify
 from tests.journal import flips
-from tests.journal.disk import MemoryDisk, memory_disk
 from tests.journal.flips import ASKING, HARMLESS, REFUSED, RESUMED, Flips, Written
 from tests.journal.workloads import small_limits
 from tests.journal.world import PATH, Violation

@@ -12,8 +12,8 @@ from typing import Final
 from sagacity import wire
 from sagacity.ids import count_of
 from sagacity.ranges import ranges_of
+from sagacity.simulation.vfs import Image, MemoryDisk
 from shard import segments, store
-from tests.journal.disk import Image, MemoryDisk
 from tests.journal.world import JournalWorld, Story
 from tests.unit.test_forgetting_schedules import OnDisk
 

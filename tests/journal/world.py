@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from sagacity import wire
 from sagacity.errors import InvariantBroken
 from sagacity.ids import count_of
+from sagacity.simulation.vfs import Image, MemoryDisk, Op
 from sagacity.wire import Command, Witness
 from shard.codec import unpack_batch
 from shard.compaction import Compaction
@@ -32,7 +33,6 @@ from shard.sagas import Card, Live, Tombstone
 from shard.state import FinishedSagas
 from shard.store import JournalFailed, JournalRefused
 from shard.verify import Found, faults_of
-from tests.journal.disk import Image, MemoryDisk, Op
 from tests.unit.disk_world import DiskWorld
 from tests.unit.world import CLUSTER_ID, Rules, given, order, replies, snapshot
 

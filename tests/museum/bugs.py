@@ -425,18 +425,18 @@ BUGS: Final = (
             """,
         ),
     ),
-    _tested(
+    _bug(
         "acknowledge_before_fsync",
-        "tests/journal/test_crashes.py",
+        SIMULATION,
         (
             "shard.store:Store._open",
             'set_pragma(db, "synchronous", "FULL", expect=2)',
             'set_pragma(db, "synchronous", "OFF", expect=0)',
         ),
     ),
-    _tested(
+    _bug(
         "checkpoint_before_fsync",
-        "tests/journal/test_crashes.py",
+        SIMULATION,
         # The rows go in a transaction of their own, before the checkpoint that stands for them.
         (
             "shard.compaction:Compaction._enter",

@@ -13,8 +13,16 @@ REACHED: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "A1": ("acknowledged start, then a crash of its shard", ("deaths of shard",)),
     "A2": ("the client asks again", ("absorbed start",)),
     "A3": ("same id, other content", ("other content refused",)),
+    "A5": (
+        "a start after retention",
+        ("answers that an outcome is no longer kept",),
+    ),
     "A9": ("the router ends with requests open", ("deaths of router",)),
     "A10": ("a shard is down", ("answers with code 0", "answers with code 11")),
+    "A11": (
+        "ended sagas on disk, known there by their ids alone",
+        ("sagas found by their ids on disk",),
+    ),
     "B1": ("a command comes twice", ("commands repeated",)),
     "B2": ("a frame is lost", ("frames lost",)),
     "B3": ("a compensation overtakes its action", ("absorbed refused_compensated",)),
@@ -34,10 +42,15 @@ REACHED: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "B16": ("a command that kills its workers", ("commands quarantined",)),
     "B20": ("a shard that was stopped", ("hang",)),
     "D1": ("a death between two effects", ("die_at_point",)),
+    "D5": (
+        "power is lost with writes that were not synced",
+        ("losses of power that took what was not synced",),
+    ),
     "D6": ("a sync fails", ("failed syncs",)),
     "D7": ("a write finds no room", ("writes without room",)),
     "D8": ("a sync takes a second", ("slow",)),
-    "D10": ("a shard recovers", ("recovered",)),
+    "D9": ("compactions and merges", ("compactions", "merges of segments")),
+    "D10": ("a recovery is cut short", ("losses of power during a recovery",)),
     "E2": ("the wall clock jumps", ("clock",)),
     "E3": ("a worker hangs", ("hang",)),
     "E4": (

@@ -15,11 +15,23 @@ from sagacity.simulation import plan_of, prove, run
 from sagacity.simulation.proving import read_plan, write_plan
 from sagacity.simulation.shrink import kind_of, shrink
 from shard.finished import FinishedInMemory
+from shard.generations import Generations
+from shard.store import Store
 from tests.simulation.__main__ import REGRESSIONS, main
 from tests.simulation.checkout import SCENARIO
 
 SEEDS = 1_000
 SAGAS = 8
+ON_DISK = (
+    "compactions",
+    "merges of segments",
+    "recoveries from a checkpoint",
+    "losses of power that took what was not synced",
+    "losses of power that tore what was not synced",
+    "losses of power during a recovery",
+    "sagas past retention",
+    "answers that an outcome is no longer kept",
+)
 _TRACES = """
 from sagacity.simulation import plan_of, run
 from tests.simulation.checkout import SCENARIO
@@ -36,6 +48,8 @@ def test_every_invariant_holds_over_a_thousand_seeds() -> None:
         assert proof.figures[reached] > 0
     for reached in ("frames lost", "frames doubled", "frames overtaken", "failed syncs", "clock"):
         assert proof.figures[reached] > 0
+    for reached in ON_DISK:
+        assert proof.figures[reached] > 0, reached
 
 
 def test_a_seed_is_a_history_whatever_the_hash_seed() -> None:
@@ -70,6 +84,25 @@ def test_a_planted_bug_is_found_and_its_plan_made_short() -> None:
     assert len(short.asks) <= 2
     assert not short.faults
     assert run(SCENARIO, short).violations == ()
+
+
+@pytest.mark.parametrize("pragma", ["OFF", "NORMAL"])
+def test_a_journal_that_does_not_sync_is_found(pragma: str) -> None:
+    """Another control: what is committed and not synced is gone when power is lost."""
+    opens = Store._open
+
+    def unsynced(store: Store, cluster_id: str, shard: int) -> None:
+        opens(store, cluster_id, shard)
+        list(store.db.execute(f"PRAGMA synchronous={pragma}"))
+
+    with patch.object(Store, "_open", unsynced):
+        assert prove(SCENARIO, range(1, 61), sagas=SAGAS, jobs=2).broken
+
+
+def test_an_id_that_a_segment_does_not_know_is_found() -> None:
+    """Another: an id that has left memory and is not found on disk would run again."""
+    with patch.object(Generations, "_ordinal", lambda _self, _saga_id: None):
+        assert prove(SCENARIO, range(1, 21), sagas=SAGAS).broken
 
 
 def test_a_plan_is_played_again_from_its_file(tmp_path: Path) -> None:

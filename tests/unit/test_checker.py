@@ -14,6 +14,7 @@ from sagacity.checker.record import ClientRecord, Struck
 from sagacity.checker.rules import INVARIANTS, judge
 from sagacity.checker.selftest import BLIND, Unseen, selftest
 from sagacity.checker.verdict import CANNOT_TELL, HOLDS, KEPT, VIOLATED, as_report
+from sagacity.errors import Conflict
 from sagacity.ids import barrier_key
 from sagacity.saga import Retry
 from sagacity.wire import Answer
@@ -98,6 +99,8 @@ def test_sagas_past_retention_are_let_be(cluster: Cluster) -> None:
         if isinstance(entry, Finished)
     ]
     own.forget(*ended[:4])
+    for number in ended[:4]:  # each is told that its outcome is no longer kept
+        own.step(own.start(own.evidence().journals[0].stories[number].started.saga_id))
     found = own.evidence()
     assert {each.verdict for each in verdicts(found).values()} == {HOLDS}
     [journal] = found.journals
@@ -295,6 +298,7 @@ def _heads(change: Callable[[list[Any]], list[Any]]) -> Change:
     return lambda evidence: with_journal(evidence, heads=change(list(evidence.journals[0].heads)))
 
 
+NO_LONGER_KEPT = wire.pack(Conflict("its outcome is no longer kept").body())
 RED: dict[str, tuple[int, Change, str]] = {
     "an acknowledged start is in no journal": (1, _drop_story("completes-1"), "in no journal"),
     "nobody sent it": (
@@ -303,6 +307,14 @@ RED: dict[str, tuple[int, Change, str]] = {
         "nobody sent it",
     ),
     "other content was sent": (1, asks_of("lost", fingerprint=bytes(16)), "that nobody sent"),
+    "it is kept, and was said not to be": (
+        1,
+        lambda evidence: asks_of(
+            "lost",
+            answers=[replace(record_of(evidence).asks[0].answers[0], code=22, body=NO_LONGER_KEPT)],
+        )(evidence),
+        "no longer kept",
+    ),
     "it was refused and runs": (
         1,
         lambda evidence: asks_of(

@@ -112,7 +112,7 @@ class MemoryDisk(apsw.VFS):
     def note(
         self, kind: int, inode: int, at: int = 0, content: bytes = b"", name: str = ""
     ) -> None:
-        """Add an operation to the log."""
+        """Add an operation to the log; what raises here keeps it from being done."""
         self.log.append(Op(kind, inode, self.phase, at, content, name))
 
     # -- what SQLite calls ----------------------------------------------------------------------
@@ -126,21 +126,22 @@ class MemoryDisk(apsw.VFS):
         if inode is None:
             if not flags[0] & apsw.SQLITE_OPEN_CREATE:
                 raise apsw.CantOpenError(f"{path} is not there")
-            self._next += 1
-            inode = self.inodes[path] = self._next
-            self.live[inode] = bytearray()
+            inode = self._next + 1
             self.note(CREATE, inode, name=path)
+            self._next = self.inodes[path] = inode
+            self.live[inode] = bytearray()
         # As SQLite's own VFS does: also where the file was there already.
         names = flags[0] & apsw.SQLITE_OPEN_CREATE and flags[0] & _OF_LOGS
         return _File(self, path, inode, self.live[inode], names=bool(names))
 
     def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802 - apsw's name
-        inode = self.inodes.pop(filename, None)
+        inode = self.inodes.get(filename)
         if inode is None:
             error: Any = apsw.IOError(f"{filename} is not there")
             error.extendedresult = apsw.SQLITE_IOERR_DELETE_NOENT
             raise error
         self.note(DELETE, inode, name=filename)
+        del self.inodes[filename]
         if syncdir:
             self.note(SYNC_NAMES, 0)
 
