@@ -12,7 +12,9 @@ from sagacity.ids import barrier_key
 from shard.events import Peer
 from shard.sagas import OUT, QUEUED, Live
 
-WINDOW_NS = 500_000_000  # over which a pool's pace is measured
+WINDOW_NS = 500_000_000  # over which a pool's pace is measured, at least
+BATCH_NS = 4_000_000_000  # what takes longer than that is no batch: its pool stood still
+WINDOW_COMMANDS = 8  # given out in a window, at least: fewer tell no pace
 
 
 class Worker:
@@ -62,8 +64,10 @@ class Pool:
         self._taken = 0  # commands, since the start
         self._seen = 0  # of them, when `measure` last looked
         self._moved_at = 0  # when it last saw more
+        self._gap_ns = 0  # between the last two times that it did
         self._calm_since: int | None = None  # nothing has waited from then on
         self._window: tuple[int, int] | None = None  # when it began, what was taken by then
+        self._before = (0, 0)  # the window before it, or itself
 
         self.suspects: deque[Live] = deque()  # what may have killed a worker
 
@@ -119,7 +123,7 @@ class Pool:
             if first.queued_in is self and first.where == QUEUED:
                 self._calm_since = None
                 self._measure_pace(now_ns)
-                moves = self.pace_ns and now_ns - self._moved_at <= WINDOW_NS
+                moves = self.pace_ns and now_ns - self._moved_at <= max(WINDOW_NS, 2 * self._gap_ns)
                 return 0 if moves else now_ns - first.queued_at
             self.waiting.popleft()
             if first.queued_in is self:
@@ -136,24 +140,29 @@ class Pool:
         self._guessed_until = until_ns
 
     def _measure_pace(self, now_ns: int) -> None:
-        if self._taken > self._seen:
-            if now_ns - self._moved_at > WINDOW_NS:
-                self._window = None  # it stood still; that is no pace
+        moved = self._taken > self._seen
+        if moved:
+            self._gap_ns = now_ns - self._moved_at
+            if self._gap_ns > BATCH_NS:
+                self._window, self._gap_ns = None, 0  # it stood still; that is no pace
             self._seen, self._moved_at = self._taken, now_ns
         if now_ns > self._guessed_until:
             self._forget_guess()
         if self._window is None:
-            self._window = (now_ns, self._taken)
-        began, taken = self._window
-        if now_ns - began < WINDOW_NS:
+            self._window = self._before = (now_ns, self._taken)
+        # From one giving out to another: a worker's batch is one transaction, so its answers, and
+        # the credit for the next commands, come at once.
+        enough = self._taken - self._window[1] >= WINDOW_COMMANDS
+        if not (moved and enough and now_ns - self._window[0] >= WINDOW_NS):
             return
-        self._window = (now_ns, self._taken)
-        if self._taken > taken:
-            pace_ns = (now_ns - began) // (self._taken - taken)
-            self._forget_guess()
-            # The better of two: a hiccup of the disk is no pace either.
-            self.pace_ns = min(self._last_pace_ns or pace_ns, pace_ns)
-            self._last_pace_ns = pace_ns
+        # Over two windows: a batch that gives back its credit in two parts makes uneven ones.
+        began, taken = self._before
+        self._before, self._window = self._window, (now_ns, self._taken)
+        pace_ns = (now_ns - began) // (self._taken - taken)
+        self._forget_guess()
+        # The better of two: a hiccup of the disk is no pace either.
+        self.pace_ns = min(self._last_pace_ns or pace_ns, pace_ns)
+        self._last_pace_ns = pace_ns
 
     def _doubt_pace(self, now_ns: int) -> None:
         """Take the pool for twice as quick with each half second in which it had little to do.

@@ -3,7 +3,7 @@
 from sagacity.ids import barrier_key
 from sagacity.saga import Retry
 from services.checkout import checkout
-from shard.pools import WINDOW_NS, Pool, Worker, sent
+from shard.pools import WINDOW_COMMANDS, WINDOW_NS, Pool, Worker, sent
 from shard.sagas import OUT, QUEUED, Definition, Live, settle
 
 DEFINITION = Definition(checkout, Retry())
@@ -183,6 +183,22 @@ def test_a_queue_that_moves_has_a_pace_and_one_that_stands_has_an_age() -> None:
     assert pool.pace_ns == WINDOW_NS // 10
     assert pool.measure(WINDOW_NS * 3 // 2) == 0
     assert pool.measure(WINDOW_NS * 3) == WINDOW_NS * 3
+
+
+def test_few_commands_tell_no_pace() -> None:
+    """Else one that happens to come late would refuse starts; the age of the queue says enough."""
+    pool = Pool("inventory")
+    pool.offer(saga(1), 0)
+    pool.measure(0)
+    [waiting] = pool.waiting
+    for at in range(1, WINDOW_COMMANDS + 1):
+        assert pool.pace_ns == 0
+        taken(pool, 1, at * WINDOW_NS)
+        pool.waiting.clear()
+        pool.waiting.append(waiting)
+        waiting.queued_in = pool
+        pool.measure(at * WINDOW_NS)
+    assert pool.pace_ns == WINDOW_NS
 
 
 def test_a_guessed_pace_ends_with_what_waits() -> None:
