@@ -160,10 +160,12 @@ class _Play:
     def _how_far(self) -> HowFar:
         far = self._far
         return HowFar(
-            *(
-                sum(getattr(each, name) for each in far)
-                for name in ("started", "completed", "aborted", "refused", "errors", "opened")
-            ),
+            started=sum(each.started for each in far),
+            completed=sum(each.completed for each in far),
+            aborted=sum(each.aborted for each in far),
+            refused=sum(each.refused for each in far),
+            errors=sum(each.errors for each in far),
+            opened=sum(each.opened for each in far),
             connected=any(each.connected for each in far),
             p99_ms=max(each.p99_ms for each in far),
         )

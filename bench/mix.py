@@ -30,7 +30,7 @@ class Mix(Struct, frozen=True):
         hot_sku: want one unit of the same thing; the others spread over many then.
     """
 
-    decline: float = 10.0
+    decline: float = 0.0
     out_of_stock: float = 0.0
     no_carrier: float = 0.0
     hot_sku: float = 0.0

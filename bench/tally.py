@@ -18,6 +18,7 @@ class Told(Struct):
     """One generator's tally of a phase, as it travels. Instants are monotonic nanoseconds."""
 
     first: int = 0  # the first intended start; 0 where there was none
+    last_start: int = 0  # the last intended start
     last: int = 0  # when the last one was settled
     started: int = 0
     completed: int = 0
@@ -64,7 +65,7 @@ class Tally:
     def started(self, intended: Sequence[int], now: int) -> None:
         """Count starts, by the instants that were meant for them."""
         told = self.told
-        told.first = told.first or intended[0]
+        told.first, told.last_start = told.first or intended[0], intended[-1]
         told.started += len(intended)
         if not self._open_loop:  # all of them are now
             self._offered[self._second(now)] += len(intended)
@@ -121,6 +122,7 @@ def together(tallies: Sequence[Told]) -> Told:
     """Add up what generators tell of the same phase."""
     found = Told(first=min((each.first for each in tallies if each.first), default=0))
     found.last = max((each.last for each in tallies), default=0)
+    found.last_start = max((each.last_start for each in tallies), default=0)
     sums = "started completed aborted within refused late_starts left_out cpu_ns"
     for name in sums.split():
         setattr(found, name, sum(getattr(each, name) for each in tallies))
