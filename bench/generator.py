@@ -33,7 +33,8 @@ PER_CONNECTION: Final = 1024  # starts that a router takes of one client (its de
 DRAIN_NS: Final = 5 * SECOND  # for what is open when a run is broken off
 _PATIENCE_NS: Final = 200_000_000  # the longest wait: signals and progress are looked at then
 _GRAIN_NS: Final = 200_000  # arrivals so close together leave together: at most so late
-_TELL_NS: Final = 250_000_000
+_TELL_NS: Final = 500_000_000
+_WORDS_MAX: Final = 120  # of an error, as they are counted
 _REFUSED_NS: Final = 250_000_000  # a rest, where a refusal does not say
 
 
@@ -212,8 +213,8 @@ def play(
             return
         settled = asker.poll(_wait(loop.next(), now))
         now = clock()
-        for token, reply in settled:
-            _settle(opened.pop(token), reply, now, loop, tally)
+        if settled:
+            _settle(settled, opened, now, loop, tally)
         if tell is not None:
             tell(now, len(opened))
 
@@ -225,15 +226,24 @@ def _wait(until: int | None, now: int) -> int:
     return min(max(until - now, _GRAIN_NS), _PATIENCE_NS)
 
 
-def _settle(intended: int, reply: Reply, now: int, loop: Loop, tally: Tally) -> None:
-    if reply.code is None:
-        tally.finished(intended, now, completed=b"COMPLETED" in reply.body)
-    elif reply.code == NotTaken.code:
-        tally.refused(intended, now)
-        pause_ms = wire.unpack(reply.body).get("retry_after_ms")
-        loop.refused(now + (pause_ms * 1_000_000 if pause_ms else _REFUSED_NS))
-    else:
-        tally.failed(f"code {reply.code}: {wire.unpack(reply.body).get('text', '')}"[:120], now)
+def _settle(
+    settled: list[tuple[int, Reply]], opened: dict[int, int], now: int, loop: Loop, tally: Tally
+) -> None:
+    """Count what is settled; all of a batch came at the same instant."""
+    completed: list[int] = []
+    aborted: list[int] = []
+    for token, reply in settled:
+        intended = opened.pop(token)
+        if reply.code is None:
+            (completed if b"COMPLETED" in reply.body else aborted).append(intended)
+        elif reply.code == NotTaken.code:
+            tally.refused(intended, now)
+            pause_ms = wire.unpack(reply.body).get("retry_after_ms")
+            loop.refused(now + (pause_ms * 1_000_000 if pause_ms else _REFUSED_NS))
+        else:
+            told = wire.unpack(reply.body).get("text", "")
+            tally.failed(f"code {reply.code}: {told}"[:_WORDS_MAX], now)
+    tally.finished(completed, aborted, now)
 
 
 class Generator:
@@ -288,7 +298,7 @@ class Generator:
 
 
 class Teller:
-    """Tells a generator's progress to who started it, four times a second."""
+    """Tells a generator's progress to who started it, twice a second."""
 
     def __init__(self, tally: Tally, asker: Asker) -> None:
         self._tally, self._asker = tally, asker
@@ -309,7 +319,7 @@ class Teller:
                 errors=self._tally.errors.total(),
                 opened=opened,
                 connected=self._asker.connected,
-                p99_ms=self._tally.percentiles().p99,
+                p99_ms=self._tally.p99_ms(),
             )
         )
 

@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct
 
 from bench.histogram import Histogram, merged
-from bench.result import Percentiles, Seconds
+from bench.result import Seconds
 from bench.schedule import SECOND
 
 LATE_NS: Final = 10_000_000  # a start that is later than this counts as a late one
@@ -75,17 +75,23 @@ class Tally:
             self._late.record_ns(now - instant)
             told.late_starts += now - instant > LATE_NS
 
-    def finished(self, intended: int, now: int, *, completed: bool) -> None:
-        """Count a saga that came to its end."""
-        took, told = now - intended, self.told
-        self._latency.record_ns(took)
-        told.within += took <= self._objective_ns
-        if completed:
-            told.completed += 1
-        else:
-            told.aborted += 1
+    def finished(self, completed: Sequence[int], aborted: Sequence[int], now: int) -> None:
+        """Count sagas that came to their end now, by the instants that were meant for their starts.
+
+        Many of a batch were started together: a histogram takes them in one go, 0.3 us each
+        instead of 1.1.
+        """
+        if not completed and not aborted:
+            return
+        told, oldest = self.told, now - self._objective_ns
+        for intended, times in Counter((*completed, *aborted)).items():
+            self._latency.record_ns(now - intended, times)
+            if intended >= oldest:
+                told.within += times
+        told.completed += len(completed)
+        told.aborted += len(aborted)
         told.last = now
-        self._finished[self._second(now)] += 1
+        self._finished[self._second(now)] += len(completed) + len(aborted)
 
     def refused(self, intended: int, now: int) -> None:
         """Count a start that was not taken."""
@@ -110,9 +116,9 @@ class Tally:
         told.per_second = Seconds(*(_dense(count) for count in counts))
         return told
 
-    def percentiles(self) -> Percentiles:
-        """Give the latencies so far."""
-        return self._latency.percentiles()
+    def p99_ms(self) -> float:
+        """Give the 99th percentile of the latencies so far."""
+        return self._latency.at_ms(99.0)
 
     def _second(self, instant: int) -> int:
         return min(max(0, instant - self._begin) // SECOND, _SECONDS_MAX)
