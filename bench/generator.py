@@ -209,7 +209,7 @@ def play(
         if loop.over and not opened:
             return
         if give_up is not None and now >= give_up:
-            tally.failed("given up", now, len(opened))
+            tally.given_up(len(opened))
             return
         settled = asker.poll(_wait(loop.next(), now))
         now = clock()

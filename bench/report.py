@@ -83,7 +83,7 @@ def text(found: Result) -> str:
         ("CPU a saga, us", _pairs(found.cpu_us_per_saga)),
         ("peak memory, MB", _pairs(found.peak_rss_mb)),
         ("syncs a saga", _number(found.fsyncs_per_saga)),
-        ("commits", f"{found.commits}, {_number(found.entries_per_commit)} entries each"),
+        ("commits", _commits(found)),
         ("books", {True: "balanced", False: "NOT BALANCED", None: "not audited"}[found.balanced]),
         ("directory", f"on {found.data_fs}"),
         ("machine", f"{found.machine.cores} cores, load {found.machine.load_1m:g} before"),
@@ -100,6 +100,12 @@ def _load(found: Result) -> str:
     else:
         how = f"closed loop, {told['in_flight']} in flight"
     return f"{how}, {told['generators']} generators, {told['shards']} shards"
+
+
+def _commits(found: Result) -> str:
+    if found.commits is None:
+        return "no figure"
+    return f"{found.commits}, {_number(found.entries_per_commit)} entries each"
 
 
 def _ms(found: Percentiles) -> str:

@@ -56,7 +56,7 @@ class Result(Struct, kw_only=True):
         what: the product, for tables of several.
         sagas_per_second: finished (completed or aborted) in wall_seconds.
         goodput_per_second: those of them that finished within settings.objective_ms.
-        offered_per_second: asked by intended start; open loop only, else null.
+        offered_per_second: started, until the last start as it was; null in the closed loop.
         wall_seconds: from the first intended start until the last saga was settled.
         latency_ms: of what finished; in the open loop from the intended start.
         late_ms: how late starts were against the schedule; all 0 in the closed loop.

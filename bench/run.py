@@ -42,6 +42,7 @@ RATE_LATE_MS: Final = 100.0  # p99 of late starts: a generator that is later doe
 
 _LOOK_S: Final = 1.0
 _LOOK_WAIT_S: Final = 2.0
+_WENT_AWAY: Final = "the cluster went away"
 _GONE_S: Final = 10.0  # a router's restart takes 1.5
 _PATIENCE_S: Final = 60.0  # for what is asked at begin and end
 _SERVES_S: Final = 300.0
@@ -73,8 +74,8 @@ def run(given: argparse.Namespace) -> int:
         result.require_new(asked.json, force=asked.force)
     with Interrupts() as interrupts:
         found = measure(asked, interrupts)
-    if found is None:
-        _say("broken off before anything was measured")
+    if isinstance(found, str):
+        _say(f"no result: broken off before anything was measured: {found}")
         return interrupts.exit_code or EXIT_NO_RESULT
     if found.balanced is False:
         _say(f"no result: the books do not balance: {'; '.join(found.faults)}")
@@ -108,11 +109,12 @@ class Interrupts:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         again, self.exit_code = self.exit_code, 128 + number
         if again or not self.playing:
+            _say("interrupted; nothing is kept")
             raise SystemExit(self.exit_code)
 
 
-def measure(asked: Options, interrupts: Interrupts) -> Result | None:
-    """Run a load on a cluster; give what was measured, None if nothing was."""
+def measure(asked: Options, interrupts: Interrupts) -> Result | str:
+    """Run a load on a cluster; give what was measured, or why nothing was."""
     with ExitStack() as stack:
         host = stack.enter_context(_host(asked))
         return Run(asked, host, interrupts).measure()
@@ -129,6 +131,11 @@ class Host:
     def __init__(self, url: str, own: ClusterProcess | None) -> None:
         self.url, self._own = url, own
         self.keep = False  # its directory: there is something to look into
+
+    @property
+    def directory(self) -> Path | None:
+        """Where a cluster of our own has its files."""
+        return None if self._own is None else self._own.data
 
     @property
     def ended(self) -> bool:
@@ -202,8 +209,8 @@ class Run:
         self._connected_at = 0.0
         self._progress = report.Progress(asked)
 
-    def measure(self) -> Result | None:
-        """Warm up, load, audit; give what was measured, None if it never came to that."""
+    def measure(self) -> Result | str:
+        """Warm up, load, audit; give what was measured, or why it never came to that."""
         asked = self._asked
         status = self._host.status(_PATIENCE_S)
         self._data_fs = place.file_system(Path(status["data"])) if status.get("data") else None
@@ -215,14 +222,13 @@ class Run:
         with ExitStack() as stack:
             many, generators = self._warmed_up(stack)
             if self._why:
-                return None
+                return self._why
             self._progress.begin("measuring", asked.duration_s)
-            # Not before: what ends it before is no partial result but none.
             phases = _shares(asked, many)
             told = self._play(generators, phases, self._begun)
             self._progress.end()
         if not told:
-            return None
+            return self._why
         self._ended()
         yardstick = (machine.yardstick_ns + place.yardstick_ns()) / 2
         found = self._result(together(told), structs.replace(machine, yardstick_ns=yardstick))
@@ -281,15 +287,19 @@ class Run:
         if self._interrupts.exit_code:
             self._why = self._why or "interrupted"
         elif self._host.ended:
-            self._why = self._why or "the cluster went away: its supervisor has ended"
+            self._why = self._why or f"{_WENT_AWAY}: its supervisor has ended"
         elif now - self._connected_at > _GONE_S:
-            self._why = self._why or f"the cluster went away: no connection for {_GONE_S:g} s"
+            self._why = self._why or f"{_WENT_AWAY}: no connection for {_GONE_S:g} s"
         if self._why:
             return False
         if self._look_at and now >= self._look_at and far.connected:
             self._look(_LOOK_WAIT_S)
             self._look_at = time.monotonic() + _LOOK_S
         return True
+
+    @property
+    def _gone(self) -> bool:
+        return self._host.ended or self._why.startswith(_WENT_AWAY)
 
     def _look(self, wait_s: float) -> list[dict[str, Any]] | None:
         try:
@@ -301,8 +311,7 @@ class Run:
 
     def _ended(self) -> None:
         """Read the clocks and counts at the end of the load."""
-        gone = self._host.ended or "went away" in self._why
-        rows = None if gone else self._look(_PATIENCE_S)
+        rows = None if self._gone else self._look(_PATIENCE_S)
         if rows is None:
             self._notes.append("no counts: the cluster did not answer at the end")
             return
@@ -314,8 +323,9 @@ class Run:
             self._notes.append(f"no counts: /metrics of {named} could not be read")
 
     def _audit(self, found: Result) -> None:
-        if self._host.ended or "went away" in self._why:
+        if self._gone:
             self._notes.append("no audit: the cluster is not there")
+            self._keep()
             return
         try:
             with Client(self._host.url, timeout_s=_PATIENCE_S) as client:
@@ -326,9 +336,14 @@ class Run:
             return
         found.balanced = bool(said["balanced"])
         found.faults = [str(fault) for fault in said["faults"][:5]]
-        if not found.balanced and self._asked.connect is None:
+        if not found.balanced:
+            self._keep()
+
+    def _keep(self) -> None:
+        """Keep the directory of a cluster of our own: there is something to look into."""
+        if self._host.directory is not None:
             self._host.keep = True
-            self._notes.append("the cluster's directory is kept")
+            self._notes.append(f"the cluster's directory is kept: {self._host.directory}")
 
     def _result(self, told: Told, machine: result.Machine) -> Result:
         asked = self._asked
@@ -449,7 +464,7 @@ def _busy(told: Told) -> float:
 
 
 def _offered(told: Told) -> float | None:
-    """Give what was offered a second, by the intended starts; None of less than two."""
+    """Give what was started a second, from the first intended start to the last one as it was."""
     span = told.last_start - told.first
     return (told.started - 1) * SECOND / span if span > 0 else None
 

@@ -18,7 +18,7 @@ class Told(Struct):
     """One generator's tally of a phase, as it travels. Instants are monotonic nanoseconds."""
 
     first: int = 0  # the first intended start; 0 where there was none
-    last_start: int = 0  # the last intended start
+    last_start: int = 0  # the last start, as it was
     last: int = 0  # when the last one was settled
     started: int = 0
     completed: int = 0
@@ -65,7 +65,7 @@ class Tally:
     def started(self, intended: Sequence[int], now: int) -> None:
         """Count starts, by the instants that were meant for them."""
         told = self.told
-        told.first, told.last_start = told.first or intended[0], intended[-1]
+        told.first, told.last_start = told.first or intended[0], now
         told.started += len(intended)
         if not self._open_loop:  # all of them are now
             self._offered[self._second(now)] += len(intended)
@@ -100,10 +100,14 @@ class Tally:
         self._refusal.record_ns(now - intended)
         self._refused[self._second(now)] += 1
 
-    def failed(self, why: str, now: int, times: int = 1) -> None:
-        """Count what was neither finished nor refused."""
-        self.errors[why] += times
+    def failed(self, why: str, now: int) -> None:
+        """Count what was answered, and neither finished nor refused."""
+        self.errors[why] += 1
         self.told.last = now
+
+    def given_up(self, times: int) -> None:
+        """Count what was still open when a run was broken off; waiting for it is no part of it."""
+        self.errors["given up"] += times
 
     def end(self, cpu_ns: int, peak_rss_mb: float, left_out: int) -> Told:
         """Give it all."""
