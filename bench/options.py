@@ -210,8 +210,12 @@ def generators_of(options: Options) -> int:
     """Give how many generators a run begins with."""
     if options.generators:
         return options.generators
-    most = min(GENERATORS_MAX, len(os.sched_getaffinity(0)))
-    return min(most, max(1, math.ceil(options.rate / RATE_OF_ONE)))
+    return min(cores(), max(1, math.ceil(options.rate / RATE_OF_ONE)))
+
+
+def cores() -> int:
+    """Give how many generators can run at once."""
+    return min(GENERATORS_MAX, len(os.sched_getaffinity(0)))
 
 
 def _within(option: str, value: float | None, least: float, most: float) -> None:

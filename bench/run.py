@@ -38,6 +38,7 @@ from sagacity.errors import Malformed, SagacityError
 
 EXIT_NO_RESULT: Final = 1
 BUSY: Final = 0.8  # of a core: then one generator is not enough
+TELLS_S: Final = 1.0  # a warm-up of this length tells how busy the generators are
 RATE_LATE_MS: Final = 100.0  # p99 of late starts: a generator that is later does not keep the rate
 
 _LOOK_S: Final = 1.0
@@ -248,9 +249,10 @@ class Run:
             self._progress.begin("warming up", asked.warm_up_s)
             span = round(asked.warm_up_s * SECOND)
             told = self._play(generators, [(None, span)] * many)
-            busy = max((_busy(each) for each in told), default=0.0)
-            more = min(2 * many, options.GENERATORS_MAX, asked.in_flight or 2 * many)
-            if self._why or asked.generators or busy < BUSY or more == many:
+            # Of a blink of a warm-up it says nothing: mostly the first frames are in it.
+            busy = max(map(_busy, told), default=0.0) if asked.warm_up_s >= TELLS_S else 0.0
+            more = min(2 * many, options.cores(), asked.in_flight or 2 * many)
+            if self._why or asked.generators or busy < BUSY or more <= many:
                 return many, generators
             generators.close()
             many = more

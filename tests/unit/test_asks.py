@@ -133,7 +133,7 @@ def test_a_refusal_with_a_senseless_time_is_asked_again_within_five_seconds(
 
 
 def test_who_does_not_ask_again_sees_the_refusal_of_a_first_try_at_once() -> None:
-    """A load generator counts refusals; after a silent try one is no proof that nothing happened."""
+    """A load generator counts refusals; after a silent try one proves nothing."""
     asks = Asks("the router", again_when_refused=False)
     first, second = (asks.ask(wire.START, f"s{n}", b"", now=0, wait_ns=WAIT) for n in range(2))
     asks.take()

@@ -89,7 +89,7 @@ def test_every_checkout_that_is_dealt_is_well_formed_and_has_an_id_of_its_own() 
     """Bodies are cut together from bytes: a wrong length would be malformed at the shard."""
     carts = Carts(Mix(decline=10, out_of_stock=10, no_carrier=10, hot_sku=50), 3)
     dealt = [carts.deal() for _ in range(DECK + 10)]
-    read = [wire.BodyReader(Checkout).decode(body) for _, body in dealt]
+    read = [wire.BodyReader[Checkout](Checkout).decode(body) for _, body in dealt]
     assert [body.saga_id for body in read] == [saga_id for saga_id, _ in dealt]
     assert len({body.saga_id for body in read}) == len(dealt)
     skus = Counter(item.sku for body in read for item in body.items)
@@ -101,7 +101,7 @@ def test_every_checkout_that_is_dealt_is_well_formed_and_has_an_id_of_its_own() 
 def test_without_a_hot_sku_everyone_buys_the_examples_cart() -> None:
     """Figures of other carts are not those that the table compares."""
     _, body = Carts(Mix(), 1).deal()
-    read = wire.BodyReader(Checkout).decode(body)
+    read = wire.BodyReader[Checkout](Checkout).decode(body)
     assert [(item.sku, item.quantity) for item in read.items] == [("abc123", 2), ("xyz789", 1)]
 
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from bench import __main__ as bench
-from bench import place, probe, report, result
+from bench import place, probe, report, result, run
 from bench.result import Machine, Percentiles, Result
 from cluster import cli
 from sagacity.errors import Malformed
@@ -130,13 +130,12 @@ def test_a_result_file_that_exists_is_left_as_it_is(
     result.require_new(file, force=True)
 
 
-def test_a_cluster_that_is_not_there_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_cluster_that_is_not_there_is_said(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Before load is made, not after an hour of errors."""
-    nowhere = ["--connect", "ipc:///nonexistent/router.sock"]
-    place_wait = bench.import_module("bench.run")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(place_wait, "_PATIENCE_S", 0.1)
-        assert bench.main(["run", *nowhere]) == 5
+    monkeypatch.setattr(run, "_PATIENCE_S", 0.1)
+    assert bench.main(["run", "--connect", "ipc:///nonexistent/router.sock"]) == 5
     assert "no connection" in capfd.readouterr().err
 
 
@@ -145,7 +144,7 @@ def test_the_command_line_hands_over_to_the_benches(
 ) -> None:
     """`sagacity bench` is one command among the others; its words are the benches' own."""
     ran: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda program, words: ran.append(words) or 0)
+    monkeypatch.setattr(os, "execv", lambda _, words: ran.append(words))
     cli.main(["bench", "run", "--rate", "5", "--json", "x", "--help"])
     assert [words[1:] for words in ran] == [
         ["-P", "-m", "bench", "run", "--rate", "5", "--json", "x", "--help"]
