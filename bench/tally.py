@@ -78,8 +78,8 @@ class Tally:
     def finished(self, completed: Sequence[int], aborted: Sequence[int], now: int) -> None:
         """Count sagas that came to their end now, by the instants that were meant for their starts.
 
-        Many of a batch were started together: a histogram takes them in one go, 0.3 us each
-        instead of 1.1.
+        Many of a batch were started together: a histogram takes them in one go. One by one cost
+        2 us of CPU a saga more, with a thousand in flight.
         """
         if not completed and not aborted:
             return
