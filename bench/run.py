@@ -8,13 +8,11 @@ before a run was broken off is kept, and called partial.
 
 import argparse
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -25,13 +23,13 @@ from bench import carts, options, place, probe, report, result
 from bench.generator import Plan
 from bench.generators import Generators, HowFar
 from bench.histogram import Histogram
+from bench.host import Host, hosted
 from bench.options import Options
 from bench.probe import Counted, Probe
 from bench.result import Result
 from bench.schedule import SECOND
 from bench.tally import Told, together
 from cluster.audit import audit
-from cluster.private import ClusterProcess, start_private
 from sagacity import __version__
 from sagacity.client import Client
 from sagacity.errors import Malformed, SagacityError
@@ -46,8 +44,6 @@ _LOOK_WAIT_S: Final = 2.0
 _WENT_AWAY: Final = "the cluster went away"
 _GONE_S: Final = 10.0  # a router's restart takes 1.5
 _PATIENCE_S: Final = 60.0  # for what is asked at begin and end
-_SERVES_S: Final = 300.0
-_QUIET: Final = {"SAGACITY_LOG": "error"}  # processes that end are no news here
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,76 +113,8 @@ class Interrupts:
 def measure(asked: Options, interrupts: Interrupts) -> Result | str:
     """Run a load on a cluster; give what was measured, or why nothing was."""
     with ExitStack() as stack:
-        host = stack.enter_context(_host(asked))
+        host = stack.enter_context(hosted(asked))
         return Run(asked, host, interrupts).measure()
-
-
-class Host:
-    """The cluster that is measured.
-
-    Args:
-        url: its router's address.
-        own: the process, if it is the run's own.
-    """
-
-    def __init__(self, url: str, own: ClusterProcess | None) -> None:
-        self.url, self._own = url, own
-        self.keep = False  # its directory: there is something to look into
-
-    @property
-    def directory(self) -> Path | None:
-        """Where a cluster of our own has its files."""
-        return None if self._own is None else self._own.data
-
-    @property
-    def ended(self) -> bool:
-        """Whether its supervisor has ended, as far as we see it."""
-        return self._own is not None and self._own.process.poll() is not None
-
-    def status(self, wait_s: float) -> dict[str, Any]:
-        """Ask it how it is.
-
-        Raises:
-            SagacityError: it does not say.
-        """
-        with Client(self.url, timeout_s=wait_s) as client:
-            return client.status()
-
-
-@contextmanager
-def _host(asked: Options) -> Iterator[Host]:
-    """Give the cluster of --connect, or one of our own until the end of the block."""
-    if asked.connect is not None:
-        yield Host(asked.connect, None)
-        return
-    if asked.data is not None:
-        place.require_disk(asked.data.absolute())
-    data = place.new_directory() if asked.data is None else asked.data
-    made = asked.data is None
-    host: Host | None = None
-    try:
-        with tempfile.TemporaryDirectory(prefix="sagacity-bench-") as beside:
-            words, env = _cluster_words(asked, data), dict(_QUIET)
-            if asked.mix.hot_sku:
-                goods = Path(beside) / "catalog.toml"
-                goods.write_text(carts.catalog())
-                env["SAGACITY_CLUSTER__CATALOG"] = str(goods)
-            own = start_private(data, arguments=words, env=env, timeout_s=_SERVES_S)
-            host = Host(own.url, own)
-            with own:
-                yield host
-    finally:
-        if made and not (host is not None and host.keep):
-            shutil.rmtree(data, ignore_errors=True)
-
-
-def _cluster_words(asked: Options, data: Path) -> list[str]:
-    shards = asked.shards
-    if shards is None and asked.config is None and not (data / "cluster.json").exists():
-        shards = options.SHARDS
-    words = [] if shards is None else ["--shards", str(shards)]
-    words += [] if asked.workers is None else ["--workers", str(asked.workers)]
-    return words + ([] if asked.config is None else ["--config", str(asked.config)])
 
 
 class Run:
@@ -225,8 +153,7 @@ class Run:
             if self._why:
                 return self._why
             self._progress.begin("measuring", asked.duration_s)
-            phases = _shares(asked, many)
-            told = self._play(generators, phases, self._begun)
+            told = self._play(generators, shares(asked, many), self._begun)
             self._progress.end()
         if not told:
             return self._why
@@ -243,7 +170,7 @@ class Run:
         asked = self._asked
         many = options.generators_of(asked)
         while True:
-            generators = stack.enter_context(Generators(_plans(asked, self._host.url, many)))
+            generators = stack.enter_context(Generators(plans(asked, self._host.url, many)))
             if not asked.warm_up_s:
                 return many, generators
             self._progress.begin("warming up", asked.warm_up_s)
@@ -348,49 +275,14 @@ class Run:
             self._notes.append(f"the cluster's directory is kept: {self._host.directory}")
 
     def _result(self, told: Told, machine: result.Machine) -> Result:
-        asked = self._asked
-        finished = told.completed + told.aborted
-        wall_s = max(told.last - told.first, 1) / SECOND
-        late = Histogram.decode(told.late).percentiles()
-        kept = told.left_out == 0 and late.p99 <= RATE_LATE_MS
-        found = Result(
-            partial=bool(self._why),
-            partial_why=self._why,
-            sagas_per_second=finished / wall_s,
-            goodput_per_second=told.within / wall_s,
-            offered_per_second=_offered(told) if asked.rate else None,
-            wall_seconds=wall_s,
-            latency_ms=Histogram.decode(told.latency).percentiles(),
-            late_ms=late,
-            refusal_ms=Histogram.decode(told.refusal).percentiles(),
-            late_starts=told.late_starts,
-            rate_reached=kept if asked.rate else None,
-            completed=told.completed,
-            aborted=told.aborted,
-            refused=told.refused,
-            errors=sum(told.errors_by.values()),
-            errors_by=told.errors_by,
-            balanced=None,
-            cpu_us_per_saga=self._cpu_us(told, finished),
-            peak_rss_mb={name: round(mb, 1) for name, mb in sorted(self._probe.peaks.items())},
-            fsyncs_per_saga=None,
-            commits=None,
-            entries_per_commit=None,
-            data_fs=self._data_fs,
-            version=__version__,
-            commit=place.commit(),
-            machine=machine,
-            settings={**asked.settings(), "command": place.command_line()},
-            per_second=told.per_second,
-            latency_histogram=told.latency,
-            notes=self._notes,
-        )
+        found = result_of(self._asked, told, machine)
+        found.partial, found.partial_why = bool(self._why), self._why
+        found.cpu_us_per_saga = self._cpu_us(told, found.finished)
+        peaks = sorted(self._probe.peaks.items())
+        found.peak_rss_mb = {name: round(mb, 1) for name, mb in peaks}
+        found.data_fs = self._data_fs
         self._count(found)
-        if asked.rate and not kept:
-            self._notes.append(
-                f"the generator did not reach the rate: {asked.rate:g} a second were asked for, "
-                f"starts were {late.p99:g} ms late (p99), {told.left_out} were left out"
-            )
+        found.notes = self._notes = [*found.notes, *self._notes]
         return found
 
     def _cpu_us(self, told: Told, finished: int) -> dict[str, float]:
@@ -413,6 +305,49 @@ class Run:
             found.fsyncs_per_saga = (commits + after.batches - before.batches) / found.finished
 
 
+def result_of(asked: Options, told: Told, machine: result.Machine) -> Result:
+    """Give what the generators alone can tell; the cluster's part is null."""
+    finished = told.completed + told.aborted
+    wall_s = max(told.last - told.first, 1) / SECOND
+    late = Histogram.decode(told.late).percentiles()
+    kept = told.left_out == 0 and late.p99 <= RATE_LATE_MS
+    found = Result(
+        sagas_per_second=finished / wall_s,
+        goodput_per_second=told.within / wall_s,
+        offered_per_second=_offered(told) if asked.rate else None,
+        wall_seconds=wall_s,
+        latency_ms=Histogram.decode(told.latency).percentiles(),
+        late_ms=late,
+        refusal_ms=Histogram.decode(told.refusal).percentiles(),
+        late_starts=told.late_starts,
+        rate_reached=kept if asked.rate else None,
+        completed=told.completed,
+        aborted=told.aborted,
+        refused=told.refused,
+        errors=sum(told.errors_by.values()),
+        errors_by=told.errors_by,
+        balanced=None,
+        cpu_us_per_saga={},
+        peak_rss_mb={},
+        fsyncs_per_saga=None,
+        commits=None,
+        entries_per_commit=None,
+        data_fs=None,
+        version=__version__,
+        commit=place.commit(),
+        machine=machine,
+        settings={**asked.settings(), "command": place.command_line()},
+        per_second=told.per_second,
+        latency_histogram=told.latency,
+    )
+    if asked.rate and not kept:
+        found.notes.append(
+            f"the generator did not reach the rate: {asked.rate:g} a second were asked for, "
+            f"starts were {late.p99:g} ms late (p99), {told.left_out} were left out"
+        )
+    return found
+
+
 def _require_goods(url: str) -> None:
     """Refuse a cluster that does not have what --hot-sku buys.
 
@@ -429,7 +364,8 @@ def _require_goods(url: str) -> None:
         )
 
 
-def _plans(asked: Options, url: str, many: int) -> list[Plan]:
+def plans(asked: Options, url: str, many: int) -> list[Plan]:
+    """Give what each of so many generators does."""
     return [
         Plan(
             url=url,
@@ -448,7 +384,8 @@ def _plans(asked: Options, url: str, many: int) -> list[Plan]:
     ]
 
 
-def _shares(asked: Options, many: int) -> list[tuple[int | None, int | None]]:
+def shares(asked: Options, many: int) -> list[tuple[int | None, int | None]]:
+    """Give each generator's part of the measured phase: sagas, nanoseconds."""
     span = None if asked.duration_s is None else round(asked.duration_s * SECOND)
     return [
         (None if asked.sagas is None else _share(asked.sagas, part, many), span)
