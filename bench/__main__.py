@@ -1,6 +1,7 @@
 """`python -m bench COMMAND`, which is what `sagacity bench COMMAND` runs."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -10,7 +11,13 @@ from sagacity.errors import Malformed, SagacityError
 EXIT_INTERRUPTED = 130
 
 # Each a module with add_arguments(parser) and run(options).
-COMMANDS = {"run": ("bench.run", "put a load on a cluster and measure it")}
+COMMANDS = {
+    "run": ("bench.run", "put a load on a cluster and measure it"),
+    "peak": ("bench.scenarios", "scenario: as many as it can, beside the floor"),
+    "alone": ("bench.scenarios", "scenario: one in flight, beside the floor"),
+    "steady": ("bench.scenarios", "scenario: half of peak in the open loop, beside the floor"),
+    "declines": ("bench.scenarios", "scenario: what a growing share of declines costs"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(ended.code or 0)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Who read us has read enough. What is still buffered must not fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except OSError as error:
+        print(f"sagacity bench: cannot write: {error}", file=sys.stderr)
+        return 1
     except SagacityError as error:
         print(f"sagacity bench: {error.text}", file=sys.stderr)
         return error.exit_code
@@ -49,6 +63,7 @@ def _parser(
                 if (error.name or "").partition(".")[0] != "hdrh":
                     raise
                 raise Malformed("it needs hdrhistogram: pip install 'sagacity[bench]'") from None
+            chosen.set_defaults(scenario=name)
             module.add_arguments(chosen)
             run = module.run
     return parser, run

@@ -115,7 +115,7 @@ class Result(Struct, kw_only=True):
 
     def json(self) -> bytes:
         """Give it as JSON for people and scripts, with a newline at its end."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+        return _for_people(self)
 
 
 def read(file: Path) -> Result:
@@ -144,9 +144,18 @@ def require_new(file: Path, *, force: bool) -> None:
         raise Malformed(f"--json {file}: {file.parent} is no folder that can be written to")
 
 
-def write(result: Result, file: Path) -> None:
-    """Write it whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as new:
-        new.write(result.json())
-    os.chmod(new.name, 0o644)
-    Path(new.name).replace(file)
+def write(result: Result | dict[str, Any], file: Path) -> None:
+    """Write a result, or a map with several in it, whole or not at all."""
+    handle, new = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "wb") as opened:
+            opened.write(_for_people(result))
+        os.chmod(new, 0o644)
+        os.replace(new, file)
+    except BaseException:
+        os.unlink(new)
+        raise
+
+
+def _for_people(value: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
