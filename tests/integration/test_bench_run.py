@@ -5,14 +5,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from bench import __main__ as bench
 from bench import outside, probe, result
 from bench.result import ROLES, Result
+from cluster.directory import DataDirectory
 from cluster.private import ClusterProcess, start_private
 
 MIX = ["--decline", "10", "--out-of-stock", "2", "--no-carrier", "1"]
@@ -111,3 +114,20 @@ def test_an_interrupted_run_keeps_what_it_measured(cluster: ClusterProcess, tmp_
     assert found["balanced"] is True
     assert found["completed"] >= 20
     assert b"PARTIAL" in out
+
+
+def test_books_that_do_not_balance_are_no_result(
+    cluster: ClusterProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Last here, since it breaks the cluster: a unit of stock goes where no saga took it."""
+    with closing(apsw.Connection(str(DataDirectory(cluster.data).service("inventory")))) as db:
+        db.set_busy_timeout(10_000)
+        db.execute("UPDATE stock SET available = available - 1 WHERE sku = 'xyz789'")
+    file = tmp_path / "r.json"
+    words = ["--connect", cluster.url, "--json", str(file), "--warm-up", "0"]
+    assert bench.main(["run", *words, "--in-flight", "5", "--sagas", "20"]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "no result: the books do not balance" in err
+    assert "xyz789" in err
+    assert not file.exists()

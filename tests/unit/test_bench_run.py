@@ -83,6 +83,26 @@ def test_a_partial_run_and_missing_figures_are_said_to_people(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("found", "code", "written"),
+    [
+        (some(), 0, True),
+        (some(partial=True, partial_why="the cluster went away", balanced=None), 1, True),
+        (some(completed=0, aborted=0), 1, True),
+        (some(balanced=False, faults=["stock of abc123"]), 1, False),
+        ("a generator has ended", 1, False),
+    ],
+)
+def test_the_exit_code_says_whether_there_is_a_result(
+    found: Result | str, code: int, written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script that reads figures of a run that is none would believe them."""
+    monkeypatch.setattr(run, "measure", lambda _asked, _interrupts: found)
+    file = tmp_path / "r.json"
+    assert bench.main(["run", "--json", str(file)]) == code
+    assert file.exists() is written
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         (["--in-flight", "0"], "--in-flight is 1 to"),
