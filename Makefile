@@ -50,6 +50,11 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.made
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.run
 
+$(VENV)/.bench: pyproject.toml $(VENV)/.run
+	@echo "installing into $(VENV), with what measuring needs"
+	@$(PIP) -e '.[bench]'
+	@touch $@
+
 # What only the guided engine needs, and only here: docs/decisions/0024-atheris.md.
 $(VENV)/.fuzz: pyproject.toml $(VENV)/.dev
 	@echo "installing atheris into $(VENV)"
@@ -97,7 +102,7 @@ fuzz: $(VENV)/.dev
 fuzz-guided: $(VENV)/.fuzz
 	@$(BIN)/python -m tests.fuzz --engine atheris $(ARGS)
 
-bench: $(VENV)/.run
+bench: $(VENV)/.bench
 	@$(BIN)/python -m bench.first_light $(ARGS)
 
 clean:

@@ -20,6 +20,7 @@ from typing import Any
 
 from bench import floor
 from bench.load import alone, closed_loop
+from bench.place import yardstick_ns
 from cluster.audit import audit
 from cluster.private import ClusterProcess, start_private
 from sagacity.client import Client
@@ -36,16 +37,6 @@ def cpu_seconds(processes: list[dict[str, Any]]) -> dict[str, float]:
             fields = stat.read().rpartition(")")[2].split()
         used[process["role"]] += (int(fields[11]) + int(fields[12])) / TICKS
     return used
-
-
-def yardstick_ns() -> float:
-    """Give the CPU of one turn of a fixed loop, nanoseconds, median of nine."""
-    turns, took = 100_000, []
-    for _ in range(9):
-        begun = time.process_time_ns()
-        sum(number * number for number in range(turns))
-        took.append((time.process_time_ns() - begun) / turns)
-    return statistics.median(took)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -28,6 +28,7 @@ COMMANDS = {
     "check": "check the invariants of a stopped cluster, from all that it left",
     "journal": "verify the journals of a stopped cluster",
     "config": "show the configuration, and where each value comes from",
+    "bench": "measure how fast a cluster is: sagacity bench run --help",
     "maelstrom": "speak the Maelstrom protocol on stdin and stdout",
 }
 # Where each command lives: a module with add_arguments(parser), and a function of the options.
@@ -40,6 +41,7 @@ _HOMES = {
     },
     "list": ("cluster.commands", "list_arguments", "list_sagas"),
     "check": ("cluster.checking", "add_arguments", "run_check"),
+    "bench": ("cluster.measuring", "add_arguments", "run_bench"),
     "journal": ("cluster.commands", "journal_arguments", "verify_journal"),
     "config": ("cluster.commands", "config_arguments", "show_config"),
 }

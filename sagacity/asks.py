@@ -67,11 +67,15 @@ class Asks:
         to: who is asked, for messages to people.
         starts_max: starts that are asked and not settled; more are held back, in their order, until
             others are settled. None: all are asked at once.
+        again_when_refused: else a first try that is answered 11 settles its request.
     """
 
-    def __init__(self, to: str, *, starts_max: int | None = None) -> None:
+    def __init__(
+        self, to: str, *, starts_max: int | None = None, again_when_refused: bool = True
+    ) -> None:
         self._to = to
         self._starts_max = starts_max
+        self._again_when_refused = again_when_refused
         self._starts = 0  # open and not held back, where that is bounded
         self._held: dict[int, _Open] = {}
         self._open: dict[int, _Open] = {}
@@ -179,7 +183,8 @@ class Asks:
             self.late += 1
             return None
         stuck = reply.code == NoOutcome.code and _is_stuck(reply.body)
-        if reply.code in {NotTaken.code, NoOutcome.code} and not stuck:
+        final = reply.code == NotTaken.code and opened.tries == 1 and not self._again_when_refused
+        if reply.code in {NotTaken.code, NoOutcome.code} and not stuck and not final:
             self._on_unsettled(token, opened, reply, now)
             return None
         self._close(token)

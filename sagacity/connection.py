@@ -31,6 +31,8 @@ class Connection:
         url: the router's address.
         timeout_s: after this a request is given up.
         starts_max: starts that are asked at once and not settled; None: all of them.
+        again_when_refused: ask again what was not taken (code 11), as a client wants; a load
+            generator wants to see it.
         machine: None for this one.
 
     Raises:
@@ -43,11 +45,12 @@ class Connection:
         *,
         timeout_s: float = WAIT_S,
         starts_max: int | None = None,
+        again_when_refused: bool = True,
         machine: Machine | None = None,
     ) -> None:
         self.url = url
         self._wait_ns = int(timeout_s * SECOND)
-        self._asks = Asks(url, starts_max=starts_max)
+        self._asks = Asks(url, starts_max=starts_max, again_when_refused=again_when_refused)
         machine = machine or SystemMachine()
         self._now_ns = machine.monotonic_ns
         self._ctx = machine.context()

@@ -82,7 +82,7 @@ FLOORS: Final = (
         "faces",
         (
             *_of("cluster", "__main__ audit cli commands conversation demo judge maelstrom"),
-            *_of("cluster", "checking render requests timeline up verifying"),
+            *_of("cluster", "checking measuring render requests timeline up verifying"),
             *("sagacity.testing", "sagacity.simulation", "sagacity.simulation.*"),
             *_of("sagacity", "conformance histories rehearsal"),
         ),

@@ -66,7 +66,7 @@ def test_the_wheel_runs_a_sample_beside_a_users_own_services_and_config(
 def test_the_wheel_holds_code_and_tables_and_nothing_beside(installed: Path) -> None:
     """What is not shipped cannot run; what need not be shipped shall not."""
     names = {path.name for path in installed.iterdir()}
-    shipped = {"cluster", "config", "router.py", "sagacity", "services", "shard", "bin"}
+    shipped = {"bench", "cluster", "config", "router.py", "sagacity", "services", "shard", "bin"}
     assert {name for name in names if not name.endswith(".dist-info")} <= shipped | {"__pycache__"}
     assert (installed / "config" / "default.toml").exists()
     assert (installed / "config" / "catalog.toml").exists()

@@ -132,6 +132,17 @@ def test_a_refusal_with_a_senseless_time_is_asked_again_within_five_seconds(
     assert 250 <= asked[0] <= 5010
 
 
+def test_who_does_not_ask_again_sees_the_refusal_of_a_first_try_at_once() -> None:
+    """A load generator counts refusals; after a silent try one proves nothing."""
+    asks = Asks("the router", again_when_refused=False)
+    first, second = (asks.ask(wire.START, f"s{n}", b"", now=0, wait_ns=WAIT) for n in range(2))
+    asks.take()
+    assert asks.on_reply(refusal(first), 0) == (first, refusal(first))
+    assert times_asked(asks, 1500 * MILLISECOND) != []
+    assert asks.on_reply(refusal(second), 2 * SECOND) is None
+    assert len(asks) == 1
+
+
 def test_only_refusals_are_reported_as_not_taken() -> None:
     """SPEC 4: 11 only if every try of that id got 11."""
     asks, token = begun()

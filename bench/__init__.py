@@ -1,0 +1,1 @@
+"""Benches: load generators, floors, figures. May import anything; nothing imports them."""

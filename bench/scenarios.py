@@ -1,0 +1,259 @@
+"""Scenarios with a verdict: `peak`, `alone`, `steady`, `declines`; ours beside the floor.
+
+Each runs its sides by turns in one call, so that both have the same minutes of a shared machine,
+and judges medians: of the ratio within a turn where a ratio is asked for. Every run of ours is a
+whole `bench run` on a new directory, audited; one that is no result is no figure. The exit code is
+1 if something asked is not met.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from msgspec import structs
+
+from bench import options, place, result
+from bench.figures import Figures
+from bench.floor import Floor
+from bench.generators import Generators
+from bench.load import closed_loop
+from bench.mix import Mix
+from bench.options import Options
+from bench.result import Result
+from bench.run import Interrupts, measure, plans, result_of, shares
+from bench.schedule import SECOND
+from bench.tally import together
+from sagacity.connection import Connection
+from sagacity.errors import Malformed
+
+RUNS: Final = 5
+RUNS_MAX: Final = 1000
+_FOUND_S: Final = 120.0  # for the floor's processes to start on a busy machine
+OURS, FLOOR = "ours", "floor"
+SHARES: Final = (0, 10, 20, 30, 40, 50)  # of declines, percent
+
+# What is asked.
+PEAK_OF_FLOOR: Final = 0.9
+FLOOR_IS_ONE: Final = 11_000.0  # a second, on the machine of the promises with nothing else on it
+CPU_US: Final = {"total": 140.0, "router": 8.0, "shard": 56.0}
+ALONE_P50, ALONE_P99 = 1.25, 1.5  # times the floor's
+STEADY_P99, STEADY_P999 = 2.0, 3.0
+# A checkout that is declined has as many commands as one that completes (reserve, charge, and
+# release instead of ship): more of them explain no fall. What is left is for noise.
+DECLINES_AT_LEAST: Final = 0.95
+
+
+class NoResult(Exception):
+    """A run that gives no figure."""
+
+
+Side = tuple[str, Callable[[], Result]]  # its name, and what runs it once
+Turns = dict[str, list[Result]]  # by side, one for each turn
+
+
+def floor_run(asked: Options) -> Result:
+    """Put the same load on the floor, with the same generators; on a new directory."""
+    machine = place.machine(place.yardstick_ns())
+    many = options.generators_of(asked)
+    with Floor() as url, Generators(plans(asked, url, many)) as generators:
+        with Connection(url, timeout_s=_FOUND_S) as connection:
+            closed_loop(connection, 500, 16)  # until everybody has found everybody
+        if asked.warm_up_s:
+            generators.play([(None, round(asked.warm_up_s * SECOND))] * many, _goes_on)
+        told = generators.play(shares(asked, many), _goes_on)
+    if len(told) < many:
+        raise NoResult("a generator of the floor has ended")
+    found = result_of(asked, together(told), machine)
+    found.what = FLOOR
+    if not found.finished or found.errors:
+        raise NoResult(f"the floor did not finish its checkouts: {found.errors_by}")
+    return found
+
+
+def our_run(asked: Options) -> Result:
+    """Put the load on a new cluster; give a result that counts.
+
+    Raises:
+        NoResult: it was broken off, or its books do not balance.
+    """
+    with Interrupts() as interrupts:
+        found = measure(asked, interrupts)
+    if isinstance(found, str):
+        raise NoResult(found)
+    if found.partial:
+        raise NoResult(found.partial_why)
+    if not found.balanced:
+        raise NoResult(f"the books do not balance: {found.faults}")
+    if not found.finished or found.errors:
+        raise NoResult(f"not all checkouts were finished: {found.errors_by}")
+    return found
+
+
+def by_turns(sides: Sequence[Side], runs: int, figures: Figures) -> Turns:
+    """Run all sides, then all again, and so on; what came out before a side failed is kept."""
+    found: Turns = defaultdict(list)
+    for turn in range(runs):
+        row: list[tuple[str, Result]] = []
+        try:
+            for name, run in sides:
+                row.append((name, run()))
+                told = row[-1][1]
+                print(
+                    f"  {turn + 1} of {runs}, {name}: {told.sagas_per_second:.0f}/s, "
+                    f"p50 {told.latency_ms.p50:.2f}, p99 {told.latency_ms.p99:.2f}, "
+                    f"p999 {told.latency_ms.p999:.2f} ms, yardstick "
+                    f"{told.machine.yardstick_ns:.1f} ns",
+                    flush=True,
+                )
+        except NoResult as why:
+            figures.missing("all turns", "", f"turn {turn + 1}: {why}", at_least=float(runs))
+            break
+        for name, told in row:  # whole turns alone: a ratio needs both sides
+            found[name].append(told)
+    return found
+
+
+def peak(asked: Options, runs: int, figures: Figures) -> Turns:
+    """As many as it can, 1 024 in flight, every tenth declined."""
+    found = by_turns(
+        [(OURS, lambda: our_run(asked)), (FLOOR, lambda: floor_run(asked))], runs, figures
+    )
+    ours, floor = found[OURS], found[FLOOR]
+    if not ours:
+        return found
+    figures.add("ours", "1/s", [each.sagas_per_second for each in ours])
+    figures.add("floor", "1/s", [each.sagas_per_second for each in floor], at_least=FLOOR_IS_ONE)
+    ratios = [a.sagas_per_second / b.sagas_per_second for a, b in zip(ours, floor, strict=True)]
+    figures.add("ours / floor", "", ratios, at_least=PEAK_OF_FLOOR)
+    for role, at_most in CPU_US.items():
+        used = [each.cpu_us_per_saga[role] for each in ours]
+        figures.add(f"CPU a checkout, {role}", "us", used, at_most=at_most)
+    for role in sorted({*ours[0].cpu_us_per_saga} - {*CPU_US}):
+        figures.add(f"CPU a checkout, {role}", "us", [each.cpu_us_per_saga[role] for each in ours])
+    return found
+
+
+def alone(asked: Options, runs: int, figures: Figures) -> Turns:
+    """One after the other."""
+    found = by_turns(
+        [(OURS, lambda: our_run(asked)), (FLOOR, lambda: floor_run(asked))], runs, figures
+    )
+    _latencies(found, figures, {"p50": ALONE_P50, "p99": ALONE_P99})
+    return found
+
+
+def steady(asked: Options, runs: int, figures: Figures) -> Turns:
+    """Half of what it can, open loop: the peak is measured first, in the same call."""
+    closed = structs.replace(asked, rate=0.0, in_flight=options.IN_FLIGHT, sagas=None)
+    first = by_turns([(OURS, lambda: our_run(closed))], 1, figures)
+    if not first[OURS]:
+        return first
+    rate = round(first[OURS][0].sagas_per_second / 2, 1)
+    figures.add("peak", "1/s", first[OURS][0].sagas_per_second)
+    figures.add("rate", "1/s", rate)
+    half = structs.replace(asked, rate=rate, in_flight=0)
+    found = by_turns(
+        [(OURS, lambda: our_run(half)), (FLOOR, lambda: floor_run(half))], runs, figures
+    )
+    _latencies(found, figures, {"p99": STEADY_P99, "p999": STEADY_P999})
+    for name, runs_of in found.items():
+        missed = sum(not each.rate_reached for each in runs_of)
+        figures.add(f"runs that did not keep the rate, {name}", "", missed, at_most=0)
+    return found
+
+
+def declines(asked: Options, runs: int, figures: Figures) -> Turns:
+    """What a growing share of declines costs, 0 to 50 %."""
+
+    def side(share: int) -> Side:
+        mixed = structs.replace(asked, mix=Mix(decline=float(share)))
+        return f"{share} %", lambda: our_run(mixed)
+
+    found = by_turns([side(share) for share in SHARES], runs, figures)
+    none = found["0 %"]
+    for name, each in found.items():
+        figures.add(f"{name} declined", "1/s", [one.sagas_per_second for one in each])
+        if name != "0 %" and each:
+            ratios = [
+                one.sagas_per_second / base.sagas_per_second
+                for one, base in zip(each, none, strict=True)
+            ]
+            figures.add(f"{name} / 0 %", "", ratios, at_least=DECLINES_AT_LEAST)
+    return found
+
+
+def _both(asked: Options) -> list[Side]:
+    return [(OURS, lambda: our_run(asked)), (FLOOR, lambda: floor_run(asked))]
+
+
+def _latencies(found: Turns, figures: Figures, at_most: dict[str, float]) -> None:
+    """Judge percentiles as multiples of the floor's in the same turn."""
+    if not found[OURS]:
+        return
+    for name in ("p50", "p99", "p999"):
+        ours, floor = (
+            [float(getattr(each.latency_ms, name)) for each in found[side]]
+            for side in (OURS, FLOOR)
+        )
+        figures.add(f"{name}, ours", "ms", ours)
+        figures.add(f"{name}, floor", "ms", floor)
+        ratios = [a / b for a, b in zip(ours, floor, strict=True)]
+        figures.add(f"{name}, ours / floor", "", ratios, at_most=at_most.get(name))
+
+
+Scenario = Callable[[Options, int, Figures], Turns]
+
+# The scenario, and its load where nothing else is asked for: words of `bench run`.
+SCENARIOS: Final[dict[str, tuple[Scenario, tuple[str, ...]]]] = {
+    "peak": (peak, ("--in-flight", "1024", "--decline", "10")),
+    "alone": (alone, ("--in-flight", "1")),
+    "steady": (steady, ("--decline", "10")),
+    "declines": (declines, ("--in-flight", "1024")),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that every scenario has."""
+    parser.description = (
+        "Runs of ours and of the floor by turns, each on a new directory under TMPDIR; medians, "
+        "and whether what is asked is met: exit code 1 if not. docs/bench.md says what is asked."
+    )
+    parser.add_argument("--runs", type=int, default=RUNS, metavar="N", help=f"turns ({RUNS})")
+    parser.add_argument("--duration", default="10s", metavar="T", help="of each run (10s)")
+    parser.add_argument("--warm-up", default="2s", metavar="T", help="before each (2s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="figures and all runs")
+    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run the scenario that was chosen; give the exit code.
+
+    Raises:
+        SagacityError: it cannot be done as asked.
+    """
+    if not 1 <= given.runs <= RUNS_MAX:
+        raise Malformed(f"--runs is 1 to {RUNS_MAX}, not {given.runs}")
+    if given.json is not None:
+        result.require_new(given.json, force=given.force)
+    play, words = SCENARIOS[given.scenario]
+    parser = argparse.ArgumentParser(prog=f"sagacity bench {given.scenario}")
+    options.add_arguments(parser)
+    load = [*words, "--duration", given.duration, "--warm-up", given.warm_up]
+    asked = options.checked(parser.parse_args(load))
+    figures = Figures(f"{given.scenario}, {given.runs} turns")
+    try:
+        found = play(asked, given.runs, figures)
+    except (KeyboardInterrupt, SystemExit):
+        figures.missing("all turns", "", "interrupted", at_least=float(given.runs))
+        figures.end()
+        raise
+    code = figures.end()
+    if given.json is not None:
+        result.write({**figures.json(), "runs": dict(found)}, given.json)
+    return code
+
+
+def _goes_on(_far: object) -> bool:
+    return True
