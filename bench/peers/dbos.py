@@ -53,6 +53,7 @@ class Dbos:
             url,
         ]
         program += ["--pool", str(site.settings["pool"])]
+        program += ["--style", str(site.settings["style"])]
         loaders = []
         for index in range(count):
             named = [*program, "--executor", f"executor-{index}"]
@@ -72,10 +73,11 @@ class DbosPostgres(Dbos):
     """DBOS on PostgreSQL."""
 
     title = "DBOS on PostgreSQL"
-    best: ClassVar[Settings] = {"processes": 2, "pool": 20}
+    best: ClassVar[Settings] = {"processes": 2, "pool": 20, "style": "async"}
     in_flight = 64
     grid: tuple[Settings, ...] = (
         {},
+        {"style": "threads"},
         {"processes": 1},
         {"processes": 3},
         {"pool": 5},
@@ -101,9 +103,16 @@ class DbosSqlite(Dbos):
     """DBOS on SQLite."""
 
     title = "DBOS on SQLite"
-    best: ClassVar[Settings] = {"processes": 1, "pool": 20, "journal": "wal"}
+    best: ClassVar[Settings] = {"processes": 1, "pool": 20, "style": "async", "journal": "wal"}
     in_flight = 16
-    grid: tuple[Settings, ...] = ({}, {"journal": "delete"}, {"pool": 1}, {"pool": 5})
+    grid: tuple[Settings, ...] = (
+        {},
+        {"journal": "delete"},
+        {"style": "threads"},
+        {"processes": 2},
+        {"pool": 1},
+        {"pool": 5},
+    )
     flights: tuple[int, ...] = (1, 4, 16, 64)
     sagas = 600
 

@@ -1,74 +1,20 @@
 """The checkout saga on DBOS, and the checkouts that are asked of it: one process, as a web server
 with DBOS inside would be. DBOS is a library, so there is no server to ask over a network.
 
-A workflow with a step for each command; a step that raises turns back, compensations run in
-reverse order. Each checkout's id is its workflow's id: a repeat gives the first one's answer.
+The saga itself is in dbos_async and, the same, in dbos_threads: DBOS registers what is imported, by
+name, so only one of them is.
 """
 
 import asyncio
+import importlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import sqlalchemy
-from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos import DBOS, DBOSConfig
 
 from bench.peers.programs import conductor, ledger
-
-LEDGER = ledger.from_environment()
-
-
-@DBOS.step()
-async def reserve(saga_id: str, items: list[tuple[str, int]]) -> str:
-    """Ask inventory."""
-    return LEDGER.reserve(saga_id, items)
-
-
-@DBOS.step()
-async def release(saga_id: str) -> bool:
-    """Ask inventory to undo."""
-    return LEDGER.release(saga_id)
-
-
-@DBOS.step()
-async def charge(saga_id: str, user_id: str, amount: int) -> str:
-    """Ask payment."""
-    return LEDGER.charge(saga_id, user_id, amount)
-
-
-@DBOS.step()
-async def refund(saga_id: str) -> bool:
-    """Ask payment to undo."""
-    return LEDGER.refund(saga_id)
-
-
-@DBOS.step()
-async def ship(saga_id: str, address: str) -> str:
-    """Ask shipping."""
-    return LEDGER.ship(saga_id, address)
-
-
-@DBOS.step()
-async def cancel(saga_id: str) -> bool:
-    """Ask shipping to undo."""
-    return LEDGER.cancel(saga_id)
-
-
-@DBOS.workflow()
-async def checkout(saga_id: str, user_id: str, items: list[tuple[str, int]], address: str) -> str:
-    """Check out, or turn back; give the final answer."""
-    undo: list[Any] = []
-    try:
-        await reserve(saga_id, items)
-        undo.append(release)
-        await charge(saga_id, user_id, ledger.price(items))
-        undo.append(refund)
-        await ship(saga_id, address)
-        undo.append(cancel)
-    except ledger.Declined:
-        for compensation in reversed(undo):
-            await compensation(saga_id)
-        return "ABORTED"
-    return "COMPLETED"
 
 
 def read_back(engine: Any, connection: Any) -> dict[str, str]:
@@ -104,6 +50,7 @@ async def main() -> None:
     parser.add_argument("--url", required=True)
     parser.add_argument("--pool", type=int, required=True)
     parser.add_argument("--executor", required=True)
+    parser.add_argument("--style", choices=("async", "threads"), required=True)
     args = parser.parse_args()
     durability: dict[str, str] = {}
 
@@ -122,15 +69,18 @@ async def main() -> None:
         "run_admin_server": False,
     }
     DBOS(config=config)
+    saga = importlib.import_module(f"bench.peers.programs.dbos_{args.style}")
     DBOS.launch()
     DBOS_LAUNCHED.append(os.getpid())
+    threads = ThreadPoolExecutor(args.in_flight + 1)  # and one that listens to who measures
+    asyncio.get_running_loop().set_default_executor(threads)
     print("launched", flush=True)
     items = [tuple(line) for line in ledger.CART]
 
     async def one(saga_id: str, declined: bool) -> str:
         user_id = ledger.BROKE if declined else ledger.BUYER
-        with SetWorkflowID(saga_id):
-            return str(await checkout(saga_id, user_id, items, ledger.ADDRESS))
+        told: str = await saga.one(saga_id, user_id, items)
+        return told
 
     try:
         await conductor.conduct(args, one, lambda: durability)
