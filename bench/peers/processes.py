@@ -94,7 +94,7 @@ class Processes:
         env: Mapping[str, str] | None = None,
         *,
         user: int | None = None,
-        end: signal.Signals = signal.SIGTERM,
+        end: signal.Signals = signal.SIGKILL,
         spoken: bool = False,
     ) -> Process:
         """Start one.

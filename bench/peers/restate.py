@@ -6,6 +6,7 @@ server's defaults, written down in a file of the run and read back from what the
 
 import json
 import re
+import signal
 import subprocess
 import tomllib
 from collections.abc import Sequence
@@ -71,7 +72,11 @@ class Restate:
         granian += ["--workers", str(site.settings["workers"]), "--log-level", "warning"]
         granian += ["--http2-max-concurrent-streams", str(site.settings["streams"])]
         granian += ["--backlog", "4096", "bench.peers.programs.restate_services:app"]
-        served = site.processes.start("services", granian, {"PEER_BOOKS": str(site.books)})
+        # Its workers wait for Restate's connections, which stay; SIGTERM, so that they end with it.
+        granian[1:1] = ["--workers-kill-timeout", "1"]
+        served = site.processes.start(
+            "services", granian, {"PEER_BOOKS": str(site.books)}, end=signal.SIGTERM
+        )
         server = site.processes.start(
             "server", [environment.folder / _BINARY, "--config-file", config, "--no-logo"]
         )
