@@ -6,7 +6,7 @@ is dropped: the client behind it asks again.
 """
 
 import zmq
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from sagacity.errors import Malformed, NotTaken, check
 from sagacity.sockets import (
@@ -106,7 +106,7 @@ class Links:
         self._outbox = Outbox(self._routers)
         self._cluster_id = cluster_id
         self._services = services
-        self._known: dict[Peer, int] = {}  # and the incarnation that it said
+        self._known: dict[Peer, Hello] = {}  # and what it said
         self._probes = 0
         self._went: list[Peer] = []
         self._books: dict[int, tuple[Peer, int]] = {}
@@ -155,11 +155,11 @@ class Links:
             self.dropped.garbage += 1
             return
         if isinstance(said, Hello):
-            if self._known.get(peer) == said.incarnation:
+            if _is_same(self._known.get(peer), said):
                 return  # the same again: what its database held then says nothing of now
             why = self._objection(said)
             if why is None:
-                self._known[peer] = said.incarnation
+                self._known[peer] = said
                 events.append(
                     WorkerCame(
                         peer,
@@ -272,3 +272,8 @@ class Links:
         self._departures.close()
         close_politely(self._routers)
         self._workers.close(linger=0)
+
+
+def _is_same(known: Hello | None, said: Hello) -> bool:
+    """Whether a worker says again what it is; its database has more since."""
+    return known is not None and structs.replace(known, witnesses=said.witnesses) == said

@@ -102,6 +102,7 @@ def _times(cluster: Cluster, shard: int, read: Rows, sagas: dict[int, _Saga]) ->
         for entry in batch.entries:
             if isinstance(entry, Started):
                 sagas[entry.number] = _Saga(entry, at, at)
+                cluster.reached["sagas in journals"] += 1
             elif isinstance(entry, Forgotten):
                 yield from _forgotten(cluster, ended[: entry.ordinal], at)
             elif not isinstance(entry, Opened):

@@ -13,7 +13,10 @@ FUNCTION_LINES_MAX = 70
 def files() -> Iterator[Path]:
     """Give every Python file of the repository."""
     for package in (*PACKAGES, *BESIDE):
-        yield from sorted((ROOT / package).rglob("*.py"))
+        for file in sorted((ROOT / package).rglob("*.py")):
+            # Hidden folders are environments, and others' code.
+            if not any(part.startswith(".") for part in file.relative_to(ROOT).parts):
+                yield file
     yield from sorted(ROOT.glob("*.py"))
 
 
