@@ -78,6 +78,11 @@ class ListLinks(Links):
     def from_worker(self, peer: bytes, frame: bytes) -> None:
         self._from_worker(peer, frame, self.coming)
 
+    def lose(self, peer: bytes) -> None:
+        """A worker's connection has ended."""
+        self._known.pop(peer, None)
+        self.coming.append(WorkerWent(peer))
+
     def send(self, receipt: Receipt, witness: Witness, effects: Effects) -> None:
         assert receipt.seq == witness.seq
         for peer, commands in effects.commands.items():
@@ -343,7 +348,7 @@ class AnswersToShard(Target):
         """Workers that are well come, and every saga ends."""
         shard = self.shard
         for peer in PEERS.values():
-            shard.links.coming.append(WorkerWent(peer))
+            shard.links.lose(peer)
         shard.links.commands.clear()
         shard.turn()
         shard.hello()

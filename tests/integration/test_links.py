@@ -183,7 +183,7 @@ def test_a_worker_says_hello_gets_commands_and_answers_them(shard: Shard) -> Non
 
 
 def test_a_hello_tells_service_incarnation_and_capacity(shard: Shard) -> None:
-    """What the engine needs to give out credit; a second HELLO that says another is told as well."""
+    """What the engine needs to give out credit; a second HELLO with another too."""
     socket = shard.connect("workers")
     for capacity in (5, 0):
         sockets.send(socket, encode(Hello(PROTOCOL, CLUSTER, "payment", 77, capacity, [WITNESS])))

@@ -16,7 +16,6 @@ from sagacity.checker.selftest import BLIND, Unseen, selftest
 from sagacity.checker.verdict import CANNOT_TELL, HOLDS, KEPT, VIOLATED, as_report
 from sagacity.errors import Conflict
 from sagacity.ids import barrier_key
-from sagacity.saga import Retry
 from sagacity.wire import Answer
 from shard.codec import GENESIS, link, pack_batch, unpack_batch
 from shard.entries import AttemptEnded, Finished, Started, TurnedBack
@@ -258,6 +257,16 @@ def answered(saga_id: str, body: dict[str, Any]) -> Change:
     )
 
 
+def answered_once(**changes: Any) -> Change:
+    """Give a change after which the saga `lost` has one answer, a changed one of the first's."""
+
+    def made(evidence: Evidence) -> Evidence:
+        first = record_of(evidence).asks[0].answers[0]
+        return asks_of("lost", answers=[replace(first, **changes)])(evidence)
+
+    return made
+
+
 def _first(column: int, value: Any) -> Callable[[list[Any]], list[Any]]:
     def change(rows: list[Any]) -> list[Any]:
         rows[0][column] = value
@@ -309,19 +318,10 @@ RED: dict[str, tuple[int, Change, str]] = {
     "other content was sent": (1, asks_of("lost", fingerprint=bytes(16)), "that nobody sent"),
     "it is kept, and was said not to be": (
         1,
-        lambda evidence: asks_of(
-            "lost",
-            answers=[replace(record_of(evidence).asks[0].answers[0], code=22, body=NO_LONGER_KEPT)],
-        )(evidence),
+        answered_once(code=22, body=NO_LONGER_KEPT),
         "no longer kept",
     ),
-    "it was refused and runs": (
-        1,
-        lambda evidence: asks_of(
-            "lost", answers=[replace(record_of(evidence).asks[0].answers[0], code=11)]
-        )(evidence),
-        "refused",
-    ),
+    "it was refused and runs": (1, answered_once(code=11), "refused"),
     "a fingerprint": (1, entry_changed("lost", Started, fingerprint=bytes(16)), "fingerprint"),
     "a price": (1, entry_changed("lost", Started, amount=1), "its cart costs"),
     "a slot": (1, entry_changed("lost", Started, slot=1), "slot"),
@@ -573,32 +573,3 @@ def test_a_row_forged_with_every_chain_after_it_is_seen() -> None:
 def test_what_nobody_can_see_is_named_with_a_reason() -> None:
     """A change that is left out in silence is a hole."""
     assert all(why for why in BLIND.values())
-
-
-# -- stuck --------------------------------------------------------------------------------------
-
-
-def stuck_cluster() -> Cluster:
-    cluster = Cluster()
-    cluster.step(cluster.start("stuck", user_id="u999"))
-    cluster.serve("inventory", "payment")
-    cluster.held.pop(b"inventory")
-    for _ in range(2 * Retry().stuck_after):
-        cluster.after(4_000)
-        cluster.step(*cluster.beats())
-        cluster.held.pop(b"inventory", None)
-    assert cluster.engine.state.stuck == 1
-    cluster.recorder.quiet()
-    return cluster
-
-
-@pytest.mark.parametrize("excuse", ["", "stuck", "inventory", "payment"])
-def test_a_stuck_saga_needs_a_fault_that_explains_it(excuse: str) -> None:
-    """PROOF 5: STUCK is an end only where somebody caused it."""
-    cluster = stuck_cluster()
-    cluster.recorder.planned("sick")
-    cluster.recorder.struck("sick", 1, [excuse] if excuse else [])
-    found = verdicts(cluster.evidence())
-    assert found[5].verdict == (HOLDS if excuse in ("stuck", "inventory") else VIOLATED)
-    assert {n for n, each in found.items() if each.verdict == VIOLATED} <= {5, 11}
-    cluster.close()
