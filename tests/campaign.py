@@ -58,6 +58,10 @@ class Layer(Struct, frozen=True):
 
 LAYERS: Final = (
     Layer("takeover", "-m tests.chaos.takeover --runs 3 --seed campaign", ALONE),
+    Layer("overload", "-m tests.chaos.overload --seed campaign", ALONE),
+    Layer("herd", "-m tests.chaos.herd --seed campaign", ALONE),
+    Layer("neighbours", "-m tests.chaos.neighbours --seed campaign", ALONE),
+    Layer("two owners", "-m tests.chaos.two_owners --seed campaign", ALONE),
     Layer("full disk", "-m tests.chaos.disk_full --seconds 30 --seed campaign", ALONE),
     Layer(
         "simulation",

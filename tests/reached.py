@@ -9,13 +9,15 @@ A count of zero means that nothing was shown. The letters and numbers are those 
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from msgspec import Struct
 
+from bench.figures import Figure
+
 _LINE: Final = re.compile(r"^reached ([A-G]\d{1,2}) +([\d,]+)  (.+)$")
-_CODE: Final = re.compile(r"^([A-G]\d{1,2})\s+(.+)$")
+_CODE: Final = re.compile(r"^([A-G]\d{1,2})(?:, G\d)?:?\s+(.+)$")
 
 
 class Reached(Struct, frozen=True):
@@ -41,6 +43,21 @@ def read(lines: Iterable[str]) -> Iterator[Reached]:
         if found := _LINE.match(line):
             code, count, what = found.groups()
             yield Reached(code, int(count.replace(",", "")), what.strip())
+
+
+def of_figures(rows: Sequence[Figure], code: str = "") -> Iterator[Reached]:
+    """Give what figures count: those of which one at least is asked, or their round is void.
+
+    Args:
+        rows: named `G4 what: …` or `G4: …`.
+        code: of those whose names begin with none.
+    """
+    for row in rows:
+        if row.at_least == 1 and row.values:
+            found = _CODE.match(row.what)
+            its, what = (found[1], found[2]) if found else (code, row.what)
+            if its:
+                yield Reached(its, int(row.values[0]), what)
 
 
 def named(name: str, count: int) -> Reached | None:

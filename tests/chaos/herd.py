@@ -33,6 +33,7 @@ from sagacity.errors import SagacityError
 from tests.chaos import processes
 from tests.chaos.load import RoundFailed
 from tests.chaos.shop import Customers, Shop, samples, send
+from tests.reached import of_figures, tell
 
 SHARDS: Final = 2
 RATE: Final = 800.0
@@ -223,6 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = Figures("herds")
     for name in chosen:
         one(name, args, figures)
+    tell(of_figures(figures.rows))
     return figures.end(args.json)
 
 

@@ -37,6 +37,7 @@ from sagacity.client import Client
 from sagacity.errors import SagacityError
 from tests.chaos.load import RoundFailed
 from tests.chaos.shop import Customers, Shop, samples
+from tests.reached import of_figures, tell
 
 RATE: Final = 100.0
 MIB: Final = 1 << 20
@@ -291,6 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             figures.add("faults of the books", "", faults, at_most=0)
     except (RoundFailed, SagacityError) as error:
         figures.missing("to its end", "", str(error), at_most=0)
+    tell(of_figures(figures.rows))
     return figures.end(args.json)
 
 

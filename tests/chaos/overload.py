@@ -33,6 +33,7 @@ from config.schema import ServicesConfig, ShardConfig
 from sagacity.errors import SagacityError
 from tests.chaos.load import RoundFailed
 from tests.chaos.shop import Shop, samples, send
+from tests.reached import of_figures, tell
 
 PACE_MS: Final = 2.0
 SHARDS: Final = 2
@@ -198,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = Figures(f"overload, {args.pace:g} ms a charge")
     for name in chosen:
         one(name, args, figures)
+    tell(of_figures(figures.rows))
     return figures.end(args.json)
 
 

@@ -46,6 +46,7 @@ from sagacity.errors import Conflict, Malformed, SagacityError
 from tests.chaos import processes
 from tests.chaos.load import RoundFailed
 from tests.chaos.shop import SERVICES, Shop, send
+from tests.reached import of_figures, tell
 
 RATE: Final = 100.0
 SOON_S: Final = 20.0
@@ -290,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = Figures("two owners of one shard")
     for name in chosen:
         one(name, args.seed, figures)
+    tell(of_figures(figures.rows, "E1"))
     return figures.end(args.json)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.figures import Figure
 from tests import campaign, reached
 from tests.campaign import ALL_CORES, SIDE_BY_SIDE, Layer
 from tests.reached import Reached
@@ -76,3 +77,16 @@ def test_a_layer_that_finds_something_or_dies_fails_the_campaign(
     assert code == 1
     assert "**exit code" in out
     assert "no violation" in out
+
+
+def test_what_a_round_needs_not_to_be_void_is_what_it_reached() -> None:
+    """Figures that ask for one at least; others say how well it went."""
+    rows = [
+        Figure("G4 never reads: done", "", (12,), at_least=1),
+        Figure("G4 never reads: goodput", "", (0.99,), at_least=0.95),
+        Figure("replaced: frames", "", (50,), at_least=1),
+        Figure("G1: finished", "", (), at_least=1, why="none"),
+    ]
+    told = list(reached.of_figures(rows, "E1"))
+    assert told == [Reached("G4", 12, "never reads: done"), Reached("E1", 50, "replaced: frames")]
+    assert [each.code for each in reached.of_figures(rows)] == ["G4"]
