@@ -142,7 +142,7 @@ def metastable(shop: Shop, part: float, figures: Figures) -> None:
     figures.add("G3: served meanwhile", "/s", away.rate)
     mended = time.monotonic()
     goodput: list[float] = []
-    for _ in range(8):
+    for _ in range(10):
         [seen] = shop.run(5, (customers, WITHIN * capacity))
         goodput.append(seen.goodput)
     later = goodput[6:]  # from 30 s on
