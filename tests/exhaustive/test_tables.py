@@ -214,7 +214,7 @@ _LEFT_OUT = {
         reason seqs late_seqs deadline_ms deadline due started_at sent_at queued_at""",
     Worker: "pool incarnation seen_at",
     Pool: """workers waiting pace_ns _last_pace_ns _guessed_until _taken _seen _moved_at
-        _calm_since _window""",
+        _calm_since _window _gap_ns _before""",
     State: """definitions by_id count epoch wall_ms order_counts compensating stuck forgotten seen
         accepted at_risk lists lists_open lists_takers forgotten_counts _services
         marks bygone ran_ms""",
