@@ -5,7 +5,8 @@
 Layers that compute have all cores, one after the other; those that mostly wait for real processes
 run side by side; those that measure run alone, before all others. What each prints goes to a file
 in DIR, its last line to the terminal. At the end: a table of the layers and one of the anomalies
-that they reached (`tests/reached.py`), both for `docs/proof.md`, with the commit and the seeds.
+that they reached (`tests/reached.py`), with the commit; `python -m tests.publish DIR` puts them
+into the documentation.
 `--part` makes sizes smaller. Exit code 1 where a layer found a violation or could not run, or
 where a whole campaign has not reached an anomaly that its layers count.
 """
@@ -22,11 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
 from tests import reached
 
 ROOT: Final = Path(__file__).parents[1]
+REPORT: Final = "campaign.json"  # in the folder of the logs
 ALONE, SIDE_BY_SIDE, ALL_CORES = "alone", "side by side", "all cores"
 
 
@@ -76,13 +79,14 @@ LAYERS: Final = (
         "kills",
         "-m tests.chaos.kill_rounds --random --rounds {n} --seed campaign",
         SIDE_BY_SIDE,
-        400,
+        400,  # some 1 060 processes
         "rounds",
     ),
     Layer("syscalls of a shard", "-m tests.chaos.syscalls --roles shard", SIDE_BY_SIDE),
     Layer("syscalls of a worker", "-m tests.chaos.syscalls --roles payment", SIDE_BY_SIDE),
     Layer("proxy", "-m tests.chaos.proxy --seed campaign", SIDE_BY_SIDE),
     Layer("clocks", "-m tests.chaos.preload --seed campaign", SIDE_BY_SIDE),
+    Layer("named tests", "-m tests.named", SIDE_BY_SIDE),
     Layer("exhaustive", "-m tests.exhaustive --quiet", SIDE_BY_SIDE),
     Layer("museum", "-m tests.museum --jobs {jobs}", ALL_CORES),
 )
@@ -191,18 +195,52 @@ def layers_table(rows: Sequence[Row], part: float) -> str:
     return "\n".join(lines)
 
 
-def anomalies_table(rows: Sequence[Row]) -> tuple[str, list[str]]:
-    """Give what was reached and how often, in Markdown; and what some layer counts and none met."""
-    found: dict[str, list[tuple[str, reached.Reached]]] = defaultdict(list)
+def reached_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    """Give how often each anomaly was reached, by layer."""
+    found: dict[str, dict[str, int]] = defaultdict(dict)
     for row in rows:
         for each in reached.read(row.lines()):
-            found[each.code].append((row.layer.name, each))
-    lines = ["| anomaly | reached |", "|---|---|"]
-    for code in sorted(found, key=lambda code: (code[0], int(code[1:]))):
-        told = "; ".join(f"{name} {each.count:,} ({each.what})" for name, each in found[code])
-        lines.append(f"| {code} | {told} |")
-    missed = [code for code, told in found.items() if not any(each.count for _, each in told)]
-    return "\n".join(lines), sorted(missed)
+            of = found[each.code]
+            of[row.layer.name] = of.get(row.layer.name, 0) + each.count
+    return {code: found[code] for code in sorted(found, key=lambda code: (code[0], int(code[1:])))}
+
+
+class Report(Struct, frozen=True):
+    """What came of a campaign.
+
+    Args:
+        commit: that it is of.
+        minutes: that it took.
+        whole: every layer has run, at its full size.
+        layers: a table, in Markdown.
+        reached: how often each anomaly was, by layer, in words.
+        missed: anomalies that some layer counts and none has met.
+    """
+
+    commit: str
+    minutes: float
+    whole: bool
+    layers: str
+    reached: dict[str, str]
+    missed: list[str]
+
+    def told(self) -> str:
+        """Give it as text."""
+        rows = "\n".join(f"| {code} | {text} |" for code, text in self.reached.items())
+        missed = f"\n\ncounted and not reached: {', '.join(self.missed)}" if self.missed else ""
+        return (
+            f"commit {self.commit}, {self.minutes:.0f} minutes\n\n{self.layers}\n\n"
+            f"| anomaly | reached |\n|---|---|\n{rows}{missed}"
+        )
+
+
+def read_report(file: Path) -> Report:
+    """Read what a campaign has written.
+
+    Raises:
+        OSError, ValueError: it is not there, or not one.
+    """
+    return msgspec.json.decode(file.read_bytes(), type=Report)
 
 
 def _commit() -> str:
@@ -230,14 +268,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"commit {commit}; what layers print goes to {logs}", flush=True)
     campaign = Campaign(args.part, args.jobs, logs)
     campaign.run([layer for layer in LAYERS if layer.name in wanted])
-    anomalies, missed = anomalies_table(campaign.rows)
-    minutes = (time.monotonic() - begun) / 60
-    print(f"\ncommit {commit}, {minutes:.0f} minutes\n\n{layers_table(campaign.rows, args.part)}")
-    print(f"\n{anomalies}")
-    if missed:
-        print(f"\ncounted and not reached: {', '.join(missed)}")
-    whole = args.part == 1 and len(campaign.rows) == len(LAYERS)
-    return 1 if any(row.code for row in campaign.rows) or (whole and missed) else 0
+    counts = reached_of(campaign.rows)
+    report = Report(
+        commit,
+        (time.monotonic() - begun) / 60,
+        args.part == 1 and len(campaign.rows) == len(LAYERS),
+        layers_table(campaign.rows, args.part),
+        {code: "; ".join(f"{name} {n:,}" for name, n in by.items()) for code, by in counts.items()},
+        [code for code, by in counts.items() if not any(by.values())],
+    )
+    (logs / REPORT).write_bytes(msgspec.json.encode(report))
+    print(f"\n{report.told()}")
+    bad = any(row.code for row in campaign.rows)
+    return 1 if bad or (report.whole and report.missed) else 0
 
 
 if __name__ == "__main__":

@@ -6,19 +6,16 @@ from functools import cache
 
 import pytest
 
+from tests import named
 from tests.architecture.floors import ROOT
+from tests.named import anomalies
 
-PAGE = (ROOT / "docs" / "proof" / "anomalies.md").read_text()
+PAGE = named.PAGE.read_text()
 # How many the proof's list has under each letter.
 LISTED = {"A": 12, "B": 20, "D": 13, "E": 6, "F": 8, "G": 6}
 CODES = [f"{letter}{at + 1}" for letter, count in LISTED.items() for at in range(count)]
-LINES = {
-    cells[0]: cells[1:]
-    for line in PAGE.splitlines()
-    if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 5
-    and re.fullmatch(r"[A-G]\d+", cells[0])
-}
-NAMED = sorted(set(re.findall(r"`([a-z_/]+\.py)::(\w+)`", PAGE)))
+LINES = {each.code: each for each in anomalies(PAGE)}
+NAMED = sorted(set(named.TEST.findall(PAGE)))
 
 
 @cache
@@ -38,10 +35,10 @@ def test_every_anomaly_has_a_line_and_no_other_has() -> None:
 @pytest.mark.parametrize("code", CODES)
 def test_a_line_says_what_shows_the_anomaly_and_who_counts_it(code: str) -> None:
     """A test at least; and a campaign's count, or in words that there is none."""
-    what, tests, counted, _last = LINES[code]
-    assert what
-    assert "::" in tests
-    assert counted
+    line = LINES[code]
+    assert line.what
+    assert line.tests
+    assert line.counted
 
 
 def test_every_test_that_the_page_names_is_there() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from bench.figures import Figure
-from tests import campaign, reached
+from tests import campaign, publish, reached
 from tests.campaign import ALL_CORES, SIDE_BY_SIDE, Layer
+from tests.named import PAGE
 from tests.reached import Reached
 
 TOLD = (
@@ -53,8 +54,39 @@ def test_counts_of_all_layers_stand_in_one_table(
     ]
     code, out = _run(tmp_path, capsys)
     assert code == 0
-    assert "| B6 | three 20 (late); one 3 (late); two 0 (late) |" in out
+    assert "| B6 | three 20; one 3; two 0 |" in out
     assert out.count("no violation") == len(layers)
+
+
+def test_a_whole_campaign_is_published(
+    layers: list[Layer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tables stand in the documentation, in the place of those before; a part's do not."""
+    layers += [_layer("one", TOLD.format(count=3)), _layer("two", TOLD.format(count=4))]
+    assert campaign.main(["--logs", str(tmp_path), "--only", "one"]) == 0
+    assert publish.main([str(tmp_path)]) == 2
+    _run(tmp_path, capsys)
+    report = campaign.read_report(tmp_path / campaign.REPORT)
+    page = f"above\n{publish.BEGIN}old\n{publish.END}below\n"
+    told = publish.with_tables(page, report)
+    assert told.startswith("above\n")
+    assert told.endswith("below\n")
+    assert "old" not in told
+    assert told.count("no violation") == len(layers)
+    assert publish.with_tables(told, report) == told
+    lines = "| B6 | what | tests | by | old |\n| B7 | what | tests | by | |\n"
+    counted = publish.with_counts(lines, report.reached)
+    assert counted == "| B6 | what | tests | by | one 3; two 4 |\n| B7 | what | tests | by | |\n"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"commit": 1}'])
+def test_a_folder_that_holds_no_campaign_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    """The documentation stays as it is."""
+    if content is not None:
+        (tmp_path / campaign.REPORT).write_bytes(content)
+    before = publish.PROOF.read_bytes(), PAGE.read_bytes()
+    assert publish.main([str(tmp_path)]) == 2
+    assert (publish.PROOF.read_bytes(), PAGE.read_bytes()) == before
 
 
 def test_what_is_counted_and_was_never_reached_fails_a_whole_campaign(
