@@ -33,7 +33,7 @@ from shard.admission import Admission
 from shard.compaction import Compaction
 from shard.effects import Effects
 from shard.engine import Engine
-from shard.entries import AttemptEnded
+from shard.entries import TIMED_OUT, AttemptEnded
 from shard.events import Answered
 from shard.finished import FinishedInMemory
 from shard.generations import Generations
@@ -211,14 +211,16 @@ class CheckedLinks(Links):
         if receipt.seq > len(self._journal.rows):
             self._violations.append(f"7: row {receipt.seq} is not durable and causes {effects}")
         for entry in effects.entries:
-            if isinstance(entry, AttemptEnded) and self._is_answered(entry):
+            if isinstance(entry, AttemptEnded) and self._is_overruled(entry):
                 self._violations.append(f"B20: {entry} although its outcome had come")
         if effects.commands or effects.alone:
             self._left.append(Left(witness, effects))
         super().send(receipt, witness, effects)
 
-    def _is_answered(self, entry: AttemptEnded) -> bool:
-        return (entry.number, entry.step, entry.direction) in self._answered
+    def _is_overruled(self, entry: AttemptEnded) -> bool:
+        # One that failed before an older attempt's success came is another matter: that counts.
+        answered = (entry.number, entry.step, entry.direction) in self._answered
+        return answered and entry.cause == TIMED_OUT
 
 
 class _Watch(Watch):
