@@ -36,15 +36,15 @@ from sagacity import wire
 from sagacity.client import Client
 from sagacity.errors import NotTaken, SagacityError, UnknownSaga
 from sagacity.messages import Checkout, Item
+from tests.chaos.cluster import SHARDS, RoundFailed
 from tests.chaos.disk import MIB, NoDisk, SmallDisk
-from tests.chaos.load import WAIT_S, RoundFailed
-from tests.chaos.trial import SHARDS, Trial
+from tests.chaos.load import WAIT_S
+from tests.chaos.trial import Trial
 from tests.reached import Reached, tell
 
 WHICH: Final = ("all", "shards", "services")
 DEADLINE_MS: Final = 600_000
 RATE: Final = 200.0
-IN_FLIGHT_MAX: Final = 20_000  # the rate's backlog is far below
 SECONDS_MAX: Final = 45.0  # clients wait for a minute, then they give up
 STEADY_S: Final = 3.0  # of load before
 AFTER_S: Final = 5.0  # of load after
@@ -178,12 +178,7 @@ def one(which: str, args: argparse.Namespace, figures: Figures) -> None:
             trial = Trial(
                 f"{args.seed}/{which}",
                 rate=args.rate,
-                in_flight=IN_FLIGHT_MAX,
-                endings=("completes", "declined", "no_carrier"),
-                env={
-                    "SAGACITY_SAGA__DEADLINE_MS": str(DEADLINE_MS),
-                    "SAGACITY_ROUTER__CLIENT_INFLIGHT_MAX": str(IN_FLIGHT_MAX),
-                },
+                env={"SAGACITY_SAGA__DEADLINE_MS": str(DEADLINE_MS)},
                 base=base,
             )
             try:

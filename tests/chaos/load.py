@@ -12,20 +12,19 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
+from cluster.audit import audit
 from sagacity import wire
 from sagacity.checker.record import Recorder
+from sagacity.client import Client
 from sagacity.connection import Connection
 from sagacity.errors import Conflict
 from sagacity.messages import Checkout, Item
 from sagacity.wire import Reply
+from tests.chaos.cluster import RoundFailed
 
 WAIT_S: Final = 60.0  # for an answer: longer than any deadline, so that giving up is a fault
 TURN_S: Final = 0.02
 FAULTS_MAX: Final = 50
-
-
-class RoundFailed(Exception):
-    """A round cannot go on: what it waits for does not happen."""
 
 
 class Ending(NamedTuple):
@@ -236,6 +235,28 @@ class Load:
                 self.fault(f"{saga_id} ({asked.ending}) was answered {told}")
             seen[asked.ending] += 1
         return seen
+
+    def check_books(self, url: str) -> dict[str, Any]:
+        """Audit the cluster, at rest: the books balance, and every checkout ended as it has to.
+
+        Args:
+            url: the router's own address.
+
+        Returns:
+            The audit's report.
+        """
+        with Client(url, timeout_s=WAIT_S) as client:
+            report = audit(client)
+        ends = [ENDINGS[asked.ending].status for asked in self.asked.values()]
+        wanted = {
+            "completed": ends.count("COMPLETED"),
+            "aborted": ends.count("ABORTED"),
+            "stuck": 0,
+            "running": 0,
+        }
+        if not report["balanced"] or report["sagas"] != wanted:
+            self.fault(f"audit: {report['sagas']}, not {wanted}; {report['faults'][:3]}")
+        return report
 
     def close(self) -> None:
         """Close the connection."""

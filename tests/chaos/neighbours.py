@@ -35,8 +35,9 @@ from bench.outside import resident_bytes
 from sagacity import sockets, wire
 from sagacity.client import Client
 from sagacity.errors import SagacityError
-from tests.chaos.load import RoundFailed
-from tests.chaos.shop import Customers, Shop, samples
+from tests.chaos.cluster import RoundFailed
+from tests.chaos.scrape import samples
+from tests.chaos.shop import Customers, Shop
 from tests.reached import of_figures, tell
 
 RATE: Final = 100.0
@@ -287,9 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in chosen:
                 if name in NEIGHBOURS:
                     beside(name, shop, customers, args.seconds, figures)
-            report = shop.audited()
-            faults = len(report["faults"]) + (not report["balanced"]) + report["sagas"]["stuck"]
-            figures.add("faults of the books", "", faults, at_most=0)
+            shop.check_books(figures)
     except (RoundFailed, SagacityError) as error:
         figures.missing("to its end", "", str(error), at_most=0)
     tell(of_figures(figures.rows))

@@ -6,7 +6,6 @@ it has to be is a fault of the round; so is a kill that hit nobody, or nothing i
 """
 
 import json
-import os
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -16,22 +15,18 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
-from cluster.audit import audit
 from cluster.checking import gather
 from cluster.directory import DataDirectory
-from cluster.private import ClusterProcess, start_private
 from config.load import load_catalog
 from sagacity.checker.evidence import Evidence
 from sagacity.checker.record import Catalog, Recorder
 from sagacity.checker.rules import judge
 from sagacity.checker.verdict import HOLDS
-from sagacity.client import Client
 from sagacity.errors import SagacityError
 from tests.chaos import endings, processes, scrape
-from tests.chaos.load import ENDINGS, WAIT_S, Load, RoundFailed
+from tests.chaos.cluster import SERVICES, SHARDS, OwnCluster, RoundFailed
+from tests.chaos.load import WAIT_S, Load
 
-SHARDS: Final = 2
-SERVICES: Final = ("inventory", "payment", "shipping")
 ORPHANS_S: Final = 2.0  # children outlive their supervisor by this at most
 BACK_S: Final = 30.0  # for everything to be up again
 STOPPED_S: Final = 2.0  # for the kernel to forget who was stopped
@@ -129,15 +124,16 @@ class Round:
         seconds: float,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        self.data = base / "data"
+        env = {"SAGACITY_LOG": "warning", **(env or {})}
+        arguments = ["--shards", str(SHARDS)]
+        self._cluster = OwnCluster(base, arguments=arguments, env=env, logs=True)
+        self.data = self._cluster.data
         self.figures = Figures([], [])
         self._targets = targets
         self._base = base
         self._rng = random.Random(f"{seed}/{'/'.join(map(str, targets))}")
         self._seconds = seconds
-        self._more_env = dict(env or {})
         self._killed_at: list[float] = []
-        self._log = base / "cluster.log"
 
     def run(self) -> Figures:
         """Do all of it; no process is left afterwards, whatever happened."""
@@ -165,20 +161,7 @@ class Round:
         return figures
 
     def _start(self, stack: ExitStack) -> None:
-        runtime = self._base / "runtime"
-        runtime.mkdir(mode=0o700)
-        self._env = {
-            "XDG_RUNTIME_DIR": str(runtime),
-            "SAGACITY_LOG": "warning",
-            **self._more_env,
-        }
-        self._stderr = os.open(self._log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-        stack.callback(os.close, self._stderr)
-        self._cluster = start_private(
-            self.data, arguments=["--shards", str(SHARDS)], env=self._env, stderr=self._stderr
-        )
-        stack.callback(self._kill_what_is_left)
-        self.url = self._cluster.url
+        self.url = stack.enter_context(self._cluster).url
         lines = stack.enter_context((self._base / "client.jsonl").open("wb"))
         cluster_id = DataDirectory(self.data).read().cluster_id
         self.recorder = Recorder(lines.write, "load", _now_ms, cluster_id)
@@ -251,18 +234,17 @@ class Round:
 
     def _restart(self, killed_at: float) -> float:
         """Start the cluster once more; say how long its children outlived their supervisor."""
-        self._cluster.process.wait()
+        self._cluster.up.process.wait()
         self.load.turn_until(
             lambda: not processes.of_cluster(self.data), BACK_S, "the end of the children"
         )
         gone_ms = (time.monotonic() - killed_at) * 1000
         if gone_ms > ORPHANS_S * 1000:
             self.load.fault(f"children outlived their supervisor by {gone_ms:.0f} ms")
-        self._cluster.stop()
-        self._cluster = ClusterProcess(self.data, env=self._env, stderr=self._stderr)
-        self.load.turn_until(self._cluster.read_ready, BACK_S, "the cluster serving again")
-        if self._cluster.url != self.url:
-            self.load.fault(f"the address was {self.url}, now it is {self._cluster.url}")
+        again = self._cluster.start_again()
+        self.load.turn_until(again.read_ready, BACK_S, "the cluster serving again")
+        if again.url != self.url:
+            self.load.fault(f"the address was {self.url}, now it is {again.url}")
         return gone_ms
 
     def _all_up(self, dead: set[int]) -> bool:
@@ -301,17 +283,7 @@ class Round:
         if known != there:
             self.load.fault(f"status knows the processes {known}, there are {there}")
         self._measure()
-        with Client(self.url, timeout_s=WAIT_S) as client:
-            report = audit(client)
-        ends = [ENDINGS[asked.ending].status for asked in self.load.asked.values()]
-        sagas = {
-            "completed": ends.count("COMPLETED"),
-            "aborted": ends.count("ABORTED"),
-            "stuck": 0,
-            "running": 0,
-        }
-        if not report["balanced"] or report["sagas"] != sagas:
-            self.load.fault(f"audit: {report['sagas']}, not {sagas}; {report['faults'][:3]}")
+        self.load.check_books(self.url)
 
     def _stop(self) -> None:
         there = processes.of_cluster(self.data)
@@ -326,15 +298,9 @@ class Round:
                 break
         if left := list(sockets.glob("*.sock")):
             self.load.fault(f"left after the stop: {left}")
-        lines = self._log.read_text(errors="replace").splitlines()
+        lines = self._cluster.log.read_text(errors="replace").splitlines()
         if alarming := [line for line in lines if _is_alarming(line)]:
             self.load.fault(f"the log says: {' | '.join(alarming)[:2000]}")
-
-    def _kill_what_is_left(self) -> None:
-        """End what a round that failed has not stopped."""
-        if self._cluster.process.poll() is None:
-            self._cluster.stop()
-        processes.kill(processes.of_cluster(self.data))
 
 
 def _now_ms() -> int:

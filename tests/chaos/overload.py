@@ -31,12 +31,13 @@ from typing import Final
 from bench.figures import Figures
 from config.schema import ServicesConfig, ShardConfig
 from sagacity.errors import SagacityError
-from tests.chaos.load import RoundFailed
-from tests.chaos.shop import Shop, samples, send
+from tests.chaos import processes
+from tests.chaos.cluster import SHARDS, RoundFailed
+from tests.chaos.scrape import samples
+from tests.chaos.shop import Shop
 from tests.reached import of_figures, tell
 
 PACE_MS: Final = 2.0
-SHARDS: Final = 2
 GOODPUT_AT_LEAST: Final = 0.95
 COMMANDS_AT_MOST: Final = 1.1
 OVER: Final = 3.0
@@ -135,9 +136,9 @@ def metastable(shop: Shop, part: float, figures: Figures) -> None:
     figures.add("G3: served at 3 x load, of capacity", "", over.rate / capacity)
     figures.add("G3: customers who wait after it", "", len(customers), at_least=1)
     pool = shop.processes("payment")
-    stopped = send(pool, signal.SIGSTOP)
+    stopped = processes.send(pool, signal.SIGSTOP)
     [away] = shop.run(10 * part, (customers, OVER * capacity))
-    send(pool, signal.SIGCONT)
+    processes.send(pool, signal.SIGCONT)
     figures.add("G3: processes of payment stopped", "", stopped, at_least=1)
     figures.add("G3: served meanwhile", "/s", away.rate)
     mended = time.monotonic()
@@ -171,9 +172,7 @@ def one(name: str, args: argparse.Namespace, figures: Figures) -> None:
         with Shop(f"{args.seed}/{name}", pace_ms=args.pace, env=env) as shop:
             WHICH[name](shop, args.part, figures)
             shop.pace(0.0)
-            report = shop.audited()
-            faults = len(report["faults"]) + (not report["balanced"]) + report["sagas"]["stuck"]
-            figures.add(f"{name}: faults of the books", "", faults, at_most=0)
+            shop.check_books(figures, f"{name}: ")
     except (RoundFailed, SagacityError) as error:
         figures.missing(f"{name}: to its end", "", str(error), at_most=0)
 

@@ -37,13 +37,12 @@ from pathlib import Path
 from typing import Final
 
 from cluster.audit import audit
-from cluster.checking import check
-from sagacity.checker.verdict import HOLDS
 from sagacity.client import Client
 from sagacity.errors import SagacityError
 from tests.chaos import processes
-from tests.chaos.load import WAIT_S, Load, RoundFailed
-from tests.chaos.trial import SERVICES, SHARDS, Trial, since
+from tests.chaos.cluster import SERVICES, SHARDS, RoundFailed
+from tests.chaos.load import WAIT_S, Load
+from tests.chaos.trial import Trial, since
 from tests.reached import Reached, tell
 
 LINKS: Final = ("client", "worker")
@@ -56,19 +55,16 @@ WAYS: Final = {  # and what counts that it really happened
     "flip": "flipped",
 }
 RATE: Final = 100.0
-IN_FLIGHT_MAX: Final = 20_000
 STEADY_S: Final = 1.0
 # ZeroMQ takes a connection that says nothing for dead after 30 s, and looks each 5 s.
 OVER_S: Final = 90.0
 FAULTS_TOLD_MAX: Final = 8
-INVARIANTS: Final = (3, 4, 6, 7, 8, 9, 10)  # those that need no client's record
 # A connection that swallows is found after half a minute: nobody may turn back for that. What was
 # on it has timed out by then; ten retries a second, the default, would take another half a minute.
 ENV: Final = {
     "SAGACITY_SHARD__RETRY_PER_SECOND": "1000",
     "SAGACITY_SAGA__ATTEMPTS": "100",
     "SAGACITY_SAGA__DEADLINE_MS": "300000",
-    "SAGACITY_ROUTER__CLIENT_INFLIGHT_MAX": str(IN_FLIGHT_MAX),
 }
 
 
@@ -144,8 +140,6 @@ class Proxied:
             trial = self._trial = Trial(
                 f"{self._args.seed}/{self._link}",
                 rate=self._args.rate,
-                in_flight=IN_FLIGHT_MAX,
-                endings=("completes", "declined", "no_carrier"),
                 env=ENV,
                 base=self._base,
                 arguments=arguments,
@@ -160,7 +154,8 @@ class Proxied:
                         self._spoil(way, before)
                     self._finish(flipped="flip" in ways and self._link == "client")
                     trial.stop()
-                self._check()
+                sagas = trial.check_disk()
+                print(f"{self._link:6} {sagas} checkouts in the journals", flush=True)
             except (RoundFailed, SagacityError) as error:
                 trial.faults.append(f"{type(error).__name__}: {error}")
             return trial.faults
@@ -272,15 +267,6 @@ class Proxied:
                 report = audit(client)
         if not report["balanced"] or report["sagas"]["running"] or report["sagas"]["stuck"]:
             load.fault(f"audit: {report['sagas']}; {report['faults'][:3]}")
-
-    def _check(self) -> None:
-        """Have the invariants judged on what is left on disk."""
-        report = check(self._trial.data, (), INVARIANTS)
-        for each in report["invariants"]:
-            if each["verdict"] != HOLDS:
-                told = f"{each['findings'][:3]} {each['why']}"
-                self._trial.faults.append(f"invariant {each['number']} {each['verdict']}: {told}")
-        print(f"{self._link:6} {report['sagas']} checkouts in the journals", flush=True)
 
 
 def _free_port() -> int:

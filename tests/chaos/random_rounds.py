@@ -7,13 +7,12 @@ checkout of the burst ends as it has to, the books balance, no process counts a 
 a cluster's rounds come the checks of `one_round`: all repeats, the stop, the rows on disk.
 """
 
-import os
 import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,8 +20,9 @@ from msgspec import Struct
 
 from sagacity.errors import SagacityError
 from tests.chaos import processes
-from tests.chaos.load import WAIT_S, RoundFailed
-from tests.chaos.one_round import BACK_S, SERVICES, TARGETS, Round, Target
+from tests.chaos.cluster import SERVICES, RoundFailed
+from tests.chaos.load import WAIT_S
+from tests.chaos.one_round import BACK_S, TARGETS, Round, Target
 from tests.reached import Reached
 
 KINDS: Final = {"kill": 35, "several": 25, "twice": 20, "pause": 10, "pause and kill": 10}
@@ -183,7 +183,7 @@ class RandomRounds(Round):
         dead = self._blow(hit, groups)
         if not hit.processes:
             raise RoundFailed("the round is void: no live process was hit")
-        if any(process.pid == self._cluster.pid for process in dead):
+        if any(process.pid == self._cluster.up.pid for process in dead):
             self._restart(begun)
         pids = {process.pid for process in dead}
         load.turn_until(lambda: self._all_up(pids), BACK_S, "everything being up again")
@@ -204,12 +204,12 @@ class RandomRounds(Round):
             return together
         paused = groups[0][0]
         victims = _distinct(groups[1:])
-        hit.processes = int(_signal(paused, signal.SIGSTOP))
+        hit.processes = processes.send([paused], signal.SIGSTOP)
         try:
             hit.processes += processes.kill(victims)
             self.load.turn_for(planned.pause_s)
         finally:
-            _signal(paused, signal.SIGCONT)
+            processes.send([paused], signal.SIGCONT)
         return victims
 
 
@@ -261,12 +261,3 @@ def _killed(planned: Plan) -> Sequence[Target]:
 def _distinct(groups: Sequence[Sequence[processes.Process]]) -> list[processes.Process]:
     """Give each process once, in order: `all` has the others in it."""
     return list(dict.fromkeys(process for group in groups for process in group))
-
-
-def _signal(process: processes.Process, what: signal.Signals) -> bool:
-    if not processes.is_alive(process):
-        return False
-    with suppress(ProcessLookupError):
-        os.kill(process.pid, what)
-        return True
-    return False

@@ -27,12 +27,11 @@ from typing import Final
 from bench.figures import Figures
 from sagacity.errors import SagacityError
 from tests.chaos import processes
-from tests.chaos.load import RoundFailed
-from tests.chaos.trial import SERVICES, Trial, since
+from tests.chaos.cluster import SERVICES, RoundFailed
+from tests.chaos.trial import Trial, since
 from tests.reached import Reached, tell
 
 RATE: Final = 200.0
-IN_FLIGHT_MAX: Final = 20_000  # a rate's backlog behind a hung worker is far below
 STEADY_S: Final = 1.0  # of load before the first, and between two
 FED_S: Final = 1.0  # a stopped worker is given commands for so long
 TAKEN_OVER_MAX_S: Final = 15.0  # then it is a fault, not a figure
@@ -82,8 +81,7 @@ def trial_of(
     """Measure one service in one way, several times on one cluster; give how often it went."""
     how = one.__name__
     seed = f"{args.seed}/{service}/{how}"
-    env = {"SAGACITY_ROUTER__CLIENT_INFLIGHT_MAX": str(IN_FLIGHT_MAX)}
-    trial = Trial(seed, rate=args.rate, in_flight=IN_FLIGHT_MAX, endings=("completes",), env=env)
+    trial = Trial(seed, rate=args.rate, endings=("completes",))
     took: list[float] = []
     unit, at_most = ("ms", TAKEOVER_MS_AT_MOST) if how == "kill" else ("s", HUNG_S_AT_MOST)
     what = f"{service}, {how}"
