@@ -22,7 +22,7 @@ import secrets
 import socket as plain
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -63,7 +63,7 @@ READY: Final = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\
 HELLO: Final = GREETING + b"\x04" + bytes([len(READY)]) + READY  # as ZeroMQ says it (ZMTP 3.0)
 HALF: Final = b"\x02" + wire.FRAME_BYTES_MAX.to_bytes(8) + bytes(1000)
 
-Deeds = Iterator[int]  # gives, each turn, how much was done
+Deeds = Generator[int, None, None]  # gives, each turn, how much was done
 
 
 def _connect(shop: Shop, said: bytes) -> plain.socket:
@@ -213,7 +213,7 @@ def beside(name: str, shop: Shop, customers: Customers, seconds: float, figures:
         for each, now in memory(shop).items():
             most[each] = max(most.get(each, 0.0), now)
     finally:
-        deeds.close()  # type: ignore[attr-defined]
+        deeds.close()
     waits = sorted(wait for _, wait in customers.served[served:])
     goodput = len(waits) / (len(customers.came) - came)
     shop.until_served(customers)
