@@ -45,7 +45,7 @@ from tests.integration.twin_shard import place
 from tests.reached import Reached, tell
 
 ROLES: Final = ("shard", "payment", "inventory", "shipping")
-FAULTS_TOLD_MAX: Final = 5
+TOLD_MAX: Final = 5
 QUICK: Final = {  # of each role, in a row
     "shard": (
         # The first life makes the journal, the others recover; the last calls are of the stop.
@@ -68,13 +68,13 @@ class Series(NamedTuple):
         struck: the faults that happened.
         passed: those whose call was never made.
         checkouts: that were asked.
-        faults: what was not as it has to be.
+        violations: what was not as it has to be.
     """
 
     struck: list[Fault]
     passed: list[Fault]
     checkouts: int
-    faults: list[str]
+    violations: list[str]
 
 
 @contextmanager
@@ -127,10 +127,10 @@ class Campaign:
         self.checkouts += done.checkouts
         for fault in done.struck:
             self.counts[role, fault.kind, fault.call] += 1
-        if done.faults:
+        if done.violations:
             self.violations += 1
             print(f"VIOLATION {role} {' '.join(map(str, faults))}", flush=True)
-            for text in done.faults[:FAULTS_TOLD_MAX]:
+            for text in done.violations[:TOLD_MAX]:
                 print(f"    {text}", flush=True)
             again = " ".join(f"--fault {fault}" for fault in faults)
             print(f"    again: python -m tests.chaos.syscalls --roles {role} {again}", flush=True)
