@@ -37,6 +37,7 @@ from sagacity.client import Client
 from sagacity.errors import NotTaken, SagacityError, UnknownSaga
 from sagacity.messages import Checkout, Item
 from tests.chaos.cluster import SHARDS, RoundFailed
+from tests.chaos.commands import add_json, add_list, add_seed
 from tests.chaos.disk import MIB, NoDisk, SmallDisk
 from tests.chaos.load import WAIT_S
 from tests.chaos.trial import Trial
@@ -234,22 +235,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.disk_full")
     parser.add_argument("--seconds", type=float, default=30.0, help="for which the disk is full")
-    parser.add_argument("--which", default=",".join(WHICH))
+    add_list(parser, "--which", WHICH)
     parser.add_argument("--size-mib", type=int, default=128)
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--greedy", action="store_true")
-    parser.add_argument("--seed", default=secrets.token_hex(4))
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    add_seed(parser)
+    add_json(parser)
     args = parser.parse_args(argv)
-    chosen = args.which.split(",")
-    if unknown := set(chosen) - set(WHICH):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if not 0 < args.seconds <= SECONDS_MAX:
         parser.error(f"--seconds is at most {SECONDS_MAX:g}")
     print(f"seed {args.seed}", flush=True)
     figures = Figures(f"disk full for {args.seconds:g} s, {args.rate:g} checkouts/s")
     try:
-        for which in chosen:
+        for which in args.which:
             one(which, args, figures)
     except NoDisk as error:
         print(error, file=sys.stderr)

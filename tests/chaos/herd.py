@@ -18,13 +18,11 @@ Who had nothing in flight at that moment: void. A minute and a half at full size
 """
 
 import argparse
-import secrets
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 from bench.figures import Figures
@@ -32,9 +30,9 @@ from config.schema import ServicesConfig, ShardConfig
 from sagacity.errors import SagacityError
 from tests.chaos import processes
 from tests.chaos.cluster import SHARDS, RoundFailed
+from tests.chaos.commands import add_json, add_list, add_seed, end
 from tests.chaos.scrape import samples
 from tests.chaos.shop import Customers, Shop
-from tests.reached import of_figures, tell
 
 RATE: Final = 800.0
 PACE_MS: Final = 2.0
@@ -210,20 +208,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if everything that is asked is met, else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.herd")
-    parser.add_argument("--which", default=",".join(WHICH))
+    add_list(parser, "--which", WHICH)
     parser.add_argument("--part", type=float, default=1.0, help="of the full times")
-    parser.add_argument("--seed", default=secrets.token_hex(4))
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    add_seed(parser)
+    add_json(parser)
     args = parser.parse_args(argv)
-    chosen = args.which.split(",")
-    if unknown := set(chosen) - set(WHICH):
-        parser.error(f"no such round: {', '.join(sorted(unknown))}")
     print(f"seed {args.seed}", flush=True)
     figures = Figures("herds")
-    for name in chosen:
+    for name in args.which:
         one(name, args, figures)
-    tell(of_figures(figures.rows))
-    return figures.end(args.json)
+    return end(figures, args.json)
 
 
 if __name__ == "__main__":

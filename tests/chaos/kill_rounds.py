@@ -22,7 +22,6 @@ One line a round, a summary for each process; a failed round's directory is kept
 
 import argparse
 import random
-import secrets
 import shutil
 import statistics
 import sys
@@ -32,6 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from tests.chaos.commands import add_list, add_seed
 from tests.chaos.one_round import TARGETS, Figures, Round, Target
 from tests.chaos.random_rounds import TAILS_BYTES, Hit, RandomRounds, plan, reached, summary
 from tests.reached import tell
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rounds", type=int, help="of each process of a role (10), or --random (200)"
     )
-    parser.add_argument("--roles", default=",".join(TARGETS))
-    parser.add_argument("--seed", default=secrets.token_hex(4))
+    add_list(parser, "--roles", TARGETS)
+    add_seed(parser)
     parser.add_argument("--seconds", type=float, default=2.0, help="of load before the first kill")
     parser.add_argument("--kills", type=int, default=1, help="of the target, in each round")
     parser.add_argument("--random", action="store_true", help="what chance brings")
@@ -61,13 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.random:
         return _at_random(args.rounds or 200, args.each, args.seed, args.seconds)
     rounds = args.rounds or 10
-    roles = args.roles.split(",")
-    if unknown := set(roles) - set(TARGETS):
-        parser.error(f"no such role: {', '.join(sorted(unknown))}")
     print(f"seed {args.seed}", flush=True)
     failed = 0
     summary = []
-    for target in [target for role in roles for target in TARGETS[role]]:
+    for target in [target for role in args.roles for target in TARGETS[role]]:
         done = [
             _one([target] * args.kills, f"{args.seed}/{number}", number, args.seconds)
             for number in range(1, rounds + 1)

@@ -18,7 +18,6 @@ repeats it; 2 without a C compiler.
 
 import argparse
 import mmap
-import secrets
 import shutil
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from cluster.checking import gather
 from sagacity.errors import SagacityError
 from tests.chaos import processes
 from tests.chaos.cluster import RoundFailed
+from tests.chaos.commands import add_seed
 from tests.chaos.trial import BACK_S, Trial, since
 from tests.chaos.unsynced import NoCompiler, build
 from tests.reached import Reached, tell
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jumps", default=JUMPS)
     parser.add_argument("--seconds", type=float, default=3.0, help="before the kills")
     parser.add_argument("--rate", type=float, default=RATE, help="checkouts a second")
-    parser.add_argument("--seed", default=secrets.token_hex(4))
+    add_seed(parser)
     args = parser.parse_args(argv)
     jumps = args.jumps.split(",")
     try:

@@ -23,7 +23,6 @@ repeats it.
 import argparse
 import json
 import random
-import secrets
 import shutil
 import socket
 import subprocess
@@ -41,6 +40,7 @@ from sagacity.client import Client
 from sagacity.errors import SagacityError
 from tests.chaos import processes
 from tests.chaos.cluster import SERVICES, SHARDS, RoundFailed
+from tests.chaos.commands import add_list, add_seed
 from tests.chaos.load import WAIT_S, Load
 from tests.chaos.trial import Trial, since
 from tests.reached import Reached, tell
@@ -282,7 +282,7 @@ def _tell(link: str, args: argparse.Namespace, faults: Sequence[str]) -> None:
     if faults:
         tcp = " --tcp" if args.tcp else ""
         print(
-            f"    again: python -m tests.chaos.proxy --links {link} --ways {args.ways} "
+            f"    again: python -m tests.chaos.proxy --links {link} --ways {','.join(args.ways)} "
             f"--seconds {args.seconds:g} --rate {args.rate:g} --seed {args.seed}{tcp}",
             flush=True,
         )
@@ -304,27 +304,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if all held, else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.proxy")
-    parser.add_argument("--links", default=",".join(LINKS))
-    parser.add_argument("--ways", default=",".join(WAYS))
+    add_list(parser, "--links", LINKS)
+    add_list(parser, "--ways", WAYS)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each way")
     parser.add_argument("--rate", type=float, default=RATE, help="checkouts a second")
-    parser.add_argument("--seed", default=secrets.token_hex(4))
+    add_seed(parser)
     parser.add_argument("--tcp", action="store_true", help="the router serves TCP on loopback")
     args = parser.parse_args(argv)
-    links, ways = args.links.split(","), args.ways.split(",")
-    if unknown := {*links, *ways} - {*LINKS, *WAYS}:
-        parser.error(f"no such link or way: {', '.join(sorted(unknown))}")
     print(f"seed {args.seed}", flush=True)
     violations = 0
     done: Counter[str] = Counter()
-    for link in links:
+    for link in args.links:
         proxied = Proxied(link, args.seed, args)
-        faults = proxied.run(ways)
+        faults = proxied.run(args.ways)
         done += proxied.done
         _tell(link, args, faults)
         violations += len(faults)
     tell(_reached(done))
-    print(f"{len(links) * len(ways)} ways, {violations} violations")
+    print(f"{len(args.links) * len(args.ways)} ways, {violations} violations")
     return 1 if violations else 0
 
 

@@ -16,18 +16,17 @@ exit code is 1 if something that is asked is not met.
 
 import argparse
 import os
-import secrets
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 from bench.figures import Figures
 from sagacity.errors import SagacityError
 from tests.chaos import processes
 from tests.chaos.cluster import SERVICES, RoundFailed
+from tests.chaos.commands import add_json, add_list, add_seed
 from tests.chaos.trial import Trial, since
 from tests.reached import Reached, tell
 
@@ -120,20 +119,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.takeover")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--services", default=",".join(SERVICES))
-    parser.add_argument("--how", default=",".join(HOW))
+    add_list(parser, "--services", SERVICES)
+    add_list(parser, "--how", HOW)
     parser.add_argument("--rate", type=float, default=RATE)
-    parser.add_argument("--seed", default=secrets.token_hex(4))
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    add_seed(parser)
+    add_json(parser)
     args = parser.parse_args(argv)
-    services, ways = args.services.split(","), args.how.split(",")
-    if unknown := {*services, *ways} - {*SERVICES, *HOW}:
-        parser.error(f"no such service or way: {', '.join(sorted(unknown))}")
     print(f"seed {args.seed}", flush=True)
     figures = Figures(f"takeover: {args.runs} runs each, {args.rate:g} checkouts/s")
     met = dict.fromkeys(HOW, 0)
-    for way in ways:
-        for service in services:
+    for way in args.how:
+        for service in args.services:
             met[way] += trial_of(service, HOW[way], args, figures)
     tell(
         [

@@ -25,7 +25,6 @@ Nobody stopped, or no second one that served where one should: void. A minute an
 
 import argparse
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -45,8 +44,8 @@ from sagacity import sockets, wire
 from sagacity.errors import Conflict, Malformed, SagacityError
 from tests.chaos import processes
 from tests.chaos.cluster import SERVICES, RoundFailed
+from tests.chaos.commands import add_json, add_list, add_seed, end
 from tests.chaos.shop import Shop
-from tests.reached import of_figures, tell
 
 RATE: Final = 100.0
 SOON_S: Final = 20.0
@@ -276,19 +275,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if everything that is asked is met, else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.two_owners")
-    parser.add_argument("--which", default=",".join(WHICH))
-    parser.add_argument("--seed", default=secrets.token_hex(4))
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    add_list(parser, "--which", WHICH)
+    add_seed(parser)
+    add_json(parser)
     args = parser.parse_args(argv)
-    chosen = args.which.split(",")
-    if unknown := set(chosen) - set(WHICH):
-        parser.error(f"no such round: {', '.join(sorted(unknown))}")
     print(f"seed {args.seed}", flush=True)
     figures = Figures("two owners of one shard")
-    for name in chosen:
+    for name in args.which:
         one(name, args.seed, figures)
-    tell(of_figures(figures.rows, "E1"))
-    return figures.end(args.json)
+    return end(figures, args.json, "E1")
 
 
 if __name__ == "__main__":
