@@ -21,7 +21,7 @@ from sagacity.ids import ACTION, COMPENSATION
 from sagacity.wire import DECLINED, OK, Command
 from shard.evidence import read
 from shard.process import definitions_of
-from tests.chaos.injected import LIFE_S, Fault, Injector
+from tests.chaos.injected import LIFE_S, Fault, Injector, odd_end
 from tests.integration.shard_world import ShardWorld
 
 BURSTS: Final = 4  # of a life; the next comes when the last is answered
@@ -94,10 +94,7 @@ class TracedShard:
             self._turn()
         world.until(lambda: not world.connected, "the end of the connection")
         hit = self.injector.ended(fault, process.wait())
-        if not hit and process.returncode != 0:
-            self._violations.append(f"it ended with {process.returncode}, and nothing had struck")
-        if process.returncode < 0 and not (hit and process.returncode == -signal.SIGKILL):
-            self._violations.append(f"it ended by the signal {-process.returncode}")
+        self._violations += odd_end(process.returncode, struck=hit)
         return hit
 
     def end(self) -> list[str]:

@@ -26,7 +26,7 @@ from sagacity.messages import (
 )
 from sagacity.sockets import PeerGone
 from sagacity.wire import DECLINED, OK, REFUSED_COMPENSATED, Answer, Command
-from tests.chaos.injected import LIFE_S, Fault, Injector
+from tests.chaos.injected import LIFE_S, Fault, Injector, odd_end
 from tests.integration import twin_shard
 from tests.integration.twin_shard import Place, TwinShard
 
@@ -104,10 +104,7 @@ class TracedWorker:
                 stopped = True
             self._turn()
         hit = self.injector.ended(fault, process.returncode)
-        if not hit and process.returncode != 0:
-            self._violations.append(f"it ended with {process.returncode}, and nothing had struck")
-        if process.returncode < 0 and not (hit and process.returncode == -signal.SIGKILL):
-            self._violations.append(f"it ended by the signal {-process.returncode}")
+        self._violations += odd_end(process.returncode, struck=hit)
         return hit
 
     def end(self) -> list[str]:
