@@ -1,6 +1,6 @@
 """Wall clocks that jump, under all processes of a running cluster (PROOF E2).
 
-    python -m tests.chaos.preload [--jumps +1h,-1h,+10y,-10y,0] [--seconds 3] [--rate 100]
+    python -m tests.chaos.clocks [--jumps +1h,-1h,+10y,-10y,0] [--seconds 3] [--rate 100]
                                   [--seed S]
 
 A small library, preloaded, shifts what the processes read as wall-clock time. Under a steady load
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if all held, 1 if something did not, 2 without a compiler.
     """
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.preload")
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.clocks")
     parser.add_argument("--jumps", default=JUMPS)
     parser.add_argument("--seconds", type=float, default=3.0, help="before the kills")
     parser.add_argument("--rate", type=float, default=RATE, help="checkouts a second")
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"    VIOLATION {fault}", flush=True)
     if faults:
         print(
-            f"    again: python -m tests.chaos.preload --jumps={args.jumps} "
+            f"    again: python -m tests.chaos.clocks --jumps={args.jumps} "
             f"--seconds {args.seconds:g} --rate {args.rate:g} --seed {args.seed}"
         )
     tell([Reached("E2", len(jumps), "every clock jumps")])
