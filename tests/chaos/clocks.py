@@ -41,7 +41,7 @@ UNITS_S: Final = {"h": 3_600, "y": 31_557_600}
 JUMPS: Final = "+1h,-1h,+10y,-10y,0"
 NEAR_S: Final = 1_000  # a row's time belongs to the clock that it is so near to
 RATE: Final = 100.0
-FAULTS_TOLD_MAX: Final = 8
+TOLD_MAX: Final = 8
 
 
 def seconds_of(jump: str) -> int:
@@ -115,15 +115,15 @@ class Jumping:
                     self._jump(jump)
                 for each in before:
                     if not processes.is_alive(each) and each not in self._killed:
-                        trial.load.fault(f"ended: {' '.join(each.command[2:6])}")
+                        trial.load.violation(f"ended: {' '.join(each.command[2:6])}")
                 trial.finish()
                 trial.stop()
             sagas = trial.check_disk()
             dated = self._dated(began, time.time())
             print(f"{sagas} checkouts; rows by clock: {', '.join(dated)}", flush=True)
         except (RoundFailed, SagacityError) as error:
-            trial.faults.append(f"{type(error).__name__}: {error}")
-        return trial.faults
+            trial.violations.append(f"{type(error).__name__}: {error}")
+        return trial.violations
 
     def _jump(self, jump: str) -> None:
         trial, load = self._trial, self._trial.load
@@ -139,7 +139,7 @@ class Jumping:
         in_flight, killed_at = load.open, time.monotonic()
         hit = processes.kill(killed)
         if hit != len(victims):
-            load.fault(f"void: {hit} processes were killed under {jump}")
+            load.violation(f"void: {hit} processes were killed under {jump}")
         had = load.open_ids
         load.turn_until(lambda: not had & load.open_ids, BACK_S, f"the end of {len(had)} open")
         took = time.monotonic() - killed_at
@@ -164,7 +164,7 @@ class Jumping:
             near = sum(began + off - NEAR_S < at < ended + off + NEAR_S for at in rows)
             dated.append(f"{jump} {near}")
             if not near:
-                self._trial.load.fault(f"void: no row of a journal was written {jump} off")
+                self._trial.load.violation(f"void: no row of a journal was written {jump} off")
         return dated
 
 
@@ -197,17 +197,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         clock = Clock(base, library)
         stack.callback(clock.close)
-        faults = Jumping(args, jumps, clock, base).run()
-    for fault in faults[:FAULTS_TOLD_MAX]:
-        print(f"    VIOLATION {fault}", flush=True)
-    if faults:
+        violations = Jumping(args, jumps, clock, base).run()
+    for text in violations[:TOLD_MAX]:
+        print(f"    VIOLATION {text}", flush=True)
+    if violations:
         print(
             f"    again: python -m tests.chaos.clocks --jumps={args.jumps} "
             f"--seconds {args.seconds:g} --rate {args.rate:g} --seed {args.seed}"
         )
     tell([Reached("E2", len(jumps), "every clock jumps")])
-    print(f"{len(jumps)} jumps, {len(faults)} violations")
-    return 1 if faults else 0
+    print(f"{len(jumps)} jumps, {len(violations)} violations")
+    return 1 if violations else 0
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ STEADY_S: Final = 3.0  # of load before
 AFTER_S: Final = 5.0  # of load after
 NOTICED_S: Final = 2.0  # whoever has not noticed the full disk by then never will
 PROBE_S: Final = 1.0  # for the answer to a single try
-SERVES_MAX_S: Final = 30.0  # then it is a fault, not a figure
+SERVES_MAX_S: Final = 30.0  # then it is a violation, not a figure
 
 SERVES_S_AT_MOST: Final = 2.0
 
@@ -88,7 +88,7 @@ class Probes:
             self._trial.load.adopt(checkout, reply.body if kind == wire.START else None)
             return 0
         if reply.code != 0:  # 0: it may have been taken
-            self._trial.load.fault(f"{saga_id} was answered {reply.code}: {reply.body!r}")
+            self._trial.load.violation(f"{saga_id} was answered {reply.code}: {reply.body!r}")
         self._trial.load.adopt(checkout)
         return None
 
@@ -100,7 +100,9 @@ class Probes:
                     told = client.show(checkout.saga_id)
                 except UnknownSaga:
                     continue
-                self._trial.load.fault(f"{checkout.saga_id} was refused with 11 and runs: {told}")
+                self._trial.load.violation(
+                    f"{checkout.saga_id} was refused with 11 and runs: {told}"
+                )
 
 
 def alive(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -124,14 +126,14 @@ def hold(trial: Trial, disk: SmallDisk, which: str, args: argparse.Namespace) ->
         kinds.reverse()
         # A start that waits for its outcome may have been taken; an acknowledgement must not wait.
         if probes.ask(kinds[0]) is None and kinds[0] == wire.SUBMIT and now > NOTICED_S:
-            load.fault(f"{now:.1f} s after the disk was full a start got no definite answer")
+            load.violation(f"{now:.1f} s after the disk was full a start got no definite answer")
         if args.greedy:
             disk.fill()
         load.turn_for(min(1.0, max(0.0, args.seconds - now)))
     probes.meanwhile = len(load.answered) - answered
     # A shard goes on for a while in room that it frees itself; hardly anybody else does.
     if probes.meanwhile > args.rate * args.seconds * 0.9:
-        load.fault(f"void: {probes.meanwhile} were answered, so nobody missed the room")
+        load.violation(f"void: {probes.meanwhile} were answered, so nobody missed the room")
     return probes
 
 
@@ -185,12 +187,12 @@ def one(which: str, args: argparse.Namespace, figures: Figures) -> None:
             try:
                 _on(disk, trial, which, args, figures)
             except (RoundFailed, SagacityError) as error:
-                trial.faults.append(str(error))
+                trial.violations.append(str(error))
                 if all(row.what != serves for row in figures.rows):
                     figures.missing(serves, "s", str(error), at_most=SERVES_S_AT_MOST)
-            for fault in trial.faults[:8]:
-                print(f"    {fault}", flush=True)
-            figures.add(f"{which}: faults", "", len(trial.faults), at_most=0)
+            for text in trial.violations[:8]:
+                print(f"    {text}", flush=True)
+            figures.add(f"{which}: violations", "", len(trial.violations), at_most=0)
     finally:
         shutil.rmtree(base, ignore_errors=True)
 
@@ -220,7 +222,7 @@ def _on(
         after = alive(trial.rows())
         new = sorted(name for name in after if after[name] != before.get(name))
         if new:
-            load.fault(f"restarted: {', '.join(new)}")
+            load.violation(f"restarted: {', '.join(new)}")
         figures.add(f"{which}: processes restarted", "", len(new), at_most=0)
         trial.finish()
         probes.check_refused()

@@ -58,7 +58,7 @@ RATE: Final = 100.0
 STEADY_S: Final = 1.0
 # ZeroMQ takes a connection that says nothing for dead after 30 s, and looks each 5 s.
 OVER_S: Final = 90.0
-FAULTS_TOLD_MAX: Final = 8
+TOLD_MAX: Final = 8
 # A connection that swallows is found after half a minute: nobody may turn back for that. What was
 # on it has timed out by then; ten retries a second, the default, would take another half a minute.
 ENV: Final = {
@@ -157,8 +157,8 @@ class Proxied:
                 sagas = trial.check_disk()
                 print(f"{self._link:6} {sagas} checkouts in the journals", flush=True)
             except (RoundFailed, SagacityError) as error:
-                trial.faults.append(f"{type(error).__name__}: {error}")
-            return trial.faults
+                trial.violations.append(f"{type(error).__name__}: {error}")
+            return trial.violations
 
     # -- standing between -----------------------------------------------------------------------
 
@@ -220,10 +220,10 @@ class Proxied:
         count = done.get(WAYS[way], 0)
         self.done[way] += count
         if not count:
-            load.fault(f"void: {way} did nothing")
+            load.violation(f"void: {way} did nothing")
         gone = [each for each in before if not processes.is_alive(each)]
         for each in gone:
-            load.fault(f"{way} ended a process: {' '.join(each.command[2:6])}")
+            load.violation(f"{way} ended a process: {' '.join(each.command[2:6])}")
         print(
             f"{self._link:6} {way:7} {count:7} {WAYS[way]}, {answered} answered meanwhile, "
             f"{len(had)} open at its end, {took:.1f} s until they were done; "
@@ -266,7 +266,7 @@ class Proxied:
                 load.turn_for(0.2)
                 report = audit(client)
         if not report["balanced"] or report["sagas"]["running"] or report["sagas"]["stuck"]:
-            load.fault(f"audit: {report['sagas']}; {report['faults'][:3]}")
+            load.violation(f"audit: {report['sagas']}; {report['faults'][:3]}")
 
 
 def _free_port() -> int:
@@ -275,11 +275,11 @@ def _free_port() -> int:
         return port
 
 
-def _tell(link: str, args: argparse.Namespace, faults: Sequence[str]) -> None:
-    """Print the faults that were found, and how to see them again."""
-    for fault in faults[:FAULTS_TOLD_MAX]:
-        print(f"    VIOLATION {fault}", flush=True)
-    if faults:
+def _tell(link: str, args: argparse.Namespace, violations: Sequence[str]) -> None:
+    """Print the violations that were found, and how to see them again."""
+    for text in violations[:TOLD_MAX]:
+        print(f"    VIOLATION {text}", flush=True)
+    if violations:
         tcp = " --tcp" if args.tcp else ""
         print(
             f"    again: python -m tests.chaos.proxy --links {link} --ways {','.join(args.ways)} "
@@ -316,10 +316,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     done: Counter[str] = Counter()
     for link in args.links:
         proxied = Proxied(link, args.seed, args)
-        faults = proxied.run(args.ways)
+        found = proxied.run(args.ways)
         done += proxied.done
-        _tell(link, args, faults)
-        violations += len(faults)
+        _tell(link, args, found)
+        violations += len(found)
     tell(_reached(done))
     print(f"{len(args.links) * len(args.ways)} ways, {violations} violations")
     return 1 if violations else 0

@@ -69,7 +69,7 @@ class Hit(Struct):
     before: int = 0  # answers until then
     answer_ms: float = 0.0  # the next answer
     up_ms: float = 0.0  # everything is up again
-    faults: int = 0
+    violations: int = 0
 
     @property
     def killed(self) -> int:
@@ -81,7 +81,7 @@ class Hit(Struct):
         return (
             f"{self.plan}: {self.processes} hit, {self.in_flight} in flight; next answer "
             f"{self.answer_ms:.0f} ms, all up {self.up_ms:.0f} ms; "
-            + (f"{self.faults} FAULTS" if self.faults else "ok")
+            + (f"{self.violations} VIOLATIONS" if self.violations else "ok")
         )
 
 
@@ -126,29 +126,29 @@ class RandomRounds(Round):
         """Do all of it; no process is left afterwards, whatever happened.
 
         Returns:
-            The faults, as sentences.
+            The violations, as sentences.
         """
-        faults = self.figures.faults
+        violations = self.seen.violations
         try:
             with ExitStack() as stack:
                 self._start(stack)
                 for planned in self._plans:
                     self._one(planned)
-                self.figures.again = self.load.ask_all_again(WAIT_S)
+                self.seen.again = self.load.ask_all_again(WAIT_S)
                 self.load.ask_other_content(20)
                 self._check_running()
                 self.recorder.quiet()
                 self.recorder.end()
                 self._stop()
-            self.figures.checkouts, self.figures.repeats = len(self.load.asked), self.load.repeats
+            self.seen.checkouts, self.seen.repeats = len(self.load.asked), self.load.repeats
             self._judge()
         except (RoundFailed, SagacityError) as error:
-            faults.append(f"{type(error).__name__}: {error}")
-        return faults
+            violations.append(f"{type(error).__name__}: {error}")
+        return violations
 
     def _one(self, planned: Plan) -> None:
         hit = Hit(planned)
-        faults = len(self.figures.faults)
+        before = len(self.seen.violations)
         self.hits.append(hit)
         self.recorder.planned(str(planned))
         try:
@@ -159,10 +159,10 @@ class RandomRounds(Round):
             self.load.finish(WAIT_S)
             fresh = (at for at, _ in self.load.answered[hit.before :])
             hit.answer_ms = (next(fresh, begun) - begun) * 1000
-            self.figures.endings = dict(self.load.judge())
+            self.seen.endings = dict(self.load.judge())
             self._check_running()
         finally:
-            hit.faults = len(self.figures.faults) - faults
+            hit.violations = len(self.seen.violations) - before
             print(f"    {hit.line()}", flush=True)
 
     def _strike(self, hit: Hit) -> float:

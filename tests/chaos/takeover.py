@@ -33,7 +33,7 @@ from tests.reached import Reached, tell
 RATE: Final = 200.0
 STEADY_S: Final = 1.0  # of load before the first, and between two
 FED_S: Final = 1.0  # a stopped worker is given commands for so long
-TAKEN_OVER_MAX_S: Final = 15.0  # then it is a fault, not a figure
+TAKEN_OVER_MAX_S: Final = 15.0  # then it is a violation, not a figure
 HUNG_DONE_MAX_S: Final = 25.0
 
 TAKEOVER_MS_AT_MOST: Final = 200.0
@@ -67,7 +67,7 @@ def hang(trial: Trial, service: str) -> float:
     )
     took = max(at for at, saga_id in load.answered if saga_id in had) - begun
     if processes.is_alive(victim):
-        load.fault(f"{service}: what it had is done, and the stopped worker was not killed")
+        load.violation(f"{service}: what it had is done, and the stopped worker was not killed")
     return took
 
 
@@ -94,17 +94,17 @@ def trial_of(
             aborted.append(report["sagas"]["aborted"])
             trial.stop()
     except (RoundFailed, SagacityError) as error:
-        trial.faults.append(str(error))
+        trial.violations.append(str(error))
     if len(took) == args.runs:
         figures.add(what, unit, took, at_most=at_most)
     else:
-        why = f"run {len(took) + 1} of {args.runs}: {trial.faults[-1]}"
+        why = f"run {len(took) + 1} of {args.runs}: {trial.violations[-1]}"
         figures.missing(what, unit, why, at_most=at_most)
     if aborted:
         figures.add(f"{what}: sagas turned back", "", aborted, at_most=0)
-    for fault in trial.faults[:5]:
-        print(f"    {fault}", flush=True)
-    figures.add(f"{what}: faults", "", len(trial.faults), at_most=0)
+    for text in trial.violations[:5]:
+        print(f"    {text}", flush=True)
+    figures.add(f"{what}: violations", "", len(trial.violations), at_most=0)
     return len(took)
 
 

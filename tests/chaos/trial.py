@@ -39,7 +39,7 @@ class Trial:
 
     Attributes:
         data: the cluster's directory.
-        faults: what was not as it has to be.
+        violations: what was not as it has to be.
         load: what was asked and answered.
         url: the router's address.
     """
@@ -55,7 +55,7 @@ class Trial:
         arguments: Sequence[str] = (),
         through: Callable[[str], str] | None = None,
     ) -> None:
-        self.faults: list[str] = []
+        self.violations: list[str] = []
         self._stack = ExitStack()
         env = {"SAGACITY_ROUTER__CLIENT_INFLIGHT_MAX": str(IN_FLIGHT_MAX), **(env or {})}
         arguments = ["--shards", str(SHARDS), *arguments]
@@ -73,7 +73,7 @@ class Trial:
             self.load = Load(
                 self._through(self.url) if self._through else self.url,
                 rng,
-                self.faults,
+                self.violations,
                 IN_FLIGHT_MAX,
                 rate=self._rate,
                 endings=self._endings,
@@ -125,9 +125,9 @@ class Trial:
         return load.check_books(self.url)
 
     def stop(self) -> None:
-        """Stop the cluster as its user would; a fault if it does not end well."""
+        """Stop the cluster as its user would; a violation if it does not end well."""
         if (code := self._cluster.stop()) != 0:
-            self.load.fault(f"the cluster ended with {code}")
+            self.load.violation(f"the cluster ended with {code}")
 
     def check_disk(self) -> int:
         """Have the invariants judged on what it has left on disk; give how many sagas that are."""
@@ -135,7 +135,7 @@ class Trial:
         for each in report["invariants"]:
             if each["verdict"] != HOLDS:
                 told = f"{each['findings'][:3]} {each['why']}"
-                self.load.fault(f"invariant {each['number']} {each['verdict']}: {told}")
+                self.load.violation(f"invariant {each['number']} {each['verdict']}: {told}")
         sagas: int = report["sagas"]
         return sagas
 
