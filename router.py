@@ -338,7 +338,7 @@ def _recall(item: Request) -> Request:
     return Request(wire.RECALL, item.saga_id, item.request, headers, item.body)
 
 
-class _Peer:
+class Peer:
     """The connection to one peer."""
 
     def __init__(self, ctx: sockets.Context, index: int, address: str) -> None:
@@ -379,7 +379,7 @@ class Loop:
         router: Router,
         front: Socket,
         poller: Poller,
-        peers: Sequence[_Peer],
+        peers: Sequence[Peer],
         child: Child,
         meters: RouterMeters,
         clock: Clock,
@@ -403,7 +403,7 @@ class Loop:
         for peer in peers:
             self._watch(peer)
 
-    def _watch(self, peer: _Peer) -> None:
+    def _watch(self, peer: Peer) -> None:
         self._poller.register(peer.socket, zmq.POLLIN)
         self._poller.register(peer.monitor.socket, zmq.POLLIN)
 
@@ -450,7 +450,7 @@ class Loop:
         beat_ms = (self._child.beat_due_ns() - self._clock.monotonic_ns()) // MILLISECOND + 1
         return min(max(beat_ms, 0), 500)
 
-    def _receive(self, peer: _Peer, *, to_the_end: bool) -> None:
+    def _receive(self, peer: Peer, *, to_the_end: bool) -> None:
         drained = False
         while not drained:
             frames, drained = sockets.receive_all(peer.socket, FRAMES_PER_TURN)
@@ -520,7 +520,7 @@ class Loop:
                     self._outbox.forget(identity)
                     self._router.client_gone(identity)
 
-    def _renew(self, peer: _Peer, now: int) -> None:
+    def _renew(self, peer: Peer, now: int) -> None:
         """Make a socket anew that has had no connection for long.
 
         After what ZeroMQ takes for a fault of the protocol, such as a frame over the limit, a
@@ -583,8 +583,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         client_inflight_max=config.router.client_inflight_max,
         shard_inflight_max=config.router.shard_inflight_max,
     )
-    peers = [_Peer(ctx, shard, run.shard(shard)) for shard in range(slots.shards)]
-    peers.append(_Peer(ctx, router.supervisor, run.supervisor))
+    peers = [Peer(ctx, shard, run.shard(shard)) for shard in range(slots.shards)]
+    peers.append(Peer(ctx, router.supervisor, run.supervisor))
     child.metrics_port = MetricsServer(meters).start()
     loop = Loop(router, front, ctx.poller(), peers, child, meters, clock, log)
     log.info("router_started", address=address)

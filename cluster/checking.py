@@ -1,8 +1,8 @@
 """`sagacity check DIR`: gathers what a stopped cluster left, and has the rules judge it.
 
 Reads alone: journals through `python -m shard evidence`, which knows their format, databases as
-`resting` does, clients' records. Evidence that cannot be used is refused with code 12; what can be
-used and is wrong is a finding. Knows no rule.
+`resting` does, clients' records. Evidence that cannot be used is refused, exit code 2; what can be
+used and is wrong is a finding, exit code 12. Knows no rule.
 """
 
 import argparse

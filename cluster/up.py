@@ -220,7 +220,7 @@ def _serve_metrics(server: MetricsServer, config: Config, *, private: bool) -> i
         return server.start(wanted)
     except PortTaken:
         port = server.start(0)
-        print(f"port {wanted} is taken: metrics are on port {port}", file=sys.stderr)  # noqa: T201
+        print(f"port {wanted} is taken: metrics are on port {port}", file=sys.stderr)  # noqa: T201 - what `up` says
         return port
 
 

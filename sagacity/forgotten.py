@@ -141,7 +141,7 @@ def read_rows(rows: Cursor, sql: str, kind: type[T]) -> list[T]:
     """
     try:
         found = rows.execute(sql).fetchall()
-        return msgspec.convert(found, list[kind], builtin_types=(bytes,))  # type: ignore[valid-type]
+        return msgspec.convert(found, list[kind], builtin_types=(bytes,))  # type: ignore[valid-type]  # a type given as a value
     except (msgspec.ValidationError, UnicodeDecodeError) as error:
         raise Malformed(f"the database is damaged: {error}") from None
 

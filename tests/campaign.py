@@ -85,7 +85,7 @@ LAYERS: Final = (
     Layer("syscalls of a shard", "-m tests.chaos.syscalls --roles shard", SIDE_BY_SIDE),
     Layer("syscalls of a worker", "-m tests.chaos.syscalls --roles payment", SIDE_BY_SIDE),
     Layer("proxy", "-m tests.chaos.proxy --seed campaign", SIDE_BY_SIDE),
-    Layer("clocks", "-m tests.chaos.preload --seed campaign", SIDE_BY_SIDE),
+    Layer("clocks", "-m tests.chaos.clocks --seed campaign", SIDE_BY_SIDE),
     Layer("named tests", "-m tests.named", SIDE_BY_SIDE),
     Layer("exhaustive", "-m tests.exhaustive --quiet", SIDE_BY_SIDE),
     Layer("museum", "-m tests.museum --jobs {jobs}", ALL_CORES),

@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("setup", "run", "sweep", "table", "smoke"):
         command = commands.add_parser(name, allow_abbrev=False)
         many = {"nargs": "*"} if name in ("setup", "table", "smoke") else {}
-        command.add_argument("peer", **many)  # type: ignore[arg-type]
+        command.add_argument("peer", **many)  # type: ignore[arg-type]  # by name
         command.add_argument("--envs", type=Path, default=FOLDER, help="folder of environments")
         if name == "setup":
             continue

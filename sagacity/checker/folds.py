@@ -25,34 +25,34 @@ class Ended:
     def __init__(self) -> None:
         self._count = 0
 
-    def find(self, saga_id: str) -> Card | Tombstone | None:  # noqa: ARG002 - as all below
+    def find(self, saga_id: str) -> Card | Tombstone | None:
         """Give nothing."""
         return None
 
-    def record(self, saga_id: str) -> Record | None:  # noqa: ARG002
+    def record(self, saga_id: str) -> Record | None:
         """Give nothing."""
         return None
 
-    def add(self, card: Card) -> None:  # noqa: ARG002
+    def add(self, card: Card) -> None:
         """Count it."""
         self._count += 1
 
-    def expired(self, below: int) -> tuple[int, list[int]] | None:  # noqa: ARG002
+    def expired(self, below: int) -> tuple[int, list[int]] | None:
         """Give nothing."""
         return None
 
     def forget(self, below: int) -> None:
         """They were counted, and stay so."""
 
-    def restore(self, base: int, forgotten: int) -> None:  # noqa: ARG002
+    def restore(self, base: int, forgotten: int) -> None:
         """Begin with those that had ended."""
         self._count = base
 
-    def page(self, start: int, upto: int, limit: int) -> list[Card]:  # noqa: ARG002
+    def page(self, start: int, upto: int, limit: int) -> list[Card]:
         """Give nothing."""
         return []
 
-    def newest(self, before: int, limit: int) -> list[Card]:  # noqa: ARG002
+    def newest(self, before: int, limit: int) -> list[Card]:
         """Give nothing."""
         return []
 

@@ -6,9 +6,9 @@ and clock, under faults that a seed draws; then everything has to finish, and th
 
 The rooms, in the order in which to read them: `scenario` what is simulated, `plan` what a seed
 stands for, `world` time and processes, `network` and `disk` the twins, `drive` a shard's own
-journal on a disk in memory (`vfs`), `moods` what handlers do, `cluster` the processes wired,
-`clients` who asks, `judge` what must hold, `restored` what a disk must tell, `outcome`, `shrink`
-and `proving`.
+journal on a disk in memory (`vfs`), `moods` what handlers do, `ports` what production code takes
+from outside, `cluster` the processes wired, `clients` who asks, `evidence` what a run has left,
+`judge` what must hold, `restored` what a disk must tell, `outcome`, `shrink` and `proving`.
 """
 
 from sagacity.simulation.outcome import Outcome, run

@@ -16,9 +16,10 @@ from sagacity.checker.bodies import said
 from sagacity.checker.record import ClientRecord, Heeded
 from sagacity.connection import Connection
 from sagacity.errors import Conflict, NotTaken, SagacityError
-from sagacity.simulation.cluster import CLUSTER, ROUTER, Cluster, TwinMachine
+from sagacity.simulation.cluster import CLUSTER, ROUTER, Cluster
 from sagacity.simulation.network import Weather
 from sagacity.simulation.plan import CLIENTS, Ask
+from sagacity.simulation.ports import TwinMachine
 from sagacity.simulation.world import MS, SECOND, Process
 
 STARTS = frozenset({wire.START, wire.SUBMIT})

@@ -7,7 +7,7 @@ ended. What ends in a way that no process of ours should is a violation.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import apsw
 
@@ -22,36 +22,39 @@ from sagacity.simulation.drive import Drive, DriveJournal, DriveUpkeep
 from sagacity.simulation.moods import Moods
 from sagacity.simulation.network import Network
 from sagacity.simulation.plan import Drives, Fault, Plan
+from sagacity.simulation.ports import (
+    NO_FD,
+    CheckedLinks,
+    CheckedWatch,
+    Left,
+    Log,
+    Tally,
+    TwinChild,
+    TwinClock,
+    TwinMachine,
+)
 from sagacity.simulation.restored import differences
 from sagacity.simulation.scenario import Scenario
 from sagacity.simulation.world import Process, World
-from sagacity.slots import SlotMap, slot_of
+from sagacity.slots import SlotMap
 from sagacity.sockets import Context
-from sagacity.wire import DECLINED, FAILED, OK, Witness
-from sagacity.worker import Served, Watch, Worker
+from sagacity.worker import Worker
 from shard.admission import Admission
 from shard.compaction import Compaction
-from shard.effects import Effects
 from shard.engine import Engine
-from shard.entries import TIMED_OUT, AttemptEnded
-from shard.events import Answered
 from shard.finished import FinishedInMemory
 from shard.generations import Generations
 from shard.guard import OldCopy, StartOver
-from shard.journal import JournalFailed, JournalRefused, Receipt
-from shard.links import Links
-from shard.loop import SERVING, Fenced, Loop, NoUpkeep, Received, Upkeep
+from shard.journal import JournalFailed, JournalRefused
+from shard.loop import SERVING, Fenced, Loop, NoUpkeep, Upkeep
 from shard.retries import RetryBudget
 from shard.sagas import MS, Definition
 from shard.state import FinishedSagas, State
-from shard.tally import PlainTally, Unwritten
 
 CLUSTER = "5a9ac177" * 4
 ROUTER = "tcp://127.0.0.1:1000"
-NO_FD = -1
 SLOTS = SlotMap.even(plans.SHARDS)
 SLOTS_OF = tuple(SLOTS.slots_of(index) for index in range(plans.SHARDS))
-PERFORMED = frozenset({OK, DECLINED, FAILED})
 KEEP_MS = 604_800_000  # a finished saga, where the plan does not say
 HUNG_MS = {"router": 15_000, "shard": 15_000}  # then the supervisor kills; workers after 10 s
 
@@ -66,184 +69,6 @@ def routers_of(shard: int) -> str:
 def workers_of(shard: int) -> str:
     """Give the address where workers connect to a shard."""
     return f"tcp://127.0.0.1:{3000 + shard}"
-
-
-class TwinMachine:
-    """What a client or a worker takes from outside itself."""
-
-    def __init__(self, network: Network, process: Process) -> None:
-        self._network = network
-        self._process = process
-
-    def context(self) -> Context:
-        """Give what makes its sockets."""
-        return cast(Context, self._network.context(self._process))
-
-    def monotonic_ns(self) -> int:
-        """Give the world's time."""
-        return self._network.world.now
-
-    def random_bits(self, bits: int) -> int:
-        """Draw from the seed."""
-        return self._network.world.random.getrandbits(bits)
-
-
-class _Clock:
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def monotonic_ns(self) -> int:
-        return self._world.now
-
-    def wall_ms(self) -> int:
-        return self._world.wall_ms()
-
-
-class _Child:
-    """A router's life as a process: nobody is told of it."""
-
-    stopping = False
-    wakeup_fd = NO_FD
-    state = "starting"
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def report(self, state: str, _facts: object = None) -> None:
-        self.state = state
-
-    def beat(self, now_ns: int, _facts: object = None) -> None:
-        pass
-
-    def beat_due_ns(self) -> int:
-        return self._world.now + 1_000 * MS
-
-    def woken(self) -> bool:
-        return False
-
-
-class Log:
-    """Takes what processes log, and counts it."""
-
-    def __init__(self) -> None:
-        self.events: Counter[str] = Counter()
-
-    def info(self, event: str, **_fields: Any) -> None:
-        """Count it."""
-        self.events[event] += 1
-
-    warning = error = debug = info
-
-
-class Tally(PlainTally):
-    """A shard's counts, and what its loop tells."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._unwritten = Unwritten()
-
-    def started(self, saga: str) -> None:
-        """A saga was accepted; it counts when that is durable."""
-        self._unwritten.starts.append(saga)
-
-    def finished(self, saga: str, outcome: str, duration_ns: int) -> None:
-        """A saga is final; likewise."""
-        self._unwritten.ends.append((saga, outcome, duration_ns))
-
-    def committed(self, took_ns: int, entries: int) -> None:
-        """Count what is durable now."""
-        unwritten = self._unwritten
-        for saga in unwritten.starts:
-            super().started(saga)
-        for end in unwritten.ends:
-            super().finished(*end)
-        unwritten.clear()
-
-    def forgot(self) -> None:
-        """What was decided is not written."""
-        self._unwritten.clear()
-
-    def turned(self, took_ns: int) -> None:
-        """Not counted."""
-
-    def turned_away(self, service: str, text: str) -> None:
-        """Count it."""
-        self.counts["turned_away", service] += 1
-
-
-class Left(NamedTuple):
-    """What left together, and what was durable then."""
-
-    witness: Witness
-    effects: Effects
-
-
-class CheckedLinks(Links):
-    """A shard's connections, which see that nothing leaves before it is durable."""
-
-    def __init__(
-        self,
-        violations: list[str],
-        left: list[Left],
-        journal: "TwinJournal | DriveJournal",
-        *args: Any,
-    ) -> None:
-        super().__init__(*args)
-        self._violations = violations
-        self._journal = journal
-        self._answered: set[tuple[int, int, int]] = set()  # what has just come
-        self._left = left
-
-    def receive(self, timeout_ns: int) -> Received:
-        """Receive, and remember which commands have an outcome now."""
-        received = super().receive(timeout_ns)
-        self._answered = {
-            (answer.number, answer.step, answer.direction)
-            for event in received.events
-            if isinstance(event, Answered)
-            for answer in event.items
-            if answer.outcome in {OK, DECLINED}
-        }
-        return received
-
-    def send(self, receipt: Receipt, witness: Witness, effects: Effects) -> None:
-        """Send, unless it is not written down."""
-        if receipt.seq > len(self._journal.rows):
-            self._violations.append(f"7: row {receipt.seq} is not durable and causes {effects}")
-        for entry in effects.entries:
-            if isinstance(entry, AttemptEnded) and self._is_overruled(entry):
-                self._violations.append(f"B20: {entry} although its outcome had come")
-        if effects.commands or effects.alone:
-            self._left.append(Left(witness, effects))
-        super().send(receipt, witness, effects)
-
-    def _is_overruled(self, entry: AttemptEnded) -> bool:
-        # One that failed before an older attempt's success came is another matter: that counts.
-        answered = (entry.number, entry.step, entry.direction) in self._answered
-        return answered and entry.cause == TIMED_OUT
-
-
-class _Watch(Watch):
-    """Sees what a worker has done: no epoch of a slot comes after a higher one."""
-
-    def __init__(
-        self, violations: list[str], epochs: dict[int, int], reached: Counter[str]
-    ) -> None:
-        self._violations = violations
-        self._epochs = epochs
-        self._reached = reached
-
-    def served(self, served: Served) -> None:
-        """Look at the epochs of what was performed."""
-        self._reached["commands repeated"] += served.repeated
-        for command, answer in zip(served.commands, served.answers, strict=True):
-            if answer.outcome not in PERFORMED:
-                continue
-            slot = slot_of(command.saga_id)
-            highest = self._epochs.setdefault(slot, command.epoch)
-            if command.epoch < highest:
-                self._violations.append(f"3: {command} was performed after epoch {highest}")
-            self._epochs[slot] = max(highest, command.epoch)
 
 
 class Cluster:
@@ -355,12 +180,12 @@ class Cluster:
     def _router(self, process: Process) -> None:
         context = cast(Context, self.network.context(process))
         meters = RouterMeters(plans.SHARDS)
-        child = cast(Any, _Child(self.world))
+        child = cast(Any, TwinChild(self.world))
         decides = router.Router(SLOTS, meters, client_inflight_max=1_024, shard_inflight_max=4_096)
         front = sockets.router(context, ROUTER)
-        peers = [router._Peer(context, index, routers_of(index)) for index in range(plans.SHARDS)]
-        peers.append(router._Peer(context, decides.supervisor, "tcp://127.0.0.1:4000"))
-        clock, log = _Clock(self.world), cast(Any, self.log)
+        peers = [router.Peer(context, index, routers_of(index)) for index in range(plans.SHARDS)]
+        peers.append(router.Peer(context, decides.supervisor, "tcp://127.0.0.1:4000"))
+        clock, log = TwinClock(self.world), cast(Any, self.log)
         poller = context.poller()
         router.Loop(decides, front, poller, peers, child, meters, clock, log).run(0)
 
@@ -432,7 +257,7 @@ class Cluster:
                 NO_FD,
             )
             engine, upkeep = fresh()
-            clock = _Clock(self.world)
+            clock = TwinClock(self.world)
             loop = Loop(engine, journal, links, clock, CLUSTER, tally, upkeep, fresh=fresh)
             loop.recover()
             if limits is not None:
@@ -459,7 +284,7 @@ class Cluster:
                 CLUSTER,
                 catalog=self.scenario.catalog,
                 log=self.log,
-                watch=_Watch(self.violations, self._epochs[name], self.reached),
+                watch=CheckedWatch(self.violations, self._epochs[name], self.reached),
                 machine=TwinMachine(self.network, process),
                 open_database=lambda _: self.databases[name].open_by(process),
             )

@@ -310,6 +310,7 @@ class TwinSocket:
 
     def recv(self, _flags: int) -> bytes:
         """Take a part of a message."""
+        part: bytes
         if self._pending is not None:
             part, self._pending = self._pending, None
             return part
@@ -317,9 +318,10 @@ class TwinSocket:
             raise _AGAIN.with_traceback(None)
         taken = self.inbox.popleft()
         if self.type == _ROUTER:
-            identity, self._pending = taken
-            return identity  # type: ignore[no-any-return]
-        return taken  # type: ignore[no-any-return]
+            part, self._pending = taken
+        else:
+            part = taken
+        return part
 
     def send(self, frame: bytes, _flags: int) -> None:
         """Send by a DEALER."""

@@ -117,7 +117,7 @@ class MemoryDisk(apsw.VFS):
 
     # -- what SQLite calls ----------------------------------------------------------------------
 
-    def xOpen(self, name: apsw.URIFilename | str | None, flags: list[int]) -> "_File":  # type: ignore[override]  # noqa: N802 - apsw's name
+    def xOpen(self, name: apsw.URIFilename | str | None, flags: list[int]) -> "_File":  # type: ignore[override]  # noqa: N802 - apsw's name; a file without its base class
         flags[1] = flags[0]
         if name is None:
             return _File(self, "", 0, bytearray(), names=False)

@@ -84,7 +84,7 @@ FLOORS: Final = (
             *_of("cluster", "__main__ audit cli commands conversation demo judge maelstrom"),
             *_of("cluster", "checking measuring render requests timeline up verifying"),
             *("sagacity.testing", "sagacity.simulation", "sagacity.simulation.*"),
-            *_of("sagacity", "conformance histories rehearsal"),
+            *("sagacity.conformance", "sagacity.conformance.*"),
         ),
     ),
 )

@@ -8,6 +8,7 @@ import pytest
 
 from tests import named
 from tests.architecture.floors import ROOT
+from tests.campaign import LAYERS
 from tests.named import anomalies
 
 PAGE = named.PAGE.read_text()
@@ -46,3 +47,15 @@ def test_every_test_that_the_page_names_is_there() -> None:
     assert len(NAMED) > len(CODES)
     gone = [f"{file}::{name}" for file, name in NAMED if name not in names_in(file)]
     assert gone == []
+
+
+def test_the_page_gives_the_commands_that_the_campaign_runs() -> None:
+    """At their sizes: a count is of the command beside it."""
+    rows = re.findall(r"^\| \w+ \| `(python -m tests[^`]*)`", PAGE, flags=re.MULTILINE)
+    for layer in LAYERS:
+        module = layer.arguments(1, 2)[1]
+        if module == "tests.museum":  # it counts bugs, no anomalies
+            continue
+        row = next(row for row in rows if row.split()[2] == module)
+        if layer.size:
+            assert str(layer.size) in row.split(), row

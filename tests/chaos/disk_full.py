@@ -36,21 +36,22 @@ from sagacity import wire
 from sagacity.client import Client
 from sagacity.errors import NotTaken, SagacityError, UnknownSaga
 from sagacity.messages import Checkout, Item
+from tests.chaos.cluster import SHARDS, RoundFailed
+from tests.chaos.commands import add_json, add_list, add_seed
 from tests.chaos.disk import MIB, NoDisk, SmallDisk
-from tests.chaos.load import WAIT_S, RoundFailed
-from tests.chaos.trial import SHARDS, Trial
+from tests.chaos.load import WAIT_S
+from tests.chaos.trial import Trial
 from tests.reached import Reached, tell
 
 WHICH: Final = ("all", "shards", "services")
 DEADLINE_MS: Final = 600_000
 RATE: Final = 200.0
-IN_FLIGHT_MAX: Final = 20_000  # the rate's backlog is far below
 SECONDS_MAX: Final = 45.0  # clients wait for a minute, then they give up
 STEADY_S: Final = 3.0  # of load before
 AFTER_S: Final = 5.0  # of load after
 NOTICED_S: Final = 2.0  # whoever has not noticed the full disk by then never will
 PROBE_S: Final = 1.0  # for the answer to a single try
-SERVES_MAX_S: Final = 30.0  # then it is a fault, not a figure
+SERVES_MAX_S: Final = 30.0  # then it is a violation, not a figure
 
 SERVES_S_AT_MOST: Final = 2.0
 
@@ -87,7 +88,7 @@ class Probes:
             self._trial.load.adopt(checkout, reply.body if kind == wire.START else None)
             return 0
         if reply.code != 0:  # 0: it may have been taken
-            self._trial.load.fault(f"{saga_id} was answered {reply.code}: {reply.body!r}")
+            self._trial.load.violation(f"{saga_id} was answered {reply.code}: {reply.body!r}")
         self._trial.load.adopt(checkout)
         return None
 
@@ -99,7 +100,9 @@ class Probes:
                     told = client.show(checkout.saga_id)
                 except UnknownSaga:
                     continue
-                self._trial.load.fault(f"{checkout.saga_id} was refused with 11 and runs: {told}")
+                self._trial.load.violation(
+                    f"{checkout.saga_id} was refused with 11 and runs: {told}"
+                )
 
 
 def alive(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -123,14 +126,14 @@ def hold(trial: Trial, disk: SmallDisk, which: str, args: argparse.Namespace) ->
         kinds.reverse()
         # A start that waits for its outcome may have been taken; an acknowledgement must not wait.
         if probes.ask(kinds[0]) is None and kinds[0] == wire.SUBMIT and now > NOTICED_S:
-            load.fault(f"{now:.1f} s after the disk was full a start got no definite answer")
+            load.violation(f"{now:.1f} s after the disk was full a start got no definite answer")
         if args.greedy:
             disk.fill()
         load.turn_for(min(1.0, max(0.0, args.seconds - now)))
     probes.meanwhile = len(load.answered) - answered
     # A shard goes on for a while in room that it frees itself; hardly anybody else does.
     if probes.meanwhile > args.rate * args.seconds * 0.9:
-        load.fault(f"void: {probes.meanwhile} were answered, so nobody missed the room")
+        load.violation(f"void: {probes.meanwhile} were answered, so nobody missed the room")
     return probes
 
 
@@ -178,23 +181,18 @@ def one(which: str, args: argparse.Namespace, figures: Figures) -> None:
             trial = Trial(
                 f"{args.seed}/{which}",
                 rate=args.rate,
-                in_flight=IN_FLIGHT_MAX,
-                endings=("completes", "declined", "no_carrier"),
-                env={
-                    "SAGACITY_SAGA__DEADLINE_MS": str(DEADLINE_MS),
-                    "SAGACITY_ROUTER__CLIENT_INFLIGHT_MAX": str(IN_FLIGHT_MAX),
-                },
+                env={"SAGACITY_SAGA__DEADLINE_MS": str(DEADLINE_MS)},
                 base=base,
             )
             try:
                 _on(disk, trial, which, args, figures)
             except (RoundFailed, SagacityError) as error:
-                trial.faults.append(str(error))
+                trial.violations.append(str(error))
                 if all(row.what != serves for row in figures.rows):
                     figures.missing(serves, "s", str(error), at_most=SERVES_S_AT_MOST)
-            for fault in trial.faults[:8]:
-                print(f"    {fault}", flush=True)
-            figures.add(f"{which}: faults", "", len(trial.faults), at_most=0)
+            for text in trial.violations[:8]:
+                print(f"    {text}", flush=True)
+            figures.add(f"{which}: violations", "", len(trial.violations), at_most=0)
     finally:
         shutil.rmtree(base, ignore_errors=True)
 
@@ -224,7 +222,7 @@ def _on(
         after = alive(trial.rows())
         new = sorted(name for name in after if after[name] != before.get(name))
         if new:
-            load.fault(f"restarted: {', '.join(new)}")
+            load.violation(f"restarted: {', '.join(new)}")
         figures.add(f"{which}: processes restarted", "", len(new), at_most=0)
         trial.finish()
         probes.check_refused()
@@ -239,22 +237,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.disk_full")
     parser.add_argument("--seconds", type=float, default=30.0, help="for which the disk is full")
-    parser.add_argument("--which", default=",".join(WHICH))
+    add_list(parser, "--which", WHICH)
     parser.add_argument("--size-mib", type=int, default=128)
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--greedy", action="store_true")
-    parser.add_argument("--seed", default=secrets.token_hex(4))
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    add_seed(parser)
+    add_json(parser)
     args = parser.parse_args(argv)
-    chosen = args.which.split(",")
-    if unknown := set(chosen) - set(WHICH):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if not 0 < args.seconds <= SECONDS_MAX:
         parser.error(f"--seconds is at most {SECONDS_MAX:g}")
     print(f"seed {args.seed}", flush=True)
     figures = Figures(f"disk full for {args.seconds:g} s, {args.rate:g} checkouts/s")
     try:
-        for which in chosen:
+        for which in args.which:
             one(which, args, figures)
     except NoDisk as error:
         print(error, file=sys.stderr)

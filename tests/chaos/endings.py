@@ -11,7 +11,7 @@ from tests.chaos.load import ENDINGS, Asked
 FLAKY_ATTEMPTS: Final = 3  # of u_flaky_3 that fail; of any other checkout none does
 
 
-def faults(evidence: Evidence, asked: Mapping[str, Asked]) -> Iterator[str]:
+def violations(evidence: Evidence, asked: Mapping[str, Asked]) -> Iterator[str]:
     """Compare each saga's life with the ending that its content demands.
 
     Args:

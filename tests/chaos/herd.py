@@ -18,24 +18,22 @@ Who had nothing in flight at that moment: void. A minute and a half at full size
 """
 
 import argparse
-import secrets
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 from bench.figures import Figures
 from config.schema import ServicesConfig, ShardConfig
 from sagacity.errors import SagacityError
 from tests.chaos import processes
-from tests.chaos.load import RoundFailed
-from tests.chaos.shop import Customers, Shop, samples, send
-from tests.reached import of_figures, tell
+from tests.chaos.cluster import SHARDS, RoundFailed
+from tests.chaos.commands import add_json, add_list, add_seed, end
+from tests.chaos.scrape import samples
+from tests.chaos.shop import Customers, Shop
 
-SHARDS: Final = 2
 RATE: Final = 800.0
 PACE_MS: Final = 2.0
 IN_FLIGHT_AT_LEAST: Final = 1_000
@@ -99,11 +97,11 @@ def again(shop: Shop, begun: float, seconds: float = 1e9) -> tuple[int, int]:
 def pool(shop: Shop, customers: Customers, part: float, figures: Figures) -> None:
     """The whole pool stands still, then goes on."""
     shop.run(2, (customers, RATE / 4))
-    stopped = send(shop.processes("payment"), signal.SIGSTOP)
+    stopped = processes.send(shop.processes("payment"), signal.SIGSTOP)
     open_then = in_flight(shop, customers, 5 * part)
     busy = Busy(shop)
     begun = time.monotonic()
-    send(shop.processes("payment"), signal.SIGCONT)
+    processes.send(shop.processes("payment"), signal.SIGCONT)
     busy.start()
     shop.until_served(customers)
     busy.end()
@@ -173,7 +171,7 @@ def router(shop: Shop, customers: Customers, part: float, figures: Figures) -> N
     here, there = shop.customers(0), shop.customers(1)
     pids = [row["pid"] for row in shop.rows("shard") if row["index"] == 0]
     downed = [process for pid in pids if (process := processes.look(pid)) is not None]
-    stopped = send(downed, signal.SIGSTOP)
+    stopped = processes.send(downed, signal.SIGSTOP)
     _, beside = shop.run(8 * part, (here, 50.0), (there, 50.0))
     waiting = len(here)
     processes.kill(downed)
@@ -198,9 +196,7 @@ def one(name: str, args: argparse.Namespace, figures: Figures) -> None:
     try:
         with Shop(f"{args.seed}/{name}", pace_ms=PACE_MS) as shop:
             WHICH[name](shop, shop.customers(), args.part, figures)
-            report = shop.audited()
-            faults = len(report["faults"]) + (not report["balanced"]) + report["sagas"]["stuck"]
-            figures.add(f"{name}: faults of the books", "", faults, at_most=0)
+            shop.check_books(figures, f"{name}: ")
     except (RoundFailed, SagacityError) as error:
         figures.missing(f"{name}: to its end", "", str(error), at_most=0)
 
@@ -212,20 +208,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if everything that is asked is met, else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.herd")
-    parser.add_argument("--which", default=",".join(WHICH))
+    add_list(parser, "--which", WHICH)
     parser.add_argument("--part", type=float, default=1.0, help="of the full times")
-    parser.add_argument("--seed", default=secrets.token_hex(4))
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    add_seed(parser)
+    add_json(parser)
     args = parser.parse_args(argv)
-    chosen = args.which.split(",")
-    if unknown := set(chosen) - set(WHICH):
-        parser.error(f"no such round: {', '.join(sorted(unknown))}")
     print(f"seed {args.seed}", flush=True)
     figures = Figures("herds")
-    for name in chosen:
+    for name in args.which:
         one(name, args, figures)
-    tell(of_figures(figures.rows))
-    return figures.end(args.json)
+    return end(figures, args.json)
 
 
 if __name__ == "__main__":

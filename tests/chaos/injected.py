@@ -9,7 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -151,3 +151,11 @@ class Injector:
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}-{self._lives}.log"
+
+
+def odd_end(code: int, *, struck: bool) -> Iterator[str]:
+    """Say what of the end of a life, by its exit code, no fault explains."""
+    if code != 0 and not struck:
+        yield f"it ended with {code}, and nothing had struck"
+    if code < 0 and not (struck and code == -signal.SIGKILL):
+        yield f"it ended by the signal {-code}"

@@ -22,7 +22,6 @@ One line a round, a summary for each process; a failed round's directory is kept
 
 import argparse
 import random
-import secrets
 import shutil
 import statistics
 import sys
@@ -32,11 +31,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.chaos.one_round import TARGETS, Figures, Round, Target
+from tests.chaos.commands import add_list, add_seed
+from tests.chaos.one_round import TARGETS, Round, Seen, Target
 from tests.chaos.random_rounds import TAILS_BYTES, Hit, RandomRounds, plan, reached, summary
 from tests.reached import tell
 
-FAULT_TOLD_MAX: Final = 400  # characters; the directory is kept
+TOLD_MAX: Final = 400  # characters; the directory is kept
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rounds", type=int, help="of each process of a role (10), or --random (200)"
     )
-    parser.add_argument("--roles", default=",".join(TARGETS))
-    parser.add_argument("--seed", default=secrets.token_hex(4))
+    add_list(parser, "--roles", TARGETS)
+    add_seed(parser)
     parser.add_argument("--seconds", type=float, default=2.0, help="of load before the first kill")
     parser.add_argument("--kills", type=int, default=1, help="of the target, in each round")
     parser.add_argument("--random", action="store_true", help="what chance brings")
@@ -61,29 +61,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.random:
         return _at_random(args.rounds or 200, args.each, args.seed, args.seconds)
     rounds = args.rounds or 10
-    roles = args.roles.split(",")
-    if unknown := set(roles) - set(TARGETS):
-        parser.error(f"no such role: {', '.join(sorted(unknown))}")
     print(f"seed {args.seed}", flush=True)
     failed = 0
     summary = []
-    for target in [target for role in roles for target in TARGETS[role]]:
+    for target in [target for role in args.roles for target in TARGETS[role]]:
         done = [
             _one([target] * args.kills, f"{args.seed}/{number}", number, args.seconds)
             for number in range(1, rounds + 1)
         ]
-        failed += sum(bool(figures.faults) for figures in done)
+        failed += sum(bool(seen.violations) for seen in done)
         summary.append(_summary(target, done))
     print("\n".join(summary))
     return 1 if failed else 0
 
 
-def _one(targets: Sequence[Target], seed: str, number: int, seconds: float) -> Figures:
+def _one(targets: Sequence[Target], seed: str, number: int, seconds: float) -> Seen:
     base = Path(tempfile.mkdtemp(prefix="sg-"))
-    figures = Round(targets, seed, base, seconds).run()
-    print(f"{number:3} {figures.line()}", flush=True)
-    _tell(figures.faults, base)
-    return figures
+    seen = Round(targets, seed, base, seconds).run()
+    print(f"{number:3} {seen.line()}", flush=True)
+    _tell(seen.violations, base)
+    return seen
 
 
 def _at_random(rounds: int, each: int, seed: str, seconds: float) -> int:
@@ -101,39 +98,39 @@ def _at_random(rounds: int, each: int, seed: str, seconds: float) -> int:
         base = Path(tempfile.mkdtemp(prefix="sg-"))
         plans = [plan(rng, seconds) for _ in range(min(each, rounds - len(hits)))]
         some = RandomRounds(plans, f"{seed}/{number}", base, tail)
-        faults = some.run_all()
+        violations = some.run_all()
         hits += some.hits
         checkouts += len(some.load.asked) if some.hits else 0
-        failed += bool(faults)
-        _tell(faults, base)
+        failed += bool(violations)
+        _tell(violations, base)
         if not some.hits:
             print("the cluster does not start: given up")
             break
     tell(reached(hits))
     print(summary(hits))
     print(
-        f"{failed} of {number} clusters with faults; {checkouts} checkouts; "
+        f"{failed} of {number} clusters with violations; {checkouts} checkouts; "
         f"{time.monotonic() - begun:.0f} s"
     )
     return 1 if failed else 0
 
 
-def _tell(faults: Sequence[str], base: Path) -> None:
-    """Print the faults; keep the directory of a round that has some, and say so."""
-    for fault in faults:
-        print(f"      {fault[:FAULT_TOLD_MAX]}", flush=True)
-    if faults:
+def _tell(violations: Sequence[str], base: Path) -> None:
+    """Print the violations; keep the directory of a round that has some, and say so."""
+    for text in violations:
+        print(f"      {text[:TOLD_MAX]}", flush=True)
+    if violations:
         print(f"      kept: {base}", flush=True)
     else:
         shutil.rmtree(base)
 
 
-def _summary(target: Target, done: list[Figures]) -> str:
-    good = [figures for figures in done if not figures.faults]
+def _summary(target: Target, done: list[Seen]) -> str:
+    good = [seen for seen in done if not seen.violations]
     told = f"{target}: {len(good)} of {len(done)} rounds good"
     if not good:
         return told
-    kills = [kill for figures in good for kill in figures.kills]
+    kills = [kill for seen in good for kill in seen.kills]
     middle = statistics.median
     return (
         f"{told}; median in flight {middle(kill.in_flight for kill in kills):.0f}, "
@@ -143,8 +140,8 @@ def _summary(target: Target, done: list[Figures]) -> str:
         f"all up {middle(kill.up_ms for kill in kills):.0f} ms "
         f"(worst {max(kill.up_ms for kill in kills):.0f}), "
         f"children gone {max(kill.gone_ms for kill in kills):.0f} ms at worst; "
-        f"{sum(figures.checkouts for figures in good)} checkouts, "
-        f"{sum(figures.repeats + figures.again for figures in good)} repeats"
+        f"{sum(seen.checkouts for seen in good)} checkouts, "
+        f"{sum(seen.repeats + seen.again for seen in good)} repeats"
     )
 
 

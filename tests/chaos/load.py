@@ -12,20 +12,19 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
+from cluster.audit import audit
 from sagacity import wire
 from sagacity.checker.record import Recorder
+from sagacity.client import Client
 from sagacity.connection import Connection
 from sagacity.errors import Conflict
 from sagacity.messages import Checkout, Item
 from sagacity.wire import Reply
+from tests.chaos.cluster import RoundFailed
 
-WAIT_S: Final = 60.0  # for an answer: longer than any deadline, so that giving up is a fault
+WAIT_S: Final = 60.0  # for an answer: longer than any deadline, so that giving up is a violation
 TURN_S: Final = 0.02
 FAULTS_MAX: Final = 50
-
-
-class RoundFailed(Exception):
-    """A round cannot go on: what it waits for does not happen."""
 
 
 class Ending(NamedTuple):
@@ -77,7 +76,7 @@ class Load:
     Args:
         url: the router's address.
         rng: decides ids, carts and endings.
-        faults: where what is not as it has to be is told, in sentences.
+        violations: where what is not as it has to be is told, in sentences.
         in_flight: checkouts that wait for their answer at any time; at most, where a rate is given.
         rate: checkouts a second that are asked, whatever becomes of the earlier ones.
         endings: which are drawn; all if left out.
@@ -93,7 +92,7 @@ class Load:
         self,
         url: str,
         rng: random.Random,
-        faults: list[str],
+        violations: list[str],
         in_flight: int = 256,
         *,
         rate: float | None = None,
@@ -103,7 +102,7 @@ class Load:
         self.asked: dict[str, Asked] = {}
         self.answered: list[tuple[float, str]] = []
         self.repeats = 0
-        self._faults = faults
+        self._violations = violations
         self._rng = rng
         self._recorder = recorder
         self._in_flight = in_flight
@@ -123,10 +122,10 @@ class Load:
         """Checkouts that are not answered."""
         return len(self._open)
 
-    def fault(self, text: str) -> None:
+    def violation(self, text: str) -> None:
         """Note what was not as it has to be."""
-        if len(self._faults) < FAULTS_MAX:
-            self._faults.append(text)
+        if len(self._violations) < FAULTS_MAX:
+            self._violations.append(text)
 
     @property
     def open_ids(self) -> set[str]:
@@ -203,7 +202,7 @@ class Load:
             reply = self.other(wire.START, saga_id, wire.pack(other))
             told = wire.unpack(reply.body)
             if reply.code != Conflict.code or len(told.get("fingerprint", "")) != 32:
-                self.fault(f"{saga_id} with other content was answered {reply.code}: {told}")
+                self.violation(f"{saga_id} with other content was answered {reply.code}: {told}")
 
     def status(self) -> dict[str, Any]:
         """Ask for the cluster's status."""
@@ -228,14 +227,36 @@ class Load:
         for saga_id, asked in self.asked.items():
             ending = ENDINGS[asked.ending]
             if asked.answer is None:
-                self.fault(f"{saga_id} ({asked.ending}) has no answer")
+                self.violation(f"{saga_id} ({asked.ending}) has no answer")
                 continue
             told = wire.unpack(asked.answer)
             result = (told.get("saga_id"), told.get("status"), told.get("reason", ""))
             if result != (saga_id, ending.status, ending.reason):
-                self.fault(f"{saga_id} ({asked.ending}) was answered {told}")
+                self.violation(f"{saga_id} ({asked.ending}) was answered {told}")
             seen[asked.ending] += 1
         return seen
+
+    def check_books(self, url: str) -> dict[str, Any]:
+        """Audit the cluster, at rest: the books balance, and every checkout ended as it has to.
+
+        Args:
+            url: the router's own address.
+
+        Returns:
+            The audit's report.
+        """
+        with Client(url, timeout_s=WAIT_S) as client:
+            report = audit(client)
+        ends = [ENDINGS[asked.ending].status for asked in self.asked.values()]
+        wanted = {
+            "completed": ends.count("COMPLETED"),
+            "aborted": ends.count("ABORTED"),
+            "stuck": 0,
+            "running": 0,
+        }
+        if not report["balanced"] or report["sagas"] != wanted:
+            self.violation(f"audit: {report['sagas']}, not {wanted}; {report['faults'][:3]}")
+        return report
 
     def close(self) -> None:
         """Close the connection."""
@@ -288,7 +309,7 @@ class Load:
 
     def _settled(self, saga_id: str, reply: Reply) -> None:
         if reply.code is not None:
-            self.fault(f"{saga_id} was answered {reply.code}: {wire.unpack(reply.body)}")
+            self.violation(f"{saga_id} was answered {reply.code}: {wire.unpack(reply.body)}")
             return
         self.answered.append((time.monotonic(), saga_id))
         asked = self.asked[saga_id]
@@ -296,4 +317,4 @@ class Load:
             asked.answer = reply.body
             self._crashes_open -= asked.ending == "crash"
         elif asked.answer != reply.body:
-            self.fault(f"{saga_id} was answered {asked.answer!r}, then {reply.body!r}")
+            self.violation(f"{saga_id} was answered {asked.answer!r}, then {reply.body!r}")

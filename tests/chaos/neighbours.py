@@ -22,9 +22,8 @@ import secrets
 import socket as plain
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 import zmq
@@ -35,9 +34,10 @@ from bench.outside import resident_bytes
 from sagacity import sockets, wire
 from sagacity.client import Client
 from sagacity.errors import SagacityError
-from tests.chaos.load import RoundFailed
-from tests.chaos.shop import Customers, Shop, samples
-from tests.reached import of_figures, tell
+from tests.chaos.cluster import RoundFailed
+from tests.chaos.commands import add_json, add_list, add_seed, end
+from tests.chaos.scrape import samples
+from tests.chaos.shop import Customers, Shop
 
 RATE: Final = 100.0
 MIB: Final = 1 << 20
@@ -62,7 +62,7 @@ READY: Final = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\
 HELLO: Final = GREETING + b"\x04" + bytes([len(READY)]) + READY  # as ZeroMQ says it (ZMTP 3.0)
 HALF: Final = b"\x02" + wire.FRAME_BYTES_MAX.to_bytes(8) + bytes(1000)
 
-Deeds = Iterator[int]  # gives, each turn, how much was done
+Deeds = Generator[int, None, None]  # gives, each turn, how much was done
 
 
 def _connect(shop: Shop, said: bytes) -> plain.socket:
@@ -212,7 +212,7 @@ def beside(name: str, shop: Shop, customers: Customers, seconds: float, figures:
         for each, now in memory(shop).items():
             most[each] = max(most.get(each, 0.0), now)
     finally:
-        deeds.close()  # type: ignore[attr-defined]
+        deeds.close()
     waits = sorted(wait for _, wait in customers.served[served:])
     goodput = len(waits) / (len(customers.came) - came)
     shop.until_served(customers)
@@ -267,33 +267,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     known = ["grown", *NEIGHBOURS]
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.neighbours")
-    parser.add_argument("--which", default=",".join(known))
+    add_list(parser, "--which", known)
     parser.add_argument("--seconds", type=float, default=8.0, help="beside each neighbour")
     parser.add_argument("--finished", type=int, default=30_000, help="sagas, for grown")
-    parser.add_argument("--seed", default=secrets.token_hex(4))
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    add_seed(parser)
+    add_json(parser)
     args = parser.parse_args(argv)
-    chosen = args.which.split(",")
-    if unknown := set(chosen) - set(known):
-        parser.error(f"no such neighbour: {', '.join(sorted(unknown))}")
     print(f"seed {args.seed}", flush=True)
     figures = Figures("neighbours")
     try:
         with Shop(args.seed) as shop:
-            if "grown" in chosen:
+            if "grown" in args.which:
                 grown(shop, args.finished, figures)
             customers = shop.customers()
             _one_known(shop)
-            for name in chosen:
+            for name in args.which:
                 if name in NEIGHBOURS:
                     beside(name, shop, customers, args.seconds, figures)
-            report = shop.audited()
-            faults = len(report["faults"]) + (not report["balanced"]) + report["sagas"]["stuck"]
-            figures.add("faults of the books", "", faults, at_most=0)
+            shop.check_books(figures)
     except (RoundFailed, SagacityError) as error:
         figures.missing("to its end", "", str(error), at_most=0)
-    tell(of_figures(figures.rows))
-    return figures.end(args.json)
+    return end(figures, args.json)
 
 
 def _one_known(shop: Shop) -> None:

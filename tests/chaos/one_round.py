@@ -2,11 +2,10 @@
 
 Starts real processes, kills the target at a random moment, goes on, ends, and looks at everything:
 answers, repeats, books, metrics, processes, sockets, the log, the rows on disk. Whatever is not as
-it has to be is a fault of the round; so is a kill that hit nobody, or nothing in flight.
+it has to be is a violation of the round; so is a kill that hit nobody, or nothing in flight.
 """
 
 import json
-import os
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -16,22 +15,18 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
-from cluster.audit import audit
 from cluster.checking import gather
 from cluster.directory import DataDirectory
-from cluster.private import ClusterProcess, start_private
 from config.load import load_catalog
 from sagacity.checker.evidence import Evidence
 from sagacity.checker.record import Catalog, Recorder
 from sagacity.checker.rules import judge
 from sagacity.checker.verdict import HOLDS
-from sagacity.client import Client
 from sagacity.errors import SagacityError
 from tests.chaos import endings, processes, scrape
-from tests.chaos.load import ENDINGS, WAIT_S, Load, RoundFailed
+from tests.chaos.cluster import SERVICES, SHARDS, OwnCluster, RoundFailed
+from tests.chaos.load import WAIT_S, Load
 
-SHARDS: Final = 2
-SERVICES: Final = ("inventory", "payment", "shipping")
 ORPHANS_S: Final = 2.0  # children outlive their supervisor by this at most
 BACK_S: Final = 30.0  # for everything to be up again
 STOPPED_S: Final = 2.0  # for the kernel to forget who was stopped
@@ -79,11 +74,11 @@ class Kill(Struct):
         )
 
 
-class Figures(Struct):
+class Seen(Struct):
     """What a round saw."""
 
     kills: list[Kill]
-    faults: list[str]
+    violations: list[str]
     checkouts: int = 0
     repeats: int = 0  # during the load
     again: int = 0  # after it
@@ -95,7 +90,7 @@ class Figures(Struct):
         return (
             "; ".join(kill.line() for kill in self.kills)
             + f"; {self.checkouts} checkouts ({ends}), {self.repeats} + {self.again} repeats; "
-            + (f"{len(self.faults)} FAULTS" if self.faults else "ok")
+            + (f"{len(self.violations)} VIOLATIONS" if self.violations else "ok")
         )
 
 
@@ -114,7 +109,7 @@ class Round:
         load: what was asked and answered, once it has started.
         recorder: of the same, for the checker; `base` is a folder of evidence afterwards.
         evidence: what a good round left.
-        figures: what was seen; `figures.faults` is empty after a good round.
+        seen: what was seen; `seen.violations` is empty after a good round.
     """
 
     load: Load
@@ -129,19 +124,20 @@ class Round:
         seconds: float,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        self.data = base / "data"
-        self.figures = Figures([], [])
+        env = {"SAGACITY_LOG": "warning", **(env or {})}
+        arguments = ["--shards", str(SHARDS)]
+        self._cluster = OwnCluster(base, arguments=arguments, env=env, logs=True)
+        self.data = self._cluster.data
+        self.seen = Seen([], [])
         self._targets = targets
         self._base = base
         self._rng = random.Random(f"{seed}/{'/'.join(map(str, targets))}")
         self._seconds = seconds
-        self._more_env = dict(env or {})
         self._killed_at: list[float] = []
-        self._log = base / "cluster.log"
 
-    def run(self) -> Figures:
+    def run(self) -> Seen:
         """Do all of it; no process is left afterwards, whatever happened."""
-        figures = self.figures
+        seen = self.seen
         try:
             with ExitStack() as stack:
                 self._start(stack)
@@ -152,39 +148,26 @@ class Round:
                 self.recorder.quiet()
                 self.load.finish(WAIT_S)
                 self._measure_answers()
-                figures.endings = dict(self.load.judge())
-                figures.again = self.load.ask_all_again(WAIT_S)
+                seen.endings = dict(self.load.judge())
+                seen.again = self.load.ask_all_again(WAIT_S)
                 self.load.ask_other_content(20)
                 self._check_running()
                 self.recorder.end()
                 self._stop()
-            figures.checkouts, figures.repeats = len(self.load.asked), self.load.repeats
+            seen.checkouts, seen.repeats = len(self.load.asked), self.load.repeats
             self._judge()
         except (RoundFailed, SagacityError) as error:
-            figures.faults.append(f"{type(error).__name__}: {error}")
-        return figures
+            seen.violations.append(f"{type(error).__name__}: {error}")
+        return seen
 
     def _start(self, stack: ExitStack) -> None:
-        runtime = self._base / "runtime"
-        runtime.mkdir(mode=0o700)
-        self._env = {
-            "XDG_RUNTIME_DIR": str(runtime),
-            "SAGACITY_LOG": "warning",
-            **self._more_env,
-        }
-        self._stderr = os.open(self._log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-        stack.callback(os.close, self._stderr)
-        self._cluster = start_private(
-            self.data, arguments=["--shards", str(SHARDS)], env=self._env, stderr=self._stderr
-        )
-        stack.callback(self._kill_what_is_left)
-        self.url = self._cluster.url
+        self.url = stack.enter_context(self._cluster).url
         lines = stack.enter_context((self._base / "client.jsonl").open("wb"))
         cluster_id = DataDirectory(self.data).read().cluster_id
         self.recorder = Recorder(lines.write, "load", _now_ms, cluster_id)
         catalog = load_catalog()
         self.recorder.line(Catalog(catalog.prices, catalog.stock, catalog.accounts))
-        self.load = Load(self.url, self._rng, self.figures.faults, recorder=self.recorder)
+        self.load = Load(self.url, self._rng, self.seen.violations, recorder=self.recorder)
         stack.callback(self.load.close)
         self.load.finish(WAIT_S)  # nothing is asked yet: everyone is measured at rest
         self.load.turn_until(lambda: self._all_up(set()), BACK_S, "everything being up")
@@ -192,8 +175,8 @@ class Round:
         self.load.resume()
 
     def _measure(self) -> None:
-        for fault in scrape.record(self.load.status()["processes"], self.recorder):
-            self.load.fault(fault)
+        for text in scrape.record(self.load.status()["processes"], self.recorder):
+            self.load.violation(text)
 
     def _judge(self) -> None:
         """Have the rules judge what is left on disk and in the record."""
@@ -205,9 +188,9 @@ class Round:
                     *(f"{one.saga_id} {one.what} ({one.where})" for one in verdict.findings),
                 ]
                 text = f"invariant {verdict.number} {verdict.verdict}, {verdict.found} findings"
-                self.load.fault(f"{text}: {'; '.join(told[:5])}")
-        for fault in endings.faults(self.evidence, self.load.asked):
-            self.load.fault(fault)
+                self.load.violation(f"{text}: {'; '.join(told[:5])}")
+        for text in endings.violations(self.evidence, self.load.asked):
+            self.load.violation(text)
 
     # -- the kill -------------------------------------------------------------------------------
 
@@ -224,7 +207,7 @@ class Round:
             killed_at = time.monotonic()
             kill.processes = processes.kill(victims)
         self.recorder.struck(f"kill -9 of {target}", kill.processes)
-        self.figures.kills.append(kill)
+        self.seen.kills.append(kill)
         self._killed_at.append(killed_at)
         if not kill.in_flight:
             raise RoundFailed("the round is void: nothing was in flight")
@@ -251,18 +234,17 @@ class Round:
 
     def _restart(self, killed_at: float) -> float:
         """Start the cluster once more; say how long its children outlived their supervisor."""
-        self._cluster.process.wait()
+        self._cluster.up.process.wait()
         self.load.turn_until(
             lambda: not processes.of_cluster(self.data), BACK_S, "the end of the children"
         )
         gone_ms = (time.monotonic() - killed_at) * 1000
         if gone_ms > ORPHANS_S * 1000:
-            self.load.fault(f"children outlived their supervisor by {gone_ms:.0f} ms")
-        self._cluster.stop()
-        self._cluster = ClusterProcess(self.data, env=self._env, stderr=self._stderr)
-        self.load.turn_until(self._cluster.read_ready, BACK_S, "the cluster serving again")
-        if self._cluster.url != self.url:
-            self.load.fault(f"the address was {self.url}, now it is {self._cluster.url}")
+            self.load.violation(f"children outlived their supervisor by {gone_ms:.0f} ms")
+        again = self._cluster.start_again()
+        self.load.turn_until(again.read_ready, BACK_S, "the cluster serving again")
+        if again.url != self.url:
+            self.load.violation(f"the address was {self.url}, now it is {again.url}")
         return gone_ms
 
     def _all_up(self, dead: set[int]) -> bool:
@@ -281,7 +263,7 @@ class Round:
 
     def _measure_answers(self) -> None:
         slots = DataDirectory(self.data).read().slots
-        for kill, killed_at in zip(self.figures.kills, self._killed_at, strict=True):
+        for kill, killed_at in zip(self.seen.kills, self._killed_at, strict=True):
             before = killed_at
             for at, saga_id in self.load.answered[kill.before :]:
                 kill.silence_ms = max(kill.silence_ms, (at - before) * 1000)
@@ -290,7 +272,7 @@ class Round:
                     kill.answer_ms = (at - killed_at) * 1000
                 before = at
             if not kill.answer_ms:
-                self.load.fault(f"nothing was answered after the kill of {kill.target}")
+                self.load.violation(f"nothing was answered after the kill of {kill.target}")
 
     def _check_running(self) -> None:
         """Look at the cluster at rest: all up, books balanced, no fault counted."""
@@ -299,42 +281,26 @@ class Round:
         known = {row["pid"] for row in rows}
         there = {process.pid for process in processes.of_cluster(self.data)}
         if known != there:
-            self.load.fault(f"status knows the processes {known}, there are {there}")
+            self.load.violation(f"status knows the processes {known}, there are {there}")
         self._measure()
-        with Client(self.url, timeout_s=WAIT_S) as client:
-            report = audit(client)
-        ends = [ENDINGS[asked.ending].status for asked in self.load.asked.values()]
-        sagas = {
-            "completed": ends.count("COMPLETED"),
-            "aborted": ends.count("ABORTED"),
-            "stuck": 0,
-            "running": 0,
-        }
-        if not report["balanced"] or report["sagas"] != sagas:
-            self.load.fault(f"audit: {report['sagas']}, not {sagas}; {report['faults'][:3]}")
+        self.load.check_books(self.url)
 
     def _stop(self) -> None:
         there = processes.of_cluster(self.data)
         sockets = Path(self.url.removeprefix("ipc://")).parent
         code = self._cluster.stop()
         if code != 0:
-            self.load.fault(f"the cluster ended with {code}")
+            self.load.violation(f"the cluster ended with {code}")
         give_up = time.monotonic() + STOPPED_S
         while processes.of_cluster(self.data) or any(map(processes.is_alive, there)):
             if time.monotonic() > give_up:
-                self.load.fault(f"left after the stop: {processes.of_cluster(self.data)}")
+                self.load.violation(f"left after the stop: {processes.of_cluster(self.data)}")
                 break
         if left := list(sockets.glob("*.sock")):
-            self.load.fault(f"left after the stop: {left}")
-        lines = self._log.read_text(errors="replace").splitlines()
+            self.load.violation(f"left after the stop: {left}")
+        lines = self._cluster.log.read_text(errors="replace").splitlines()
         if alarming := [line for line in lines if _is_alarming(line)]:
-            self.load.fault(f"the log says: {' | '.join(alarming)[:2000]}")
-
-    def _kill_what_is_left(self) -> None:
-        """End what a round that failed has not stopped."""
-        if self._cluster.process.poll() is None:
-            self._cluster.stop()
-        processes.kill(processes.of_cluster(self.data))
+            self.load.violation(f"the log says: {' | '.join(alarming)[:2000]}")
 
 
 def _now_ms() -> int:

@@ -20,23 +20,22 @@ times shorter. Four minutes at full size.
 """
 
 import argparse
-import secrets
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 from bench.figures import Figures
 from config.schema import ServicesConfig, ShardConfig
 from sagacity.errors import SagacityError
-from tests.chaos.load import RoundFailed
-from tests.chaos.shop import Shop, samples, send
-from tests.reached import of_figures, tell
+from tests.chaos import processes
+from tests.chaos.cluster import SHARDS, RoundFailed
+from tests.chaos.commands import add_json, add_list, add_seed, end
+from tests.chaos.scrape import samples
+from tests.chaos.shop import Shop
 
 PACE_MS: Final = 2.0
-SHARDS: Final = 2
 GOODPUT_AT_LEAST: Final = 0.95
 COMMANDS_AT_MOST: Final = 1.1
 OVER: Final = 3.0
@@ -135,9 +134,9 @@ def metastable(shop: Shop, part: float, figures: Figures) -> None:
     figures.add("G3: served at 3 x load, of capacity", "", over.rate / capacity)
     figures.add("G3: customers who wait after it", "", len(customers), at_least=1)
     pool = shop.processes("payment")
-    stopped = send(pool, signal.SIGSTOP)
+    stopped = processes.send(pool, signal.SIGSTOP)
     [away] = shop.run(10 * part, (customers, OVER * capacity))
-    send(pool, signal.SIGCONT)
+    processes.send(pool, signal.SIGCONT)
     figures.add("G3: processes of payment stopped", "", stopped, at_least=1)
     figures.add("G3: served meanwhile", "/s", away.rate)
     mended = time.monotonic()
@@ -171,9 +170,7 @@ def one(name: str, args: argparse.Namespace, figures: Figures) -> None:
         with Shop(f"{args.seed}/{name}", pace_ms=args.pace, env=env) as shop:
             WHICH[name](shop, args.part, figures)
             shop.pace(0.0)
-            report = shop.audited()
-            faults = len(report["faults"]) + (not report["balanced"]) + report["sagas"]["stuck"]
-            figures.add(f"{name}: faults of the books", "", faults, at_most=0)
+            shop.check_books(figures, f"{name}: ")
     except (RoundFailed, SagacityError) as error:
         figures.missing(f"{name}: to its end", "", str(error), at_most=0)
 
@@ -185,22 +182,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if everything that is asked is met, else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.overload")
-    parser.add_argument("--which", default=",".join(WHICH))
+    add_list(parser, "--which", WHICH)
     parser.add_argument("--pace", type=float, default=PACE_MS, help="of a charge, milliseconds")
     parser.add_argument("--credit", type=int, default=CREDIT, help="of a worker, per shard")
     parser.add_argument("--part", type=float, default=1.0, help="of the full times")
-    parser.add_argument("--seed", default=secrets.token_hex(4))
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    add_seed(parser)
+    add_json(parser)
     args = parser.parse_args(argv)
-    chosen = args.which.split(",")
-    if unknown := set(chosen) - set(WHICH):
-        parser.error(f"no such round: {', '.join(sorted(unknown))}")
     print(f"seed {args.seed}", flush=True)
     figures = Figures(f"overload, {args.pace:g} ms a charge")
-    for name in chosen:
+    for name in args.which:
         one(name, args, figures)
-    tell(of_figures(figures.rows))
-    return figures.end(args.json)
+    return end(figures, args.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A cluster's processes as the kernel sees them: found, told apart, killed.
+"""A cluster's processes as the kernel sees them: found, told apart, stopped, killed.
 
 Found by the data directory on their command line, so that one which nobody knows of is found too;
 told apart by their start time, so that a process id that was given again is no match. Knows nothing
@@ -82,6 +82,17 @@ def kill(victims: Sequence[Process]) -> int:
     finally:
         for descriptor, _ in descriptors:
             os.close(descriptor)
+
+
+def send(victims: Sequence[Process], what: signal.Signals) -> int:
+    """Send a signal to each that lives; give to how many."""
+    sent = 0
+    for process in victims:
+        if is_alive(process):
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, what)
+                sent += 1
+    return sent
 
 
 def _works_on(process: Process, data: Path) -> bool:

@@ -23,7 +23,6 @@ repeats it.
 import argparse
 import json
 import random
-import secrets
 import shutil
 import socket
 import subprocess
@@ -37,13 +36,13 @@ from pathlib import Path
 from typing import Final
 
 from cluster.audit import audit
-from cluster.checking import check
-from sagacity.checker.verdict import HOLDS
 from sagacity.client import Client
 from sagacity.errors import SagacityError
 from tests.chaos import processes
-from tests.chaos.load import WAIT_S, Load, RoundFailed
-from tests.chaos.trial import SERVICES, SHARDS, Trial, since
+from tests.chaos.cluster import SERVICES, SHARDS, RoundFailed
+from tests.chaos.commands import add_list, add_seed
+from tests.chaos.load import WAIT_S, Load
+from tests.chaos.trial import Trial, since
 from tests.reached import Reached, tell
 
 LINKS: Final = ("client", "worker")
@@ -56,19 +55,16 @@ WAYS: Final = {  # and what counts that it really happened
     "flip": "flipped",
 }
 RATE: Final = 100.0
-IN_FLIGHT_MAX: Final = 20_000
 STEADY_S: Final = 1.0
 # ZeroMQ takes a connection that says nothing for dead after 30 s, and looks each 5 s.
 OVER_S: Final = 90.0
-FAULTS_TOLD_MAX: Final = 8
-INVARIANTS: Final = (3, 4, 6, 7, 8, 9, 10)  # those that need no client's record
+TOLD_MAX: Final = 8
 # A connection that swallows is found after half a minute: nobody may turn back for that. What was
 # on it has timed out by then; ten retries a second, the default, would take another half a minute.
 ENV: Final = {
     "SAGACITY_SHARD__RETRY_PER_SECOND": "1000",
     "SAGACITY_SAGA__ATTEMPTS": "100",
     "SAGACITY_SAGA__DEADLINE_MS": "300000",
-    "SAGACITY_ROUTER__CLIENT_INFLIGHT_MAX": str(IN_FLIGHT_MAX),
 }
 
 
@@ -144,8 +140,6 @@ class Proxied:
             trial = self._trial = Trial(
                 f"{self._args.seed}/{self._link}",
                 rate=self._args.rate,
-                in_flight=IN_FLIGHT_MAX,
-                endings=("completes", "declined", "no_carrier"),
                 env=ENV,
                 base=self._base,
                 arguments=arguments,
@@ -160,10 +154,11 @@ class Proxied:
                         self._spoil(way, before)
                     self._finish(flipped="flip" in ways and self._link == "client")
                     trial.stop()
-                self._check()
+                sagas = trial.check_disk()
+                print(f"{self._link:6} {sagas} checkouts in the journals", flush=True)
             except (RoundFailed, SagacityError) as error:
-                trial.faults.append(f"{type(error).__name__}: {error}")
-            return trial.faults
+                trial.violations.append(f"{type(error).__name__}: {error}")
+            return trial.violations
 
     # -- standing between -----------------------------------------------------------------------
 
@@ -225,10 +220,10 @@ class Proxied:
         count = done.get(WAYS[way], 0)
         self.done[way] += count
         if not count:
-            load.fault(f"void: {way} did nothing")
+            load.violation(f"void: {way} did nothing")
         gone = [each for each in before if not processes.is_alive(each)]
         for each in gone:
-            load.fault(f"{way} ended a process: {' '.join(each.command[2:6])}")
+            load.violation(f"{way} ended a process: {' '.join(each.command[2:6])}")
         print(
             f"{self._link:6} {way:7} {count:7} {WAYS[way]}, {answered} answered meanwhile, "
             f"{len(had)} open at its end, {took:.1f} s until they were done; "
@@ -271,16 +266,7 @@ class Proxied:
                 load.turn_for(0.2)
                 report = audit(client)
         if not report["balanced"] or report["sagas"]["running"] or report["sagas"]["stuck"]:
-            load.fault(f"audit: {report['sagas']}; {report['faults'][:3]}")
-
-    def _check(self) -> None:
-        """Have the invariants judged on what is left on disk."""
-        report = check(self._trial.data, (), INVARIANTS)
-        for each in report["invariants"]:
-            if each["verdict"] != HOLDS:
-                told = f"{each['findings'][:3]} {each['why']}"
-                self._trial.faults.append(f"invariant {each['number']} {each['verdict']}: {told}")
-        print(f"{self._link:6} {report['sagas']} checkouts in the journals", flush=True)
+            load.violation(f"audit: {report['sagas']}; {report['faults'][:3]}")
 
 
 def _free_port() -> int:
@@ -289,14 +275,14 @@ def _free_port() -> int:
         return port
 
 
-def _tell(link: str, args: argparse.Namespace, faults: Sequence[str]) -> None:
-    """Print the faults that were found, and how to see them again."""
-    for fault in faults[:FAULTS_TOLD_MAX]:
-        print(f"    VIOLATION {fault}", flush=True)
-    if faults:
+def _tell(link: str, args: argparse.Namespace, violations: Sequence[str]) -> None:
+    """Print the violations that were found, and how to see them again."""
+    for text in violations[:TOLD_MAX]:
+        print(f"    VIOLATION {text}", flush=True)
+    if violations:
         tcp = " --tcp" if args.tcp else ""
         print(
-            f"    again: python -m tests.chaos.proxy --links {link} --ways {args.ways} "
+            f"    again: python -m tests.chaos.proxy --links {link} --ways {','.join(args.ways)} "
             f"--seconds {args.seconds:g} --rate {args.rate:g} --seed {args.seed}{tcp}",
             flush=True,
         )
@@ -318,27 +304,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if all held, else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.proxy")
-    parser.add_argument("--links", default=",".join(LINKS))
-    parser.add_argument("--ways", default=",".join(WAYS))
+    add_list(parser, "--links", LINKS)
+    add_list(parser, "--ways", WAYS)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each way")
     parser.add_argument("--rate", type=float, default=RATE, help="checkouts a second")
-    parser.add_argument("--seed", default=secrets.token_hex(4))
+    add_seed(parser)
     parser.add_argument("--tcp", action="store_true", help="the router serves TCP on loopback")
     args = parser.parse_args(argv)
-    links, ways = args.links.split(","), args.ways.split(",")
-    if unknown := {*links, *ways} - {*LINKS, *WAYS}:
-        parser.error(f"no such link or way: {', '.join(sorted(unknown))}")
     print(f"seed {args.seed}", flush=True)
     violations = 0
     done: Counter[str] = Counter()
-    for link in links:
+    for link in args.links:
         proxied = Proxied(link, args.seed, args)
-        faults = proxied.run(ways)
+        found = proxied.run(args.ways)
         done += proxied.done
-        _tell(link, args, faults)
-        violations += len(faults)
+        _tell(link, args, found)
+        violations += len(found)
     tell(_reached(done))
-    print(f"{len(links) * len(ways)} ways, {violations} violations")
+    print(f"{len(args.links) * len(args.ways)} ways, {violations} violations")
     return 1 if violations else 0
 
 

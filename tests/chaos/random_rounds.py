@@ -7,13 +7,12 @@ checkout of the burst ends as it has to, the books balance, no process counts a 
 a cluster's rounds come the checks of `one_round`: all repeats, the stop, the rows on disk.
 """
 
-import os
 import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,8 +20,9 @@ from msgspec import Struct
 
 from sagacity.errors import SagacityError
 from tests.chaos import processes
-from tests.chaos.load import WAIT_S, RoundFailed
-from tests.chaos.one_round import BACK_S, SERVICES, TARGETS, Round, Target
+from tests.chaos.cluster import SERVICES, RoundFailed
+from tests.chaos.load import WAIT_S
+from tests.chaos.one_round import BACK_S, TARGETS, Round, Target
 from tests.reached import Reached
 
 KINDS: Final = {"kill": 35, "several": 25, "twice": 20, "pause": 10, "pause and kill": 10}
@@ -69,7 +69,7 @@ class Hit(Struct):
     before: int = 0  # answers until then
     answer_ms: float = 0.0  # the next answer
     up_ms: float = 0.0  # everything is up again
-    faults: int = 0
+    violations: int = 0
 
     @property
     def killed(self) -> int:
@@ -81,7 +81,7 @@ class Hit(Struct):
         return (
             f"{self.plan}: {self.processes} hit, {self.in_flight} in flight; next answer "
             f"{self.answer_ms:.0f} ms, all up {self.up_ms:.0f} ms; "
-            + (f"{self.faults} FAULTS" if self.faults else "ok")
+            + (f"{self.violations} VIOLATIONS" if self.violations else "ok")
         )
 
 
@@ -126,29 +126,29 @@ class RandomRounds(Round):
         """Do all of it; no process is left afterwards, whatever happened.
 
         Returns:
-            The faults, as sentences.
+            The violations, as sentences.
         """
-        faults = self.figures.faults
+        violations = self.seen.violations
         try:
             with ExitStack() as stack:
                 self._start(stack)
                 for planned in self._plans:
                     self._one(planned)
-                self.figures.again = self.load.ask_all_again(WAIT_S)
+                self.seen.again = self.load.ask_all_again(WAIT_S)
                 self.load.ask_other_content(20)
                 self._check_running()
                 self.recorder.quiet()
                 self.recorder.end()
                 self._stop()
-            self.figures.checkouts, self.figures.repeats = len(self.load.asked), self.load.repeats
+            self.seen.checkouts, self.seen.repeats = len(self.load.asked), self.load.repeats
             self._judge()
         except (RoundFailed, SagacityError) as error:
-            faults.append(f"{type(error).__name__}: {error}")
-        return faults
+            violations.append(f"{type(error).__name__}: {error}")
+        return violations
 
     def _one(self, planned: Plan) -> None:
         hit = Hit(planned)
-        faults = len(self.figures.faults)
+        before = len(self.seen.violations)
         self.hits.append(hit)
         self.recorder.planned(str(planned))
         try:
@@ -159,10 +159,10 @@ class RandomRounds(Round):
             self.load.finish(WAIT_S)
             fresh = (at for at, _ in self.load.answered[hit.before :])
             hit.answer_ms = (next(fresh, begun) - begun) * 1000
-            self.figures.endings = dict(self.load.judge())
+            self.seen.endings = dict(self.load.judge())
             self._check_running()
         finally:
-            hit.faults = len(self.figures.faults) - faults
+            hit.violations = len(self.seen.violations) - before
             print(f"    {hit.line()}", flush=True)
 
     def _strike(self, hit: Hit) -> float:
@@ -183,7 +183,7 @@ class RandomRounds(Round):
         dead = self._blow(hit, groups)
         if not hit.processes:
             raise RoundFailed("the round is void: no live process was hit")
-        if any(process.pid == self._cluster.pid for process in dead):
+        if any(process.pid == self._cluster.up.pid for process in dead):
             self._restart(begun)
         pids = {process.pid for process in dead}
         load.turn_until(lambda: self._all_up(pids), BACK_S, "everything being up again")
@@ -204,12 +204,12 @@ class RandomRounds(Round):
             return together
         paused = groups[0][0]
         victims = _distinct(groups[1:])
-        hit.processes = int(_signal(paused, signal.SIGSTOP))
+        hit.processes = processes.send([paused], signal.SIGSTOP)
         try:
             hit.processes += processes.kill(victims)
             self.load.turn_for(planned.pause_s)
         finally:
-            _signal(paused, signal.SIGCONT)
+            processes.send([paused], signal.SIGCONT)
         return victims
 
 
@@ -261,12 +261,3 @@ def _killed(planned: Plan) -> Sequence[Target]:
 def _distinct(groups: Sequence[Sequence[processes.Process]]) -> list[processes.Process]:
     """Give each process once, in order: `all` has the others in it."""
     return list(dict.fromkeys(process for group in groups for process in group))
-
-
-def _signal(process: processes.Process, what: signal.Signals) -> bool:
-    if not processes.is_alive(process):
-        return False
-    with suppress(ProcessLookupError):
-        os.kill(process.pid, what)
-        return True
-    return False

@@ -1,13 +1,34 @@
-"""Takes the measure of a cluster's processes for the record: metrics, memory, files, threads."""
+"""Takes the measure of processes: what they serve as /metrics, their memory, files and threads."""
 
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from sagacity.checker.record import Recorder
+
+ANSWERS_S: Final = 60.0  # a machine under load is slow; who does not answer at all is no figure
+
+
+def samples(row: Mapping[str, Any]) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Give each series that a process serves, by name and labels.
+
+    Args:
+        row: of a process, as `status` gives it.
+
+    Raises:
+        OSError: it does not answer.
+    """
+    address = f"http://127.0.0.1:{row['metrics_port']}/metrics"
+    with urllib.request.urlopen(address, timeout=ANSWERS_S) as answer:
+        text = answer.read().decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 def record(rows: list[dict[str, Any]], recorder: Recorder) -> Iterator[str]:
@@ -23,7 +44,7 @@ def record(rows: list[dict[str, Any]], recorder: Recorder) -> Iterator[str]:
     for row in rows:
         name, pid = f"{row['role']}-{row['index']}", row["pid"]
         try:
-            recorder.metrics(name, pid, _counts(row["metrics_port"]))
+            recorder.metrics(name, pid, _counts(row))
             recorder.usage(name, pid, *_usage(pid))
         except OSError as error:
             yield f"{name}: it cannot be measured: {error}"
@@ -38,12 +59,9 @@ def _usage(pid: int) -> tuple[int, int, int]:
     return int(said["VmRSS:"]) * 1024, files, int(said["Threads:"])
 
 
-def _counts(port: int) -> dict[str, float]:
+def _counts(row: Mapping[str, Any]) -> dict[str, float]:
     """Give each metric's value, summed over its labels."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        text = answer.read().decode()
     counts: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            counts[sample.name] = counts.get(sample.name, 0.0) + sample.value
+    for (name, _), value in samples(row).items():
+        counts[name] = counts.get(name, 0.0) + value
     return counts

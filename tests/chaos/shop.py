@@ -9,33 +9,28 @@ import json
 import os
 import random
 import shutil
-import signal
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from prometheus_client.parser import text_string_to_metric_families
-
+from bench.figures import Figures
 from bench.load import body_of
 from cluster.audit import audit
 from cluster.directory import DataDirectory
-from cluster.private import start_private
 from sagacity import wire
 from sagacity.asks import WAIT_S
 from sagacity.client import Client
 from sagacity.connection import Connection
 from sagacity.errors import NotTaken
 from tests.chaos import processes
-from tests.chaos.load import RoundFailed
+from tests.chaos.cluster import OwnCluster, RoundFailed
 from tests.chaos.paced import FAILS, RUN
 
 TOP: Final = Path(__file__).parents[2]
-SERVICES: Final = ("inventory", "payment", "shipping")
 # Between two looks at what is answered. Seldom, since a connection that gives up a request looks
 # at all of them: for the 40 000 that one stands for here, 2 ms each time.
 TURN_S: Final = 0.025
@@ -43,6 +38,7 @@ ASKED_MAX: Final = 500  # in one turn: who came late must not keep answers waiti
 MANY: Final = 1_000_000  # customers that one connection stands for
 BACK_S: Final = 60.0
 CALIBRATED_S: Final = 5.0
+FAULTS_TOLD_MAX: Final = 5
 CONFIG: Final = """
 [services.pools]
 inventory = "services.inventory:service"
@@ -147,10 +143,9 @@ class Shop:
         arguments: more flags of `up`.
 
     Attributes:
-        data: the cluster's directory.
-        env: that is added for its processes.
+        cluster: itself.
+        data: its directory.
         config: its configuration file.
-        stderr: where its processes log, a descriptor.
         url: the router's address.
         slots: which shard has which id.
     """
@@ -165,34 +160,25 @@ class Shop:
     ) -> None:
         self._rng = random.Random(seed)
         self._stack = ExitStack()
-        self.base = Path(tempfile.mkdtemp(prefix="sg-"))
-        self._stack.callback(shutil.rmtree, self.base, ignore_errors=True)
-        self.data = self.base / "data"
-        self._pace = self.data / "services" / "pace"
-        self._first_pace = pace_ms
-        self.config = self.base / "shop.toml"
+        base = Path(tempfile.mkdtemp(prefix="sg-"))
+        self._stack.callback(shutil.rmtree, base, ignore_errors=True)
+        self.config = base / "shop.toml"
         self.config.write_text(CONFIG)
-        self._log = self.base / "log"
-        self._arguments = ["--config", str(self.config), *arguments]
         paths = [str(TOP), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.env = {
-            "XDG_RUNTIME_DIR": str(self.base),
+        env = {
             "PYTHONPATH": os.pathsep.join(paths),
-            "SAGACITY_LOG": "error",
             "SAGACITY_ROUTER__CLIENT_INFLIGHT_MAX": str(MANY),
             **(env or {}),
         }
+        flags = ["--config", str(self.config), *arguments]
+        self.cluster = OwnCluster(base, arguments=flags, env=env, logs=True)
+        self.data = self.cluster.data
+        self._pace = self.data / "services" / "pace"
+        self._first_pace = pace_ms
 
     def __enter__(self) -> Self:
         with self._stack as stack:
-            flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
-            self.stderr = os.open(self._log, flags, 0o600)
-            stack.callback(os.close, self.stderr)
-            self._cluster = start_private(
-                self.data, arguments=self._arguments, env=self.env, stderr=self.stderr
-            )
-            stack.callback(self._end)
-            self.url = self._cluster.url
+            self.url = stack.enter_context(self.cluster).url
             self.slots = DataDirectory(self.data).read().slots
             self.pace(self._first_pace)
             self._stack = stack.pop_all()
@@ -290,16 +276,28 @@ class Shop:
 
     def logged(self, *events: str) -> list[dict[str, Any]]:
         """Give the lines that processes have logged of some events."""
-        lines = self._log.read_text(errors="replace").splitlines()
+        lines = self.cluster.log.read_text(errors="replace").splitlines()
         told = [json.loads(line) for line in lines if line.startswith("{")]
         return [line for line in told if line.get("event") in events]
 
-    def audited(self) -> dict[str, Any]:
-        """Audit the cluster, once nothing runs in it.
+    def check_books(self, figures: Figures, what: str = "") -> None:
+        """Audit the cluster, once nothing runs in it; tell the faults and enter how many.
+
+        Args:
+            figures: where they are counted.
+            what: the books are of, before the figure's name.
 
         Raises:
             RoundFailed: something runs on.
         """
+        report = self._audited()
+        faults = report["faults"] or ([] if report["balanced"] else ["not balanced"])
+        for fault in faults[:FAULTS_TOLD_MAX]:
+            print(f"    {fault}", flush=True)
+        count = len(faults) + report["sagas"]["stuck"]
+        figures.add(f"{what}faults of the books", "", count, at_most=0)
+
+    def _audited(self) -> dict[str, Any]:
         give_up = time.monotonic() + BACK_S
         with Client(self.url, timeout_s=BACK_S) as client:
             while True:
@@ -309,35 +307,3 @@ class Shop:
                 if time.monotonic() > give_up:
                     raise RoundFailed(f"sagas run on: {report['sagas']}")
                 time.sleep(0.2)
-
-    def _end(self) -> None:
-        """End the cluster; who was stopped by a signal must go on to hear of it."""
-        for process in processes.of_cluster(self.data):
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGCONT)
-        if self._cluster.process.poll() is None:
-            self._cluster.stop()
-        processes.kill(processes.of_cluster(self.data))
-
-
-def send(victims: Sequence[processes.Process], what: signal.Signals) -> int:
-    """Send a signal to each that lives; give to how many."""
-    sent = 0
-    for process in victims:
-        if processes.is_alive(process):
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, what)
-                sent += 1
-    return sent
-
-
-def samples(row: Mapping[str, Any]) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Give each series that a process serves, by name and labels."""
-    address = f"http://127.0.0.1:{row['metrics_port']}/metrics"
-    with urllib.request.urlopen(address, timeout=BACK_S) as answer:
-        text = answer.read().decode()
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.chaos import unsynced
+from tests.chaos.commands import add_list
 from tests.chaos.injected import CALLS, KINDS, POWER, Fault, NoStrace, fault_of, require
 from tests.chaos.traced_shard import TracedShard
 from tests.chaos.traced_worker import TracedWorker
@@ -45,7 +46,7 @@ from tests.integration.twin_shard import place
 from tests.reached import Reached, tell
 
 ROLES: Final = ("shard", "payment", "inventory", "shipping")
-FAULTS_TOLD_MAX: Final = 5
+TOLD_MAX: Final = 5
 QUICK: Final = {  # of each role, in a row
     "shard": (
         # The first life makes the journal, the others recover; the last calls are of the stop.
@@ -68,13 +69,13 @@ class Series(NamedTuple):
         struck: the faults that happened.
         passed: those whose call was never made.
         checkouts: that were asked.
-        faults: what was not as it has to be.
+        violations: what was not as it has to be.
     """
 
     struck: list[Fault]
     passed: list[Fault]
     checkouts: int
-    faults: list[str]
+    violations: list[str]
 
 
 @contextmanager
@@ -127,10 +128,10 @@ class Campaign:
         self.checkouts += done.checkouts
         for fault in done.struck:
             self.counts[role, fault.kind, fault.call] += 1
-        if done.faults:
+        if done.violations:
             self.violations += 1
             print(f"VIOLATION {role} {' '.join(map(str, faults))}", flush=True)
-            for text in done.faults[:FAULTS_TOLD_MAX]:
+            for text in done.violations[:TOLD_MAX]:
                 print(f"    {text}", flush=True)
             again = " ".join(f"--fault {fault}" for fault in faults)
             print(f"    again: python -m tests.chaos.syscalls --roles {role} {again}", flush=True)
@@ -193,8 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if all held, 1 if something did not, 2 without strace.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.syscalls")
-    parser.add_argument("--roles", default=",".join(ROLES))
-    parser.add_argument("--kinds", default=",".join(KINDS))
+    add_list(parser, "--roles", ROLES)
+    add_list(parser, "--kinds", KINDS)
     parser.add_argument("--calls", default="", help="all that make sense, if left out")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only each N-th K")
     parser.add_argument("--fault", action="append", metavar="KIND:CALL:K", help="these, in a row")
@@ -203,16 +204,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="a spread, in seconds")
     args = parser.parse_args(argv)
-    roles, kinds = args.roles.split(","), args.kinds.split(",")
-    if unknown := {*roles, *kinds} - {*ROLES, *KINDS}:
-        parser.error(f"no such role or kind: {', '.join(sorted(unknown))}")
     if args.every < 1:
         parser.error("--every is at least 1")
     try:
         faults = [fault_of(text) for text in args.fault or ()]
     except ValueError as error:
         parser.error(str(error))
-    plain = args.quick or (POWER not in kinds and not faults)
+    plain = args.quick or (POWER not in args.kinds and not faults)
     with tempfile.TemporaryDirectory(prefix="sg-") as folder:
         try:
             require()
@@ -224,17 +222,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, faults: Sequence[Fault], campaign: Campaign) -> int:
-    roles, kinds = args.roles.split(","), args.kinds.split(",")
     begun = time.monotonic()
     if args.quick:
         quick(campaign)
     elif faults:
-        for role in roles:
+        for role in args.roles:
             done = campaign.run(role, faults)
             print(f"{role:9} {len(done.struck)} of {len(faults)} struck", flush=True)
     else:
-        for role in roles:
-            for kind in kinds:
+        for role in args.roles:
+            for kind in args.kinds:
                 chosen = args.calls.split(",") if args.calls else CALLS[kind]
                 for call in [each for each in CALLS[kind] if each in chosen]:
                     campaign.every(role, kind, call, args.every)

@@ -16,26 +16,24 @@ exit code is 1 if something that is asked is not met.
 
 import argparse
 import os
-import secrets
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 from bench.figures import Figures
 from sagacity.errors import SagacityError
 from tests.chaos import processes
-from tests.chaos.load import RoundFailed
-from tests.chaos.trial import SERVICES, Trial, since
+from tests.chaos.cluster import SERVICES, RoundFailed
+from tests.chaos.commands import add_json, add_list, add_seed
+from tests.chaos.trial import Trial, since
 from tests.reached import Reached, tell
 
 RATE: Final = 200.0
-IN_FLIGHT_MAX: Final = 20_000  # a rate's backlog behind a hung worker is far below
 STEADY_S: Final = 1.0  # of load before the first, and between two
 FED_S: Final = 1.0  # a stopped worker is given commands for so long
-TAKEN_OVER_MAX_S: Final = 15.0  # then it is a fault, not a figure
+TAKEN_OVER_MAX_S: Final = 15.0  # then it is a violation, not a figure
 HUNG_DONE_MAX_S: Final = 25.0
 
 TAKEOVER_MS_AT_MOST: Final = 200.0
@@ -69,7 +67,7 @@ def hang(trial: Trial, service: str) -> float:
     )
     took = max(at for at, saga_id in load.answered if saga_id in had) - begun
     if processes.is_alive(victim):
-        load.fault(f"{service}: what it had is done, and the stopped worker was not killed")
+        load.violation(f"{service}: what it had is done, and the stopped worker was not killed")
     return took
 
 
@@ -82,8 +80,7 @@ def trial_of(
     """Measure one service in one way, several times on one cluster; give how often it went."""
     how = one.__name__
     seed = f"{args.seed}/{service}/{how}"
-    env = {"SAGACITY_ROUTER__CLIENT_INFLIGHT_MAX": str(IN_FLIGHT_MAX)}
-    trial = Trial(seed, rate=args.rate, in_flight=IN_FLIGHT_MAX, endings=("completes",), env=env)
+    trial = Trial(seed, rate=args.rate, endings=("completes",))
     took: list[float] = []
     unit, at_most = ("ms", TAKEOVER_MS_AT_MOST) if how == "kill" else ("s", HUNG_S_AT_MOST)
     what = f"{service}, {how}"
@@ -97,17 +94,17 @@ def trial_of(
             aborted.append(report["sagas"]["aborted"])
             trial.stop()
     except (RoundFailed, SagacityError) as error:
-        trial.faults.append(str(error))
+        trial.violations.append(str(error))
     if len(took) == args.runs:
         figures.add(what, unit, took, at_most=at_most)
     else:
-        why = f"run {len(took) + 1} of {args.runs}: {trial.faults[-1]}"
+        why = f"run {len(took) + 1} of {args.runs}: {trial.violations[-1]}"
         figures.missing(what, unit, why, at_most=at_most)
     if aborted:
         figures.add(f"{what}: sagas turned back", "", aborted, at_most=0)
-    for fault in trial.faults[:5]:
-        print(f"    {fault}", flush=True)
-    figures.add(f"{what}: faults", "", len(trial.faults), at_most=0)
+    for text in trial.violations[:5]:
+        print(f"    {text}", flush=True)
+    figures.add(f"{what}: violations", "", len(trial.violations), at_most=0)
     return len(took)
 
 
@@ -122,20 +119,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.takeover")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--services", default=",".join(SERVICES))
-    parser.add_argument("--how", default=",".join(HOW))
+    add_list(parser, "--services", SERVICES)
+    add_list(parser, "--how", HOW)
     parser.add_argument("--rate", type=float, default=RATE)
-    parser.add_argument("--seed", default=secrets.token_hex(4))
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    add_seed(parser)
+    add_json(parser)
     args = parser.parse_args(argv)
-    services, ways = args.services.split(","), args.how.split(",")
-    if unknown := {*services, *ways} - {*SERVICES, *HOW}:
-        parser.error(f"no such service or way: {', '.join(sorted(unknown))}")
     print(f"seed {args.seed}", flush=True)
     figures = Figures(f"takeover: {args.runs} runs each, {args.rate:g} checkouts/s")
     met = dict.fromkeys(HOW, 0)
-    for way in ways:
-        for service in services:
+    for way in args.how:
+        for service in args.services:
             met[way] += trial_of(service, HOW[way], args, figures)
     tell(
         [

@@ -21,7 +21,7 @@ from sagacity.ids import ACTION, COMPENSATION
 from sagacity.wire import DECLINED, OK, Command
 from shard.evidence import read
 from shard.process import definitions_of
-from tests.chaos.injected import LIFE_S, Fault, Injector
+from tests.chaos.injected import LIFE_S, Fault, Injector, odd_end
 from tests.integration.shard_world import ShardWorld
 
 BURSTS: Final = 4  # of a life; the next comes when the last is answered
@@ -71,7 +71,7 @@ class TracedShard:
         self._asked: dict[int, str] = {}  # by request, those whose answer is not judged yet
         self._acknowledged: set[str] = set()
         self._finals: dict[str, dict[str, Any]] = {}
-        self._faults: list[str] = []
+        self._violations: list[str] = []
 
     @property
     def checkouts(self) -> int:
@@ -94,10 +94,7 @@ class TracedShard:
             self._turn()
         world.until(lambda: not world.connected, "the end of the connection")
         hit = self.injector.ended(fault, process.wait())
-        if not hit and process.returncode != 0:
-            self._faults.append(f"it ended with {process.returncode}, and nothing had struck")
-        if process.returncode < 0 and not (hit and process.returncode == -signal.SIGKILL):
-            self._faults.append(f"it ended by the signal {-process.returncode}")
+        self._violations += odd_end(process.returncode, struck=hit)
         return hit
 
     def end(self) -> list[str]:
@@ -109,19 +106,19 @@ class TracedShard:
         process = self._world.started(env=ENV)
         self._world.until(self._settled, "answers to all checkouts")
         lost = [name for name in sorted(self._acknowledged) if self._show(name) is not None]
-        self._faults += [f"{name} was acknowledged and is not known" for name in lost]
+        self._violations += [f"{name} was acknowledged and is not known" for name in lost]
         again = {name: self._world.start_saga(name) for name in sorted(self._acknowledged)}
         for name, request in again.items():
             code, told = self._world.answer(request)
             if code is not None or self._finals.setdefault(name, told) != told:
-                self._faults.append(f"{name}: answered {self._finals.get(name)}, then {told}")
+                self._violations.append(f"{name}: answered {self._finals.get(name)}, then {told}")
             self._check_end(name, told)
         process.send_signal(signal.SIGTERM)
         if (code := self._world.ended(process)) != 0:
-            self._faults.append(f"the last life ended with {code}")
-        self._faults += self.books()
-        self._faults += self._journal()
-        return self._faults
+            self._violations.append(f"the last life ended with {code}")
+        self._violations += self.books()
+        self._violations += self._journal()
+        return self._violations
 
     def forget_an_effect(self) -> None:
         """Take one from what a twin did, for a test that this is seen."""
@@ -152,7 +149,7 @@ class TracedShard:
             if reply.code == 11:  # nothing has happened: a client asks again
                 self._asked[self._world.start_saga(name)] = name
             elif reply.code is not None:
-                self._faults.append(f"{name} was answered {reply.code}: {told}")
+                self._violations.append(f"{name} was answered {reply.code}: {told}")
             else:
                 self._acknowledged.add(name)
                 if told.get("status") in {"COMPLETED", "ABORTED"}:
@@ -167,7 +164,7 @@ class TracedShard:
     def _check_end(self, name: str, told: dict[str, Any]) -> None:
         wanted = "COMPLETED" if name.startswith("completes") else "ABORTED"
         if told.get("status") != wanted:
-            self._faults.append(f"{name} was answered {told}")
+            self._violations.append(f"{name} was answered {told}")
 
     def books(self) -> Iterator[str]:
         """What the workers did is what the answers say: no effect too many, none left standing."""

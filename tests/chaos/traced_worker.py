@@ -26,7 +26,7 @@ from sagacity.messages import (
 )
 from sagacity.sockets import PeerGone
 from sagacity.wire import DECLINED, OK, REFUSED_COMPENSATED, Answer, Command
-from tests.chaos.injected import LIFE_S, Fault, Injector
+from tests.chaos.injected import LIFE_S, Fault, Injector, odd_end
 from tests.integration import twin_shard
 from tests.integration.twin_shard import Place, TwinShard
 
@@ -88,7 +88,7 @@ class TracedWorker:
         self._read = 0  # of the answers that came
         self._hellos = 0
         self._peer = b""
-        self._faults: list[str] = []
+        self._violations: list[str] = []
 
     def live(self, fault: Fault) -> bool:
         """Run the worker under a fault until it ends, or the work does; say whether it struck."""
@@ -104,10 +104,7 @@ class TracedWorker:
                 stopped = True
             self._turn()
         hit = self.injector.ended(fault, process.returncode)
-        if not hit and process.returncode != 0:
-            self._faults.append(f"it ended with {process.returncode}, and nothing had struck")
-        if process.returncode < 0 and not (hit and process.returncode == -signal.SIGKILL):
-            self._faults.append(f"it ended by the signal {-process.returncode}")
+        self._violations += odd_end(process.returncode, struck=hit)
         return hit
 
     def end(self) -> list[str]:
@@ -129,13 +126,13 @@ class TracedWorker:
                 wanted = (first.outcome, first.body)
             now = self._finals[key]
             if now.outcome != wanted[0] or wanted[1] not in {None, now.body}:
-                self._faults.append(f"{first.saga_id}: answered {first}, then {now}")
+                self._violations.append(f"{first.saga_id}: answered {first}, then {now}")
         process.send_signal(signal.SIGTERM)
         if (code := process.wait(LIFE_S)) != 0:
-            self._faults.append(f"the last life ended with {code}")
+            self._violations.append(f"the last life ended with {code}")
         self._ends = finals
-        self._faults += self.books()
-        return self._faults
+        self._violations += self.books()
+        return self._violations
 
     # -- conversation ---------------------------------------------------------------------------
 

@@ -4,27 +4,24 @@ The kill rounds' sister for what is measured: who uses it does one thing after t
 and `status`, then `finish`. Leaves no process and no file, whatever happens.
 """
 
-import os
 import random
-import shutil
-import signal
-import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from cluster.audit import audit
-from cluster.private import start_private
-from sagacity.client import Client
+from cluster.checking import check
+from sagacity.checker.verdict import HOLDS
 from tests.chaos import processes
-from tests.chaos.load import ENDINGS, WAIT_S, Load, RoundFailed
+from tests.chaos.cluster import SHARDS, OwnCluster, RoundFailed
+from tests.chaos.load import WAIT_S, Load
 
-SHARDS: Final = 2
-SERVICES: Final = ("inventory", "payment", "shipping")
 BACK_S: Final = 30.0  # for everything to be up again
+IN_FLIGHT_MAX: Final = 20_000  # the backlog of any rate here is far below
+PLAIN: Final = ("completes", "declined", "no_carrier")  # endings for which no worker has to die
+WITHOUT_RECORD: Final = (3, 4, 6, 7, 8, 9, 10)  # invariants that need no client's record
 
 
 class Trial:
@@ -33,7 +30,6 @@ class Trial:
     Args:
         seed: of ids and carts.
         rate: checkouts a second, whatever becomes of the earlier ones.
-        in_flight: open checkouts at most.
         endings: those that are asked for.
         env: more of the cluster's environment.
         base: an empty directory with a short path; a temporary one if left out. The cluster's
@@ -43,7 +39,7 @@ class Trial:
 
     Attributes:
         data: the cluster's directory.
-        faults: what was not as it has to be.
+        violations: what was not as it has to be.
         load: what was asked and answered.
         url: the router's address.
     """
@@ -53,41 +49,32 @@ class Trial:
         seed: str,
         *,
         rate: float,
-        in_flight: int,
-        endings: Collection[str],
+        endings: Collection[str] = PLAIN,
         env: Mapping[str, str] | None = None,
         base: Path | None = None,
         arguments: Sequence[str] = (),
         through: Callable[[str], str] | None = None,
     ) -> None:
-        self.faults: list[str] = []
+        self.violations: list[str] = []
         self._stack = ExitStack()
-        if base is None:
-            base = Path(tempfile.mkdtemp(prefix="sg-"))
-            self._stack.callback(shutil.rmtree, base, ignore_errors=True)
-        self.data = base / "data"
+        env = {"SAGACITY_ROUTER__CLIENT_INFLIGHT_MAX": str(IN_FLIGHT_MAX), **(env or {})}
+        arguments = ["--shards", str(SHARDS), *arguments]
+        self._cluster = OwnCluster(base, arguments=arguments, env=env)
+        self.data = self._cluster.data
         self._seed = seed
         self._rate = rate
-        self._in_flight = in_flight
         self._endings = endings
-        self._arguments = ["--shards", str(SHARDS), *arguments]
         self._through = through
-        runtime = base / "runtime"
-        runtime.mkdir(mode=0o700, exist_ok=True)
-        self._env = {"XDG_RUNTIME_DIR": str(runtime), "SAGACITY_LOG": "error", **(env or {})}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.push(self._stack.pop_all())
-            self._cluster = start_private(self.data, arguments=self._arguments, env=self._env)
-            stack.callback(self._end)
-            self.url = self._cluster.url
+            self.url = stack.enter_context(self._cluster).url
             rng = random.Random(self._seed)
             self.load = Load(
                 self._through(self.url) if self._through else self.url,
                 rng,
-                self.faults,
-                self._in_flight,
+                self.violations,
+                IN_FLIGHT_MAX,
                 rate=self._rate,
                 endings=self._endings,
             )
@@ -135,33 +122,22 @@ class Trial:
         load.finish(WAIT_S)
         load.ask_all_again(WAIT_S)
         load.judge()
-        with Client(self.url, timeout_s=WAIT_S) as client:
-            report = audit(client)
-        ends = [ENDINGS[asked.ending].status for asked in load.asked.values()]
-        wanted = {
-            "completed": ends.count("COMPLETED"),
-            "aborted": ends.count("ABORTED"),
-            "stuck": 0,
-            "running": 0,
-        }
-        if not report["balanced"] or report["sagas"] != wanted:
-            load.fault(f"audit: {report['sagas']}, not {wanted}; {report['faults'][:3]}")
-        return report
+        return load.check_books(self.url)
 
     def stop(self) -> None:
-        """Stop the cluster as its user would; a fault if it does not end well."""
+        """Stop the cluster as its user would; a violation if it does not end well."""
         if (code := self._cluster.stop()) != 0:
-            self.load.fault(f"the cluster ended with {code}")
+            self.load.violation(f"the cluster ended with {code}")
 
-    def _end(self) -> None:
-        """End the cluster; who was stopped by a signal must go on to hear of it."""
-        left = processes.of_cluster(self.data)
-        for process in left:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGCONT)
-        if self._cluster.process.poll() is None:
-            self._cluster.stop()
-        processes.kill(processes.of_cluster(self.data))
+    def check_disk(self) -> int:
+        """Have the invariants judged on what it has left on disk; give how many sagas that are."""
+        report = check(self.data, (), WITHOUT_RECORD)
+        for each in report["invariants"]:
+            if each["verdict"] != HOLDS:
+                told = f"{each['findings'][:3]} {each['why']}"
+                self.load.violation(f"invariant {each['number']} {each['verdict']}: {told}")
+        sagas: int = report["sagas"]
+        return sagas
 
 
 def since(trial: Trial, begun: float, seconds: float, what: str) -> float:

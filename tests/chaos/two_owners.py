@@ -25,7 +25,6 @@ Nobody stopped, or no second one that served where one should: void. A minute an
 
 import argparse
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -44,9 +43,9 @@ from cluster.directory import DataDirectory, RunDirectory
 from sagacity import sockets, wire
 from sagacity.errors import Conflict, Malformed, SagacityError
 from tests.chaos import processes
-from tests.chaos.load import RoundFailed
-from tests.chaos.shop import SERVICES, Shop, send
-from tests.reached import of_figures, tell
+from tests.chaos.cluster import SERVICES, RoundFailed
+from tests.chaos.commands import add_json, add_list, add_seed, end
+from tests.chaos.shop import Shop
 
 RATE: Final = 100.0
 SOON_S: Final = 20.0
@@ -70,7 +69,7 @@ class Scene:
         self.customers = shop.customers()
         self._stack = stack
         cluster_id = DataDirectory(shop.data).read().cluster_id
-        self.run = RunDirectory.of(cluster_id, shop.env)
+        self.run = RunDirectory.of(cluster_id, shop.cluster.env)
         shop.run(2, (self.customers, RATE))
         self.first = self._shard()
 
@@ -85,7 +84,7 @@ class Scene:
         """Have the first owner stand still, with sagas in flight."""
         self.customers.come(50)
         self.customers.hear(0.02)
-        if not send([self.first], signal.SIGSTOP):
+        if not processes.send([self.first], signal.SIGSTOP):
             raise RoundFailed("void: shard 0 had ended by itself")
 
     def second(self) -> "subprocess.Popen[bytes]":
@@ -93,8 +92,8 @@ class Scene:
         command = [sys.executable, "-P", "-m", "shard", "--index", "0"]
         command += ["--data", str(self.shop.data), "--run", str(self.run.path)]
         command += ["--config", str(self.shop.config), "--parent", str(os.getpid())]
-        env = {**os.environ, **self.shop.env}
-        process = subprocess.Popen(command, env=env, stderr=self.shop.stderr)
+        env = {**os.environ, **self.shop.cluster.env}
+        process = subprocess.Popen(command, env=env, stderr=self.shop.cluster.stderr)
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
         return process
@@ -162,7 +161,7 @@ def lock_held(scene: Scene, figures: Figures) -> None:
     """A stopped process holds its lock."""
     scene.stop_first()
     code = scene.second().wait(SOON_S)
-    send([scene.first], signal.SIGCONT)
+    processes.send([scene.first], signal.SIGCONT)
     figures.add("lock held: second owners refused", "", int(code == Conflict.exit_code), at_least=1)
 
 
@@ -171,7 +170,7 @@ def lock_removed(scene: Scene, figures: Figures) -> None:
     scene.stop_first()
     DataDirectory(scene.shop.data).shard_lock(0).unlink()
     code = scene.second().wait(SOON_S)
-    send([scene.first], signal.SIGCONT)
+    processes.send([scene.first], signal.SIGCONT)
     refused = int(code == Malformed.exit_code)
     figures.add("lock removed: second owners refused", "", refused, at_least=1)
     figures.add("lock removed: the first one lives", "", int(not scene.gone()), at_least=1)
@@ -201,7 +200,7 @@ def replaced(scene: Scene, figures: Figures) -> None:
             for at, saga_id in enumerate(ids)
         ]
         sent = sum(sockets.send(old, frame) for frame in wire.frames(asked))
-        send([scene.first], signal.SIGCONT)
+        processes.send([scene.first], signal.SIGCONT)
         scene.shop.run(ANSWERED_S, (scene.customers, RATE))
         frames, _ = sockets.receive_all(old, 1000)
         told = [reply for frame in frames for reply in wire.read_replies(frame)]
@@ -224,7 +223,7 @@ def led_back(scene: Scene, figures: Figures) -> None:
     path.with_suffix(".first").rename(path)
     scene.restart(*SERVICES)
     time.sleep(1.0)  # for workers to be there again: the kernel takes their connections
-    send([scene.first], signal.SIGCONT)
+    processes.send([scene.first], signal.SIGCONT)
     scene.until(scene.gone, "the end of the first owner")
     seconds.replace(path)
     scene.restart(*SERVICES)
@@ -262,13 +261,9 @@ def one(name: str, seed: str, figures: Figures) -> None:
             WHICH[name](scene, figures)
             shop.run(2, (scene.customers, RATE))
             shop.until_served(scene.customers)
-            report = shop.audited()
             unserved = scene.customers.refused + scene.customers.unsure
             figures.add(f"{name}: customers not served", "", unserved, at_most=0)
-            faults = report["faults"] or ([] if report["balanced"] else ["not balanced"])
-            for fault in faults[:5]:
-                print(f"    {fault}", flush=True)
-            figures.add(f"{name}: faults of the books", "", len(faults), at_most=0)
+            shop.check_books(figures, f"{name}: ")
     except (RoundFailed, SagacityError, subprocess.TimeoutExpired) as error:
         figures.missing(f"{name}: to its end", "", str(error), at_most=0)
 
@@ -280,19 +275,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if everything that is asked is met, else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.two_owners")
-    parser.add_argument("--which", default=",".join(WHICH))
-    parser.add_argument("--seed", default=secrets.token_hex(4))
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    add_list(parser, "--which", WHICH)
+    add_seed(parser)
+    add_json(parser)
     args = parser.parse_args(argv)
-    chosen = args.which.split(",")
-    if unknown := set(chosen) - set(WHICH):
-        parser.error(f"no such round: {', '.join(sorted(unknown))}")
     print(f"seed {args.seed}", flush=True)
     figures = Figures("two owners of one shard")
-    for name in chosen:
+    for name in args.which:
         one(name, args.seed, figures)
-    tell(of_figures(figures.rows, "E1"))
-    return figures.end(args.json)
+    return end(figures, args.json, "E1")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ _INSTRUMENTED = ["sagacity", "shard", "services", "cluster", "config", "router"]
 def guided(names: list[str], cases: int, seed: int) -> list[Result]:
     """Run targets one after the other, each in a process of its own."""
     try:
-        import atheris  # noqa: F401
+        import atheris  # noqa: F401 - whether it is there
     except ImportError:
         sys.exit("atheris is not there: pip install -e '.[dev,fuzz]'")
     return [_guided(name, cases // len(names), seed) for name in names]

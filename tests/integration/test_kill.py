@@ -34,9 +34,9 @@ def one_round(targets: Sequence[Target], base: Path) -> Round:
     here = base / targets[0].role
     here.mkdir()
     done = Round(targets, SEED, here, SECONDS)
-    figures = done.run()
-    assert figures.faults == [], figures.line()
-    assert len(figures.kills) == len(targets)
+    seen = done.run()
+    assert seen.violations == [], seen.line()
+    assert len(seen.kills) == len(targets)
     return done
 
 
@@ -87,7 +87,7 @@ def killed(base: Path) -> Round:
 
 def test_a_killed_supervisor_and_all_killed_at_once_lose_nothing(killed: Round) -> None:
     """E6; the children went with their supervisor, the client went on at the same address."""
-    supervisor, everyone = killed.figures.kills
+    supervisor, everyone = killed.seen.kills
     assert supervisor.processes == 1
     assert 0 < supervisor.gone_ms <= 2_000
     assert everyone.processes >= 8

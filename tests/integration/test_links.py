@@ -258,7 +258,7 @@ def test_a_worker_that_goes_is_noticed_at_once(shard: Shard) -> None:
         took_ms.append((time.monotonic() - closed) * 1000)
     assert statistics.median(took_ms) < 100
     shard.send(commands_to(staying, command(1)))
-    while not (said := read_to_worker(frame_from(stays))).items:  # type: ignore[union-attr]
+    while not (said := read_to_worker(frame_from(stays))).items:  # type: ignore[union-attr]  # asserted below
         assert isinstance(said, Commands)
         assert said.witness.cluster_id == CLUSTER  # what a worker checks, of probes too
     assert isinstance(said, Commands)

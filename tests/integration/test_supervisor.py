@@ -135,7 +135,8 @@ def test_a_crash_loop_ends_in_quarantine_and_the_rest_serves(world: World) -> No
 def test_a_command_that_cannot_be_started_is_a_crash_loop_too(world: World) -> None:
     """The interpreter may be gone: an upgrade in the middle."""
     supervisor = world.supervise({"router-0": "up", "shard-0": "up"})
-    supervisor._commands["shard", 0][0] = str(world.base / "no-such-python")  # type: ignore[index]
+    gone = str(world.base / "no-such-python")
+    supervisor._commands["shard", 0][0] = gone  # type: ignore[index]  # it only reads them
     world.until(lambda: supervisor.fleet.members["shard", 0].state == "quarantined")
     world.until(lambda: supervisor.fleet.members["router", 0].state == "up")
 
@@ -251,7 +252,7 @@ def test_a_cluster_that_has_served_outlives_a_place_that_refuses(world: World) -
     world.until(supervisor.fleet.ready)
     broken = supervisor.fleet.members["payment", 1]
     command = supervisor._commands["payment", 1]
-    command[command.index("up")] = "refuse"  # type: ignore[index]
+    command[command.index("up")] = "refuse"  # type: ignore[index]  # likewise
     os.kill(broken.pid or 0, signal.SIGKILL)
     world.until(lambda: broken.state == "quarantined")
     assert not supervisor.stopping

@@ -23,7 +23,7 @@ def test_a_shard_that_dies_in_any_system_call_keeps_what_it_acknowledged() -> No
     with traced("shard") as shard:
         assert isinstance(shard, TracedShard)
         seen = series(shard, faults)
-        assert seen.faults == []
+        assert seen.violations == []
         assert len(seen.struck) >= len(faults) - NOT_REACHED_MAX
         assert sum(fault.kind == KILL for fault in seen.struck) >= len(faults) - 4
         shard.forget_an_effect()
@@ -37,7 +37,7 @@ def test_a_worker_that_dies_in_any_system_call_charges_once() -> None:
     with traced("payment") as worker:
         assert isinstance(worker, TracedWorker)
         seen = series(worker, faults)
-        assert seen.faults == []
+        assert seen.violations == []
         assert len(seen.struck) >= len(faults) - NOT_REACHED_MAX
         with closing(apsw.Connection(str(worker.database))) as db:
             db.execute("UPDATE payment SET refunded = amount - refunded WHERE id = 7")

@@ -2,7 +2,7 @@
 
     python -m tests.journal.campaign                    everything
     python -m tests.journal.campaign --seeds 3 --deep 40 --stride 61        some of it, minutes
-    python -m tests.journal.campaign --case small/117-torn-1/8-drop         one crash again
+    python -m tests.journal.campaign --case small/120-torn-1/5-drop         one crash again
     python -m tests.journal.campaign --case in_the_wal/519501               one flipped bit again
 
 Prints what it reached, and for each violation the command that repeats it; exits 1 if there was
@@ -36,7 +36,7 @@ JOURNALS: Final[dict[str, Callable[[MemoryDisk], Written]]] = {
 SHOWN_MAX: Final = 20  # violations told in full
 
 
-class Task(Struct, frozen=True):
+class Part(Struct, frozen=True):
     """What one process does: a workload's crashes, or some bits of a journal.
 
     Args:
@@ -55,9 +55,9 @@ class Task(Struct, frozen=True):
 
 
 class Done(Struct):
-    """What came of a task."""
+    """What came of a part."""
 
-    task: Task
+    part: Part
     counts: Counts
     flips: Counter[str]
     violations: list[tuple[str, str]]
@@ -81,34 +81,34 @@ def workload(disk: MemoryDisk, name: str) -> tuple[Story, Survive]:
     return of_seed(disk, int(seed)), survive
 
 
-def do(task: Task) -> Done:
-    """Do a task in this process."""
+def do(part: Part) -> Done:
+    """Do a part in this process."""
     with memory_disk() as disk, small_limits():
-        if task.stride:
-            journal = Flips(disk, JOURNALS[task.name](disk))
-            journal.run(range(task.begin, task.end, task.stride))
-            found = [(f"{task.name}/{bit}", text) for bit, text in journal.violations]
-            return Done(task, Counts(), journal.counts, found)
-        story, survives = workload(disk, task.name)
-        campaign = Campaign(disk, survives, deep=task.deep)
-        campaign.run(task.name, story, FEW if task.name in CONTROLS else ALL)
-        return Done(task, campaign.counts, Counter(), campaign.counts.violations)
+        if part.stride:
+            journal = Flips(disk, JOURNALS[part.name](disk))
+            journal.run(range(part.begin, part.end, part.stride))
+            found = [(f"{part.name}/{bit}", text) for bit, text in journal.violations]
+            return Done(part, Counts(), journal.counts, found)
+        story, survives = workload(disk, part.name)
+        campaign = Campaign(disk, survives, deep=part.deep)
+        campaign.run(part.name, story, FEW if part.name in CONTROLS else ALL)
+        return Done(part, campaign.counts, Counter(), campaign.counts.violations)
 
 
-def tasks(args: argparse.Namespace) -> Iterator[Task]:
+def parts(args: argparse.Namespace) -> Iterator[Part]:
     """Give what is to be done, in pieces for several processes."""
-    yield Task("small", args.deep)
-    yield Task("service", args.deep)
+    yield Part("small", args.deep)
+    yield Part("service", args.deep)
     for seed in range(args.start, args.start + args.seeds):
-        yield Task(f"seed-{seed}", 8 * args.deep)
+        yield Part(f"seed-{seed}", 8 * args.deep)
     for name in CONTROLS:
-        yield Task(name)
+        yield Part(name)
     with memory_disk() as disk, small_limits():
         sizes = {name: make(disk).bits for name, make in JOURNALS.items()}
     for name, bits in sizes.items():
         piece = 4096 * 8
         for begin in range(0, bits, piece):
-            yield Task(name, begin=begin, end=min(bits, begin + piece), stride=args.stride)
+            yield Part(name, begin=begin, end=min(bits, begin + piece), stride=args.stride)
 
 
 def repeat(case: str) -> int:
@@ -167,14 +167,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     bits: dict[str, Counter[str]] = {name: Counter() for name in JOURNALS}
     violations: list[tuple[str, str]] = []
     with get_context("spawn").Pool(args.jobs) as pool:
-        for done in pool.imap_unordered(do, tasks(args)):
-            if done.task.name in controls:
-                controls[done.task.name] += len(done.violations)
+        for done in pool.imap_unordered(do, parts(args)):
+            if done.part.name in controls:
+                controls[done.part.name] += len(done.violations)
                 continue
             violations += done.violations
             crashes.add(done.counts)
-            if done.task.stride:
-                bits[done.task.name] += done.flips
+            if done.part.stride:
+                bits[done.part.name] += done.flips
     _print(crashes, bits, controls)
     tell(_reached(crashes, bits))
     for case, text in violations[:SHOWN_MAX]:

@@ -8,11 +8,12 @@ syncs_do_nothing      the disk says that it has synced, and has not
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from sagacity.simulation.vfs import SYNC, MemoryDisk
 from shard.entries import Entry
 from shard.journal import Receipt, SqliteJournal
+from shard.state import FinishedSagas
 from shard.store import Store
 from tests.journal.workloads import small
 from tests.journal.world import JournalWorld, NotingJournal, Story
@@ -47,15 +48,15 @@ class _HastyWorld(JournalWorld):
 
 
 class _SweptWorld(JournalWorld):
-    def _finished(self) -> object:  # type: ignore[override]
+    def _finished(self) -> FinishedSagas:
         made = super()._finished()
         enter, store = self.compaction._enter, self.disk.store
 
-        def early(sorting: object, checkpoint: object) -> None:
-            _delete_rows(store, checkpoint.seq)  # type: ignore[attr-defined]
-            enter(sorting, checkpoint)  # type: ignore[arg-type]
+        def early(sorting: Any, checkpoint: Any) -> None:
+            _delete_rows(store, checkpoint.seq)
+            enter(sorting, checkpoint)
 
-        self.compaction._enter = early  # type: ignore[method-assign]
+        self.compaction._enter = early  # type: ignore[method-assign]  # broken on purpose
         return made
 
 

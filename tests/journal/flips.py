@@ -102,7 +102,8 @@ def _written(disk: MemoryDisk, world: JournalWorld) -> Written:
         medium.take(op)
     world.disk._db.close()
     state = world.replica
-    ids = [card.saga_id for card in state.finished._in_order] + list(state.by_id)  # type: ignore[attr-defined]
+    kept = state.finished._in_order  # type: ignore[attr-defined]  # the twin's
+    ids = [*(card.saga_id for card in kept), *state.by_id]
     whole = medium.content(medium.unsynced)
     image = Image({name: held for name, held in whole.files.items() if held})
     written = Written(image, story, dict(world.witnesses), ids)

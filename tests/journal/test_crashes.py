@@ -1,5 +1,6 @@
 """Crashes at every write and sync (D1, D5, D9, D10): what was promised is there, nothing else."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 from sagacity import executor
 from sagacity.simulation.vfs import Image, MemoryDisk, memory_disk
 from shard import store
+from tests.architecture.floors import ROOT
 from tests.journal import service
 from tests.journal.campaign import main, repeat
 from tests.journal.controls import CONTROLS
@@ -192,6 +194,14 @@ def test_a_case_that_is_not_there_is_refused(
     """Exit code 2 and a line that says why; it once said of nonsense that every promise holds."""
     assert main(["--case", case]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_the_cases_that_the_page_gives_as_commands_are_there() -> None:
+    """A workload that has changed has other cases; who follows the page would read that of it."""
+    page = (ROOT / "docs" / "proof" / "journal.md").read_text()
+    cases = re.findall(r"--case (\S+)", page)
+    assert len(cases) == 2
+    assert [repeat(case) for case in cases] == [0, 0]
 
 
 def test_the_campaign_exits_with_1_where_a_case_breaks() -> None:

@@ -194,7 +194,7 @@ class JournalWorld(DiskWorld):
 
     def step(self, *events: Event, **options: object) -> Effects:
         """Take a batch; lists of forgotten sagas are taken by whom they are sent to."""
-        effects = super().step(*events, **options)  # type: ignore[arg-type]
+        effects = super().step(*events, **options)  # type: ignore[arg-type]  # passed on
         for peer, _ in given(effects):
             last, state = self.disk.last, self.engine.state
             self.witnesses[peer.decode()] = Witness(
@@ -294,7 +294,7 @@ class Recovered(JournalWorld):
 
     def ids_finished(self) -> list[str]:
         """Give the ids of all finished sagas, in the order of their ends."""
-        return [card.saga_id for card in self.replica.finished._in_order]  # type: ignore[attr-defined]
+        return [card.saga_id for card in self.replica.finished._in_order]  # type: ignore[attr-defined]  # the twin's
 
     def past_retention(self) -> list[str]:
         """Give the ids of those whose answers are no longer kept."""

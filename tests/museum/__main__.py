@@ -19,8 +19,8 @@ from tests.museum.hunts import HUNTS
 FOUND_AT_LEAST = 0.9
 
 
-def _hunt(job: tuple[str, int]) -> tuple[str, int | None]:
-    name, hunt = job
+def _hunt(asked: tuple[str, int]) -> tuple[str, int | None]:
+    name, hunt = asked
     bug = by_name(name)
     return name, HUNTS[bug.layer](bug, hunt)
 

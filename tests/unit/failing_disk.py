@@ -1,4 +1,4 @@
-"""A disk on which one operation fails, the n-th of its kind: a VFS of apsw over the real one.
+"""A disk on which one operation fails, the n-th of its kind.
 
 What was written before is there: so a process dies at that very operation, and its files stay.
 """
@@ -8,18 +8,19 @@ from contextlib import contextmanager
 
 import apsw
 
+from tests.unit.watched_disk import WatchedDisk
 
-class FailingDisk(apsw.VFS):
+
+class FailingDisk(WatchedDisk):
     """The real disk, but for one operation that fails: once, or from then on."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
         self.fails: tuple[str, int] | None = None  # operation, how many of it go well before
         self.error: type[apsw.Error] = apsw.IOError
         self.once = False
         self.failures = 0
         self._counts: dict[str, int] = {}
-        super().__init__(name, base="")
+        super().__init__(name)
 
     def begin_again(self, error: type[apsw.Error], fails: tuple[str, int], *, once: bool) -> None:
         """Count from zero."""
@@ -31,7 +32,7 @@ class FailingDisk(apsw.VFS):
         """Give how many of an operation there were."""
         return self._counts.get(operation, 0)
 
-    def do(self, operation: str) -> None:
+    def meet(self, operation: str, *, wal: bool) -> None:
         """Count an operation, or fail it."""
         done = self.count(operation)
         if self.fails == (operation, done):
@@ -39,29 +40,6 @@ class FailingDisk(apsw.VFS):
             self.failures += 1
             raise self.error(f"{operation} {done} fails")
         self._counts[operation] = done + 1
-
-    def xOpen(self, name: apsw.URIFilename | str | None, flags: list[int]) -> "_File":  # noqa: N802 - apsw's name
-        return _File(self, name, flags)
-
-
-class _File(apsw.VFSFile):
-    def __init__(
-        self, disk: FailingDisk, name: apsw.URIFilename | str | None, flags: list[int]
-    ) -> None:
-        self._disk = disk
-        super().__init__("", name, flags)
-
-    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 - apsw's name
-        self._disk.do("xWrite")
-        super().xWrite(data, offset)
-
-    def xSync(self, flags: int) -> None:  # noqa: N802 - apsw's name
-        self._disk.do("xSync")
-        super().xSync(flags)
-
-    def xTruncate(self, size: int) -> None:  # noqa: N802 - apsw's name
-        self._disk.do("xTruncate")
-        super().xTruncate(size)
 
 
 @contextmanager

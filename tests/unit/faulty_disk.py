@@ -1,4 +1,4 @@
-"""A disk that fails when it is told to: a VFS of apsw over the real one."""
+"""A disk whose WAL fails when it is told to, and a database on it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,40 +6,28 @@ from pathlib import Path
 
 import apsw
 
+from tests.unit.watched_disk import SYNC, WRITE, WatchedDisk
+
 FAULTY_DISK = "faulty-disk"  # the VFS by name
 
 
-class FaultyDisk(apsw.VFS):
+class FaultyDisk(WatchedDisk):
     """Set `writes` or `syncs` to the error that the next ones on the WAL shall meet."""
 
     def __init__(self) -> None:
         self.writes: type[apsw.Error] | None = None
         self.syncs: type[apsw.Error] | None = None
         self.synced = 0
-        super().__init__(FAULTY_DISK, base="")
+        super().__init__(FAULTY_DISK)
 
-    def xOpen(self, name: apsw.URIFilename | str | None, flags: list[int]) -> "_File":  # noqa: N802
-        return _File(self, name, flags)
-
-
-class _File(apsw.VFSFile):
-    def __init__(
-        self, disk: FaultyDisk, name: apsw.URIFilename | str | None, flags: list[int]
-    ) -> None:
-        self._disk = disk
-        self._is_wal = bool(flags[0] & apsw.SQLITE_OPEN_WAL)
-        super().__init__("", name, flags)
-
-    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 - apsw's name
-        if self._is_wal and self._disk.writes is not None:
-            raise self._disk.writes("this write fails")
-        super().xWrite(data, offset)
-
-    def xSync(self, flags: int) -> None:  # noqa: N802 - apsw's name
-        if self._is_wal and self._disk.syncs is not None:
-            raise self._disk.syncs("this sync fails")
-        self._disk.synced += 1
-        super().xSync(flags)
+    def meet(self, operation: str, *, wal: bool) -> None:
+        """Fail as told; count the syncs that do not."""
+        if operation == WRITE and wal and self.writes is not None:
+            raise self.writes("this write fails")
+        if operation == SYNC:
+            if wal and self.syncs is not None:
+                raise self.syncs("this sync fails")
+            self.synced += 1
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def test_nothing_is_violated_at_any_moment_of_a_life() -> None:
         bad = {n: v.findings[:2] for n, v in found.items() if v.verdict == VIOLATED and n != 11}
         assert bad == {}
 
-    cluster._perform = looked  # type: ignore[method-assign]
+    cluster._perform = looked  # type: ignore[method-assign]  # looks at every moment
     fields: dict[str, dict[str, Any]] = {
         "a": {},
         "b": {"user_id": "u999"},

@@ -31,7 +31,7 @@ def written(directory: Path, text: str) -> Path:
 def faults_of(**layers: object) -> str:
     """Load what must not load, and give the faults."""
     with pytest.raises(ConfigError) as caught:
-        load(**{"env": {}, **layers})  # type: ignore[arg-type]
+        load(**{"env": {}, **layers})  # type: ignore[arg-type]  # by name
     assert caught.value.exit_code == 2
     return caught.value.text
 

@@ -11,7 +11,7 @@ import pytest
 from msgspec import UNSET, Struct
 
 from config.load import Catalog, load_catalog
-from sagacity import histories
+from sagacity.conformance import histories
 from sagacity.messages import (
     CancelShipment,
     ChargePayment,

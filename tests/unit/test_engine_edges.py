@@ -157,7 +157,7 @@ def test_a_cancel_right_behind_its_start_turns_the_saga_back() -> None:
 def test_a_definition_that_raises_refuses_the_start_alone() -> None:
     """Its author's bug is code 13 for one client, not the end of the shard."""
     world = serving()
-    world.engine._course.prices = {"abc123": "ten"}  # type: ignore[dict-item]
+    world.engine._course.prices = {"abc123": "ten"}  # type: ignore[dict-item]  # no price
     ((_, code, body),) = replies(world.step(world.start("a")))
     assert code == 13
     assert "raised TypeError" in body["text"]

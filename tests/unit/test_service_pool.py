@@ -49,9 +49,9 @@ def test_a_service_is_checked_when_it_is_defined(wrong: dict[str, object]) -> No
         "actions": {Put: put},
         "compensations": {Take: take},
     }
-    Service(**good)  # type: ignore[arg-type]
+    Service(**good)  # type: ignore[arg-type]  # by name
     with pytest.raises(ValueError, match=r"Service\.name|actions|tags"):
-        Service(**{**good, **wrong})  # type: ignore[arg-type]
+        Service(**{**good, **wrong})  # type: ignore[arg-type]  # what a careless author gives
 
 
 def config(**pools: str) -> Config:

@@ -66,7 +66,7 @@ def server() -> Iterator[tuple[MetricsServer, str]]:
         ShardMeters([checkout]),
         {
             "/healthz": lambda: (503, "text/plain", b"starting\n"),
-            "/broken": lambda: 1 // 0,  # type: ignore[dict-item,return-value]
+            "/broken": lambda: 1 // 0,  # type: ignore[dict-item,return-value]  # a bug
         },
     )
     url = f"http://127.0.0.1:{made.start()}"

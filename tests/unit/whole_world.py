@@ -32,32 +32,32 @@ from shard.tally import PlainTally
 from tests.unit.disk_world import SLICE_BYTES, TAIL_BYTES, Twinned
 from tests.unit.journal_world import abandon
 from tests.unit.loop_rig import Watch
+from tests.unit.watched_disk import TRUNCATE, WRITE, WatchedDisk
 from tests.unit.world import CLUSTER_ID, PRICES, Rules, given, snapshot
 
 RETENTION_MS = 20_000
 RESERVE_WRITES = 30
 
 
-class TightDisk(apsw.VFS):
+class TightDisk(WatchedDisk):
     """The real disk, with room for so many writes, or one that dies at a write or sync."""
 
+    syncs_for_real = False  # a process that dies loses nothing that the system has
+
     def __init__(self, name: str = "tight-disk") -> None:
-        self.name = name
         self.room: int | None = None  # writes; None for no end
         self.dies_in: int | None = None  # writes and syncs
-        super().__init__(name, base="")
+        super().__init__(name)
 
-    def use(self) -> None:
-        """Die, if this is the moment: from here on nothing works."""
+    def meet(self, operation: str, *, wal: bool) -> None:
+        """Die at a write or sync, if this is the moment; a write takes room."""
+        if operation == TRUNCATE:
+            return
         if self.dies_in is not None:
             self.dies_in = max(0, self.dies_in - 1)
-            if self.dies_in == 0:
+            if self.dies_in == 0:  # from here on nothing works
                 raise apsw.IOError("the disk has died")
-
-    def write(self) -> None:
-        """Take room."""
-        self.use()
-        if self.room is not None:
+        if operation == WRITE and self.room is not None:
             if self.room == 0:
                 raise apsw.FullError("no room")
             self.room -= 1
@@ -72,24 +72,6 @@ class TightDisk(apsw.VFS):
             return False
         self.room += RESERVE_WRITES
         return True
-
-    def xOpen(self, name: apsw.URIFilename | str | None, flags: list[int]) -> "_File":  # noqa: N802 - apsw's name
-        return _File(self, name, flags)
-
-
-class _File(apsw.VFSFile):
-    def __init__(
-        self, disk: TightDisk, name: apsw.URIFilename | str | None, flags: list[int]
-    ) -> None:
-        self._disk = disk
-        super().__init__("", name, flags)
-
-    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 - apsw's name
-        self._disk.write()
-        super().xWrite(data, offset)
-
-    def xSync(self, flags: int) -> None:  # noqa: N802 - apsw's name
-        self._disk.use()  # and no more: a process that dies loses nothing that the system has
 
 
 class Reserve(Struct):

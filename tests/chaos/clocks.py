@@ -1,6 +1,6 @@
 """Wall clocks that jump, under all processes of a running cluster (PROOF E2).
 
-    python -m tests.chaos.preload [--jumps +1h,-1h,+10y,-10y,0] [--seconds 3] [--rate 100]
+    python -m tests.chaos.clocks [--jumps +1h,-1h,+10y,-10y,0] [--seconds 3] [--rate 100]
                                   [--seed S]
 
 A small library, preloaded, shifts what the processes read as wall-clock time. Under a steady load
@@ -18,21 +18,20 @@ repeats it; 2 without a C compiler.
 
 import argparse
 import mmap
-import secrets
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from cluster.checking import check, gather
-from sagacity.checker.verdict import HOLDS
+from cluster.checking import gather
 from sagacity.errors import SagacityError
 from tests.chaos import processes
-from tests.chaos.load import RoundFailed
+from tests.chaos.cluster import RoundFailed
+from tests.chaos.commands import add_seed
 from tests.chaos.trial import BACK_S, Trial, since
 from tests.chaos.unsynced import NoCompiler, build
 from tests.reached import Reached, tell
@@ -42,10 +41,7 @@ UNITS_S: Final = {"h": 3_600, "y": 31_557_600}
 JUMPS: Final = "+1h,-1h,+10y,-10y,0"
 NEAR_S: Final = 1_000  # a row's time belongs to the clock that it is so near to
 RATE: Final = 100.0
-IN_FLIGHT_MAX: Final = 20_000
-FAULTS_TOLD_MAX: Final = 8
-INVARIANTS: Final = (3, 4, 6, 7, 8, 9, 10)  # those that need no client's record
-ENV: Final = {"SAGACITY_ROUTER__CLIENT_INFLIGHT_MAX": str(IN_FLIGHT_MAX)}
+TOLD_MAX: Final = 8
 
 
 def seconds_of(jump: str) -> int:
@@ -103,9 +99,7 @@ class Jumping:
         self._trial = Trial(
             args.seed,
             rate=args.rate,
-            in_flight=IN_FLIGHT_MAX,
-            endings=("completes", "declined", "no_carrier"),
-            env={**ENV, **clock.env},
+            env=clock.env,
             base=base,
         )
 
@@ -121,14 +115,15 @@ class Jumping:
                     self._jump(jump)
                 for each in before:
                     if not processes.is_alive(each) and each not in self._killed:
-                        trial.load.fault(f"ended: {' '.join(each.command[2:6])}")
+                        trial.load.violation(f"ended: {' '.join(each.command[2:6])}")
                 trial.finish()
                 trial.stop()
-            for fault in self._judged(began, time.time()):
-                trial.load.fault(fault)
+            sagas = trial.check_disk()
+            dated = self._dated(began, time.time())
+            print(f"{sagas} checkouts; rows by clock: {', '.join(dated)}", flush=True)
         except (RoundFailed, SagacityError) as error:
-            trial.faults.append(f"{type(error).__name__}: {error}")
-        return trial.faults
+            trial.violations.append(f"{type(error).__name__}: {error}")
+        return trial.violations
 
     def _jump(self, jump: str) -> None:
         trial, load = self._trial, self._trial.load
@@ -144,7 +139,7 @@ class Jumping:
         in_flight, killed_at = load.open, time.monotonic()
         hit = processes.kill(killed)
         if hit != len(victims):
-            load.fault(f"void: {hit} processes were killed under {jump}")
+            load.violation(f"void: {hit} processes were killed under {jump}")
         had = load.open_ids
         load.turn_until(lambda: not had & load.open_ids, BACK_S, f"the end of {len(had)} open")
         took = time.monotonic() - killed_at
@@ -155,13 +150,8 @@ class Jumping:
             flush=True,
         )
 
-    def _judged(self, began: float, ended: float) -> Iterator[str]:
-        """Judge what is on disk; find the rows that each clock has dated."""
-        report = check(self._trial.data, (), INVARIANTS)
-        for each in report["invariants"]:
-            if each["verdict"] != HOLDS:
-                told = f"{each['findings'][:3]} {each['why']}"
-                yield f"invariant {each['number']} {each['verdict']}: {told}"
+    def _dated(self, began: float, ended: float) -> list[str]:
+        """Find the rows that each clock has dated; a clock without any makes the run void."""
         rows = [
             row.wall_ms / 1000
             for journal in gather(self._trial.data).journals
@@ -174,8 +164,8 @@ class Jumping:
             near = sum(began + off - NEAR_S < at < ended + off + NEAR_S for at in rows)
             dated.append(f"{jump} {near}")
             if not near:
-                yield f"void: no row of a journal was written {jump} off"
-        print(f"{report['sagas']} checkouts; rows by clock: {', '.join(dated)}", flush=True)
+                self._trial.load.violation(f"void: no row of a journal was written {jump} off")
+        return dated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,11 +174,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if all held, 1 if something did not, 2 without a compiler.
     """
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.preload")
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.clocks")
     parser.add_argument("--jumps", default=JUMPS)
     parser.add_argument("--seconds", type=float, default=3.0, help="before the kills")
     parser.add_argument("--rate", type=float, default=RATE, help="checkouts a second")
-    parser.add_argument("--seed", default=secrets.token_hex(4))
+    add_seed(parser)
     args = parser.parse_args(argv)
     jumps = args.jumps.split(",")
     try:
@@ -207,17 +197,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         clock = Clock(base, library)
         stack.callback(clock.close)
-        faults = Jumping(args, jumps, clock, base).run()
-    for fault in faults[:FAULTS_TOLD_MAX]:
-        print(f"    VIOLATION {fault}", flush=True)
-    if faults:
+        violations = Jumping(args, jumps, clock, base).run()
+    for text in violations[:TOLD_MAX]:
+        print(f"    VIOLATION {text}", flush=True)
+    if violations:
         print(
-            f"    again: python -m tests.chaos.preload --jumps={args.jumps} "
+            f"    again: python -m tests.chaos.clocks --jumps={args.jumps} "
             f"--seconds {args.seconds:g} --rate {args.rate:g} --seed {args.seed}"
         )
     tell([Reached("E2", len(jumps), "every clock jumps")])
-    print(f"{len(jumps)} jumps, {len(faults)} violations")
-    return 1 if faults else 0
+    print(f"{len(jumps)} jumps, {len(violations)} violations")
+    return 1 if violations else 0
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from apsw import Connection
 from msgspec import Struct, structs
 
 from sagacity import wire
+from sagacity.conformance.histories import COMPENSATIONS
 from sagacity.executor import BatchExecutor, make_tables
-from sagacity.histories import COMPENSATIONS
 from sagacity.ids import ACTION, COMPENSATION, number_of
 from sagacity.service import Call, Database, Declined, Failed, Handler, Ok, Result, Service
 from sagacity.wire import Answer, Command, Commands, Witness

@@ -1,20 +1,4 @@
-"""Whether a service keeps the barrier's promises: one call for a service that a user writes.
-
-    from sagacity.testing import conformance
-
-    def test_payment_keeps_the_promises_of_the_barrier() -> None:
-        conformance.check(
-            service,
-            action=lambda saga_id, step: Charge(saga_id, step, 500),
-            compensation=lambda saga_id, step, reply: Refund(saga_id, step),
-            effects=lambda db: db.execute("SELECT count(*) FROM payment WHERE NOT refunded").get,
-        )
-
-It performs histories (see `histories`) on a real database file: one by one, beside other sagas, in
-one transaction, with a crash after each write and each commit, by two workers at once, and by
-processes that end in between. The first kind of round in which a promise breaks is reported, each
-promise once; then the check ends, since what follows would break for the same reason.
-"""
+"""The rounds of a check: histories performed in each way, and compared with what has to come."""
 
 import tempfile
 from collections.abc import Callable
@@ -24,11 +8,10 @@ from typing import Final, TypeVar
 
 from msgspec import Struct
 
-from sagacity import histories, wire
-from sagacity.errors import InvariantBroken, Malformed
-from sagacity.histories import Expected, Model, told
-from sagacity.ids import STEPS_MAX, count_of
-from sagacity.rehearsal import (
+from sagacity import wire
+from sagacity.conformance import histories
+from sagacity.conformance.histories import Expected, Model, told
+from sagacity.conformance.rehearsal import (
     Crashed,
     Effects,
     MakeAction,
@@ -40,6 +23,8 @@ from sagacity.rehearsal import (
     at_once,
     in_a_process,
 )
+from sagacity.errors import InvariantBroken, Malformed
+from sagacity.ids import STEPS_MAX, count_of
 from sagacity.service import Service
 from sagacity.wire import Answer
 
