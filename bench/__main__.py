@@ -13,6 +13,7 @@ EXIT_INTERRUPTED = 130
 # Each a module with add_arguments(parser) and run(options).
 COMMANDS = {
     "run": ("bench.run", "put a load on a cluster and measure it"),
+    "floor": ("bench.floored", "put the same load on the least program that could do it"),
     "peak": ("bench.scenarios", "scenario: as many as it can, beside the floor"),
     "alone": ("bench.scenarios", "scenario: one in flight, beside the floor"),
     "steady": ("bench.scenarios", "scenario: half of peak in the open loop, beside the floor"),

@@ -40,7 +40,7 @@ from sagacity.barrier import TABLES, TOMBSTONE
 from sagacity.connection import Connection
 from sagacity.errors import check
 from sagacity.ids import ACTION, barrier_key, number_of, order_id
-from sagacity.messages import Checkout, Order, ReserveInventoryOk
+from sagacity.messages import Checkout, Order
 from sagacity.saga import Priced, Run
 from sagacity.service import Call, Declined, Ok, Service
 from sagacity.slots import slot_of
@@ -201,7 +201,8 @@ class Used:
             return self._answers[ordinal - self._written]
         first = self._firsts[bisect_right(self._firsts, ordinal) - 1]
         packed: Any = self._db.execute("SELECT answers FROM finished WHERE first = ?", (first,)).get
-        return _read_answers(packed)[ordinal - first]
+        found: bytes = _read_answers(packed)[ordinal - first]
+        return found
 
     def add(self, saga_id: str, answer: bytes) -> None:
         """Keep the answer of a saga that has ended."""
@@ -530,6 +531,11 @@ class Floor:
         }
 
     @property
+    def ended(self) -> list[str]:
+        """Those of them that have ended, which none should."""
+        return [role for role, process in self._processes.items() if not process.is_alive()]
+
+    @property
     def pids(self) -> dict[str, int]:
         """The process of each role."""
         return {role: process.pid or 0 for role, process in self._processes.items()}
@@ -545,6 +551,36 @@ class Floor:
                 os.kill(process.pid, signal.SIGKILL)
             process.join()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def faults(directory: Path) -> list[str]:
+    """Compare what the services hold, once nothing runs: each finished saga is in all or in none.
+
+    Returns:
+        What does not fit; nothing where the books balance.
+    """
+    held = "SELECT count(DISTINCT number) FROM reservation WHERE released = 0"
+    taken = "SELECT coalesce(sum(quantity), 0) FROM reservation WHERE released = 0"
+    paid = "SELECT count(*) FROM payment WHERE refunded < amount"
+    sent = "SELECT count(*) FROM shipment WHERE cancelled = 0"
+    gone = "SELECT sum(initial - available) FROM stock"
+    found = {
+        "sagas with goods held": _number(directory / "inventory.db", held),
+        "sagas that paid": _number(directory / "payment.db", paid),
+        "sagas with goods sent": _number(directory / "shipping.db", sent),
+    }
+    left = _number(directory / "inventory.db", gone), _number(directory / "inventory.db", taken)
+    said = [] if left[0] == left[1] else [f"{left[0]} units are gone, {left[1]} are held"]
+    return said + ([] if len(set(found.values())) == 1 else [str(found)])
+
+
+def _number(file: Path, query: str) -> int:
+    db = apsw.Connection(str(file), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        found: Any = db.execute(query).get
+    finally:
+        db.close()
+    return int(found)
 
 
 def run(sagas: int, in_flight: int, lone: int) -> dict[str, float]:
