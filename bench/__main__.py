@@ -17,6 +17,10 @@ COMMANDS = {
     "peak": ("bench.scenarios", "scenario: as many as it can, beside the floor"),
     "alone": ("bench.scenarios", "scenario: one in flight, beside the floor"),
     "steady": ("bench.scenarios", "scenario: half of peak in the open loop, beside the floor"),
+    "shards": ("bench.scenarios", "scenario: what a checkout costs with 1 to 8 shards"),
+    "overload": ("bench.overload", "scenario: three times as many as can be served"),
+    "flash-sale": ("bench.flash_sale", "scenario: one thing, and more buyers than units"),
+    "failover": ("bench.failover", "scenario: kill -9 of a shard, a worker, the router"),
     "declines": ("bench.scenarios", "scenario: what a growing share of declines costs"),
 }
 
