@@ -21,6 +21,9 @@ COMMANDS = {
     "overload": ("bench.overload", "scenario: three times as many as can be served"),
     "flash-sale": ("bench.flash_sale", "scenario: one thing, and more buyers than units"),
     "failover": ("bench.failover", "scenario: kill -9 of a shard, a worker, the router"),
+    "growth": ("bench.growth", "scenario: three million finished sagas"),
+    "soak": ("bench.soak", "scenario: hours at half of peak"),
+    "in-flight": ("bench.in_flight", "scenario: a hundred thousand that wait"),
     "declines": ("bench.scenarios", "scenario: what a growing share of declines costs"),
 }
 

@@ -20,8 +20,8 @@ from bench.figures import Figures
 from bench.load import ask_each, checkout
 from bench.options import Options
 from bench.run import Run
-from bench.scenarios import NoResult, add_result_arguments, judged, loaded
-from bench.staged import Stage, books_fit, part_of, staged
+from bench.scenarios import NoResult, add_result_arguments, judged, loaded, part_of
+from bench.staged import Stage, books_fit, staged
 from bench.tally import Told
 from cluster.fleet import ROUTER, SHARD
 from sagacity import wire

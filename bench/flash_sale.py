@@ -12,8 +12,8 @@ from msgspec import structs
 from bench import options
 from bench.figures import Figures
 from bench.mix import Mix
-from bench.scenarios import add_result_arguments, judged, loaded
-from bench.staged import part_of, staged
+from bench.scenarios import add_result_arguments, judged, loaded, part_of
+from bench.staged import staged
 
 BUYERS: Final = 100_000
 UNITS: Final = 60_000

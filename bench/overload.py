@@ -20,8 +20,8 @@ from bench.in_flight import pool_stopped
 from bench.load import ask_each, checkout
 from bench.options import Options
 from bench.result import Result
-from bench.scenarios import NoResult, add_result_arguments, judged, loaded
-from bench.staged import Stage, books_fit, part_of, staged
+from bench.scenarios import NoResult, add_result_arguments, judged, loaded, part_of
+from bench.staged import Stage, books_fit, staged
 from sagacity import wire
 from sagacity.connection import Connection
 from sagacity.wire import Reply
@@ -148,7 +148,10 @@ def _refusal_us(offer: Options, figures: Figures) -> float:
             found = stage.all_refused("all refused", quick)
     if not found.refused:
         raise NoResult("nothing was refused of a cluster that is full")
-    return found.cpu_s["total"] / found.refused * 1e6
+    each_us = {role: used / found.refused * 1e6 for role, used in found.cpu_s.items()}
+    for role in sorted({*each_us} - {"total"}):
+        figures.add(f"CPU a refusal, {role}", "us", each_us[role])
+    return each_us["total"]
 
 
 def _fill(stage: Stage) -> None:

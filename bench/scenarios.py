@@ -21,10 +21,11 @@ from bench.mix import Mix
 from bench.options import Options
 from bench.result import Result
 from bench.run import Interrupts, measure
-from sagacity.errors import Malformed
+from sagacity.errors import Malformed, SagacityError
 
 RUNS: Final = 5
 RUNS_MAX: Final = 1000
+PART_MIN: Final = 0.0001
 OURS, FLOOR, PEAK = "ours", "floor", "peak"
 SPREAD: Final = (1, 2, 4, 8)  # shards
 SHARES: Final = (0, 10, 20, 30, 40, 50)  # of declines, percent
@@ -287,6 +288,17 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
 
 
+def part_of(part: float) -> float:
+    """Check a part of the full size.
+
+    Raises:
+        Malformed: it is none.
+    """
+    if not PART_MIN <= part <= 1:
+        raise Malformed(f"--part is {PART_MIN:g} to 1 of the full size, not {part:g}")
+    return part
+
+
 def judged(given: argparse.Namespace, title: str, play: Callable[[Figures], object]) -> int:
     """Play a scenario; print its figures and write them, with the runs that they were made of.
 
@@ -308,7 +320,9 @@ def judged(given: argparse.Namespace, title: str, play: Callable[[Figures], obje
     except NoResult as why:
         figures.missing("all of it", "", str(why), at_least=1.0)
         figures.broken_off = why.exit_code
-    except outside.TooLate as why:
+    except (outside.TooLate, SagacityError) as why:
+        if isinstance(why, SagacityError) and not figures.rows:
+            raise  # nothing was measured: it could not be done as asked
         figures.missing("all of it", "", str(why), at_least=1.0)
     except (KeyboardInterrupt, SystemExit) as ended:
         figures.missing("all of it", "", "interrupted", at_least=1.0)

@@ -5,7 +5,6 @@ Each load is a `bench run` without the cluster; the last one audits the books.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from bench import result
 from bench.figures import Figures
@@ -14,9 +13,6 @@ from bench.options import Options
 from bench.result import Result
 from bench.run import Interrupts, Run
 from bench.scenarios import NoResult, counting
-from sagacity.errors import Malformed
-
-PART_MIN: Final = 0.0001
 
 
 class Stage:
@@ -76,17 +72,6 @@ def staged(asked: Options, figures: Figures) -> Iterator[Stage]:
     """Give a new cluster for loads, until the end of the block."""
     with Interrupts() as interrupts, hosted(asked) as host:
         yield Stage(host, interrupts, figures)
-
-
-def part_of(part: float) -> float:
-    """Check a part of the full size.
-
-    Raises:
-        Malformed: it is none.
-    """
-    if not PART_MIN <= part <= 1:
-        raise Malformed(f"--part is {PART_MIN:g} to 1 of the full size, not {part:g}")
-    return part
 
 
 def books_fit(figures: Figures, found: result.Result) -> None:
