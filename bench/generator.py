@@ -29,6 +29,7 @@ from sagacity.connection import Connection
 from sagacity.errors import NotTaken
 from sagacity.wire import Reply
 
+READY: Final = b"ready\n"  # the first that it says: what is announced before would begin late
 PER_CONNECTION: Final = 1024  # starts that a router takes of one client (its default)
 DRAIN_NS: Final = 5 * SECOND  # for what is open when a run is broken off
 _PATIENCE_NS: Final = 200_000_000  # the longest wait: signals and progress are looked at then
@@ -343,6 +344,8 @@ def main(lines: Iterable[bytes]) -> None:
     plan = msgspec.json.decode(next(told), type=Plan)
     die_with(plan.parent, signal.SIGKILL)
     generator = Generator(plan)
+    sys.stdout.buffer.write(READY)
+    sys.stdout.buffer.flush()
     for line in told:
         say(Done(msgspec.Raw(generator.phase(msgspec.json.decode(line, type=Phase)))))
 

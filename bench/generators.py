@@ -52,6 +52,8 @@ class Generators:
         try:
             for plan in plans:
                 self._processes.append(_start(plan))
+            for process in self._processes:
+                _pipe(process.stdout).readline()  # READY; nothing of one that has ended
         except BaseException:
             self.close()
             raise
