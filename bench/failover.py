@@ -20,7 +20,7 @@ from bench.figures import Figures
 from bench.load import ask_each, checkout
 from bench.options import Options
 from bench.run import Run
-from bench.scenarios import NoResult, add_result_arguments, judged, loaded, part_of
+from bench.scenarios import NoResult, add_result_arguments, check_runs, judged, loaded, part_of
 from bench.staged import Stage, books_fit, staged
 from bench.tally import Told
 from cluster.fleet import ROUTER, SHARD
@@ -96,9 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=RUNS, metavar="N", help=f"each ({RUNS})")
     parser.add_argument("--rate", type=float, metavar="R", help="instead of half of peak")
     parser.add_argument("--part", type=float, default=1.0, metavar="F", help="of all times (1)")
-    parser.add_argument(
-        "--victim", choices=VICTIMS, action="append", metavar="ROLE", help="only this one"
-    )
+    parser.add_argument("--victim", choices=VICTIMS, action="append", help="only this one")
     add_result_arguments(parser)
 
 
@@ -108,6 +106,7 @@ def run(given: argparse.Namespace) -> int:
     Raises:
         SagacityError: it cannot be done as asked.
     """
+    check_runs(given.runs)
     part = part_of(given.part)
     words = ["--warm-up", str(2 * part), "--duration", str(DURATION_S * part)]
     load = loaded("failover", [*words, "--shards", str(SHARDS)])

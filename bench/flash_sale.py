@@ -12,7 +12,7 @@ from msgspec import structs
 from bench import options
 from bench.figures import Figures
 from bench.mix import Mix
-from bench.scenarios import add_result_arguments, judged, loaded, part_of
+from bench.scenarios import add_result_arguments, check_runs, judged, loaded, part_of
 from bench.staged import staged
 
 BUYERS: Final = 100_000
@@ -38,6 +38,7 @@ def run(given: argparse.Namespace) -> int:
     Raises:
         SagacityError: it cannot be done as asked.
     """
+    check_runs(given.runs)
     part = part_of(given.part)
     buyers, units = round(given.buyers * part), round(given.units * part)
     words = ["--in-flight", str(given.in_flight), "--sagas", str(buyers)]
@@ -48,8 +49,10 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _turns(sale: options.Options, runs: int, figures: Figures) -> None:
-    usual = structs.replace(sale, mix=Mix(decline=10.0), warm_up_s=options.WARM_UP_S)
-    usual = structs.replace(usual, sagas=max(1, (sale.sagas or 1) // 4))
+    buyers = sale.sagas or 1
+    warm_up_s = options.WARM_UP_S * min(1.0, buyers / BUYERS)
+    usual = structs.replace(sale, mix=Mix(decline=10.0), warm_up_s=warm_up_s)
+    usual = structs.replace(usual, sagas=max(1, buyers // 4))
     completed, aborted, ratios = [], [], []
     for _ in range(runs):
         with staged(sale, figures) as stage:
@@ -58,7 +61,7 @@ def _turns(sale: options.Options, runs: int, figures: Figures) -> None:
         completed.append(found.completed)
         aborted.append(found.aborted)
         ratios.append(found.sagas_per_second / before.sagas_per_second)
-    bought = min(sale.sagas or 0, sale.hot_units)
+    bought = min(buyers, sale.hot_units)
     # The least and the greatest: of an exact number no median is judged.
     figures.add("completed, the fewest", "", min(completed), at_least=bought, at_most=bought)
     figures.add("completed, the most", "", max(completed), at_least=bought, at_most=bought)

@@ -29,7 +29,7 @@ from msgspec import Struct
 from bench import outside, place
 from bench.figures import Figures
 from bench.load import Known, alone, body_of, checkout, closed_loop
-from bench.scenarios import NoResult, add_result_arguments, judged, loaded, part_of
+from bench.scenarios import NoResult, add_result_arguments, check_runs, judged, loaded, part_of
 from bench.staged import staged
 from cluster.private import ClusterProcess, start_private
 from sagacity import wire
@@ -315,6 +315,7 @@ def run(given: argparse.Namespace) -> int:
     Raises:
         SagacityError: it cannot be done as asked.
     """
+    check_runs(given.runs)
     part = part_of(given.part)
     finished, sagas = round(given.finished * part), round(given.sagas * part)
     if min(finished, sagas, given.runs) < 1:

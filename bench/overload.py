@@ -24,9 +24,11 @@ from bench.scenarios import NoResult, add_result_arguments, judged, loaded, part
 from bench.staged import Stage, books_fit, staged
 from sagacity import wire
 from sagacity.connection import Connection
+from sagacity.errors import Malformed
 from sagacity.wire import Reply
 
 TIMES: Final = 3.0  # peak
+TIMES_MAX: Final = 100.0
 DURATION_S: Final = 60.0
 BACK_S: Final = 30.0
 BACK_OF_PEAK: Final = 0.95
@@ -56,6 +58,8 @@ def run(given: argparse.Namespace) -> int:
         SagacityError: it cannot be done as asked.
     """
     part = part_of(given.part)
+    if not 1 < given.times <= TIMES_MAX:
+        raise Malformed(f"--times is more than 1, {TIMES_MAX:g} at most, not {given.times:g}")
     words = ["--in-flight", str(given.in_flight), "--decline", "10"]
     words += ["--duration", str(options.DURATION_S * part), "--warm-up", str(2 * part)]
     peak = loaded("overload", words)
@@ -127,6 +131,8 @@ def back_after_s(finished: Sequence[int], rate: float) -> float | None:
     The last one counts only where it is the only one: the load ends in it.
     """
     whole = finished[:-1] or finished
+    if not whole:
+        return None
     span = min(_MEAN_OF, len(whole))
     sums = itertools.accumulate(whole, initial=0)
     upto = list(sums)

@@ -262,13 +262,22 @@ def run(given: argparse.Namespace) -> int:
     Raises:
         SagacityError: it cannot be done as asked.
     """
-    if not 1 <= given.runs <= RUNS_MAX:
-        raise Malformed(f"--runs is 1 to {RUNS_MAX}, not {given.runs}")
+    check_runs(given.runs)
     play, words = SCENARIOS[given.scenario]
     load = [*words, "--duration", given.duration, "--warm-up", given.warm_up]
     asked = loaded(given.scenario, load)
     title = f"{given.scenario}, {given.runs} turns"
     return judged(given, title, lambda figures: play(asked, given.runs, figures))
+
+
+def check_runs(runs: int) -> None:
+    """Refuse a number of turns that makes no sense.
+
+    Raises:
+        Malformed: it is none.
+    """
+    if not 1 <= runs <= RUNS_MAX:
+        raise Malformed(f"--runs is 1 to {RUNS_MAX}, not {runs}")
 
 
 def loaded(scenario: str, words: Sequence[str]) -> Options:
