@@ -1,7 +1,5 @@
 """The floor: the least program that moves a checkout through the same hops with the same syncs.
 
-    python -m bench.floor [--runs 3] [--sagas 20000] [--in-flight 1024] [--alone 200]
-
 Client, router, two shards and three services as processes of their own, over the same sockets and
 frames. A shard accepts, prices and numbers a start, knows every id that was ever used, writes the
 entries that ours writes in one row a batch, chained and synced, before it sends; finished sagas
@@ -13,25 +11,22 @@ beyond this is what its promises cost; docs/bench.md says it hop by hop.
 `sagacity bench floor` measures it as `bench run` does ours.
 """
 
-import argparse
 import mmap
 import multiprocessing
 import os
 import shutil
 import signal
-import statistics
 import tempfile
 import time
-from bisect import bisect_right
 from collections.abc import Callable
 from hashlib import blake2b
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
 
-import apsw
 import zmq
 
+from bench.floor_files import SHARD_TABLES, Used, database
 from bench.load import alone, closed_loop
 from cluster.child import die_with
 from config.load import Catalog, load_catalog
@@ -53,7 +48,6 @@ from sagacity.sockets import (
     send,
     send_to,
 )
-from sagacity.sqlite import set_pragma
 from services.checkout import checkout
 from services.inventory import service as inventory
 from services.payment import service as payment
@@ -68,22 +62,16 @@ SERVICES: Final[dict[str, Service]] = {
 }
 FRAMES: Final = 256
 CLUSTER_ID: Final = "0" * 32
-BLOCK: Final = 1024  # finished sagas that leave the journal together
 DEADLINE_MS: Final = 30_000
 
 # What each process counts, for whoever measures: so many places of a file in memory.
 COUNTED: Final = ("commits", "entries", "bytes", "frames_in", "items_in", "frames_out", "items_out")
 ROLES: Final = ("router", *(f"shard-{index}" for index in range(SHARDS)), *SERVICES)
 
-_SCHEMA: Final = """
-CREATE TABLE journal(seq INTEGER PRIMARY KEY, chain BLOB NOT NULL, batch BLOB NOT NULL) STRICT;
-CREATE TABLE finished(first INTEGER PRIMARY KEY, ids BLOB NOT NULL, answers BLOB NOT NULL) STRICT;
-"""
 _NEIGHBOURS: Final = "SELECT key, saga_id, outcome, reply FROM barrier WHERE key BETWEEN ? AND ?"
 
 _checkouts = wire.BodyReader[Checkout](Checkout)
 _read_order = wire.decoder(Order)
-_read_answers = wire.decoder(list[bytes])
 _OKS: Final = [wire.decoder(step.ok) for step in checkout.steps]
 _NOES: Final = [wire.decoder(step.declined) for step in checkout.steps]
 
@@ -111,15 +99,6 @@ class Counts:
     def read(self) -> dict[str, dict[str, int]]:
         """Give what each process has counted."""
         return {role: dict(zip(COUNTED, self.of(role).tolist(), strict=True)) for role in ROLES}
-
-
-def database(path: Path, schema: str) -> apsw.Connection:
-    """Open a database as ours are: WAL, synced at every commit."""
-    db = apsw.Connection(str(path))
-    set_pragma(db, "journal_mode", "wal")
-    set_pragma(db, "synchronous", "FULL", expect=2)
-    list(db.execute(schema))
-    return db
 
 
 def run_router(run: str) -> None:
@@ -177,51 +156,6 @@ class Running:
         self.reason = ""
 
 
-class Used:
-    """Which ids were used, and what each was answered. Hashes in memory, all of it in the file.
-
-    Args:
-        db: of the shard.
-    """
-
-    def __init__(self, db: apsw.Connection) -> None:
-        self._db = db
-        self._ordinals: dict[bytes, int] = {}
-        self._hashes: list[bytes] = []  # of those that are in no block yet
-        self._answers: list[bytes] = []
-        self._firsts: list[int] = []  # of the blocks
-        self._written = 0
-
-    def answer(self, saga_id: str) -> bytes | None:
-        """Give a finished saga's answer; None for an id that is new."""
-        ordinal = self._ordinals.get(blake2b(saga_id.encode(), digest_size=16).digest())
-        if ordinal is None:
-            return None
-        if ordinal >= self._written:
-            return self._answers[ordinal - self._written]
-        first = self._firsts[bisect_right(self._firsts, ordinal) - 1]
-        packed: Any = self._db.execute("SELECT answers FROM finished WHERE first = ?", (first,)).get
-        found: bytes = _read_answers(packed)[ordinal - first]
-        return found
-
-    def add(self, saga_id: str, answer: bytes) -> None:
-        """Keep the answer of a saga that has ended."""
-        hashed = blake2b(saga_id.encode(), digest_size=16).digest()
-        self._ordinals[hashed] = self._written + len(self._answers)
-        self._hashes.append(hashed)
-        self._answers.append(answer)
-
-    def block(self) -> tuple[int, bytes, bytes] | None:
-        """Give the next row of the table `finished`, once there are enough for one."""
-        if len(self._answers) < BLOCK:
-            return None
-        row = self._written, b"".join(sorted(self._hashes)), wire.encode(self._answers)
-        self._firsts.append(self._written)
-        self._written += len(self._answers)
-        self._hashes, self._answers = [], []
-        return row
-
-
 class FloorShard:
     """A shard without an engine.
 
@@ -236,7 +170,7 @@ class FloorShard:
         self._index, self._prices = index, prices
         self._front = router(ctx, f"ipc://{run}/shard-{index}.sock")
         self._back = router(ctx, f"ipc://{run}/shard-{index}-workers.sock")
-        self._db = database(Path(run) / f"shard-{index}.db", _SCHEMA)
+        self._db = database(Path(run) / f"shard-{index}.db", SHARD_TABLES)
         self._used = Used(self._db)
         self._counts = Counts(Path(run) / "counts").of(f"shard-{index}")
         self._poller = zmq.Poller()
@@ -553,36 +487,6 @@ class Floor:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def faults(directory: Path) -> list[str]:
-    """Compare what the services hold, once nothing runs: each finished saga is in all or in none.
-
-    Returns:
-        What does not fit; nothing where the books balance.
-    """
-    held = "SELECT count(DISTINCT number) FROM reservation WHERE released = 0"
-    taken = "SELECT coalesce(sum(quantity), 0) FROM reservation WHERE released = 0"
-    paid = "SELECT count(*) FROM payment WHERE refunded < amount"
-    sent = "SELECT count(*) FROM shipment WHERE cancelled = 0"
-    gone = "SELECT sum(initial - available) FROM stock"
-    found = {
-        "sagas with goods held": _number(directory / "inventory.db", held),
-        "sagas that paid": _number(directory / "payment.db", paid),
-        "sagas with goods sent": _number(directory / "shipping.db", sent),
-    }
-    left = _number(directory / "inventory.db", gone), _number(directory / "inventory.db", taken)
-    said = [] if left[0] == left[1] else [f"{left[0]} units are gone, {left[1]} are held"]
-    return said + ([] if len(set(found.values())) == 1 else [str(found)])
-
-
-def _number(file: Path, query: str) -> int:
-    db = apsw.Connection(str(file), flags=apsw.SQLITE_OPEN_READWRITE)
-    try:
-        found: Any = db.execute(query).get
-    finally:
-        db.close()
-    return int(found)
-
-
 def run(sagas: int, in_flight: int, lone: int) -> dict[str, float]:
     """Measure the floor once on a new directory."""
     found: dict[str, float] = {}
@@ -596,20 +500,3 @@ def run(sagas: int, in_flight: int, lone: int) -> dict[str, float]:
             seconds, _ = closed_loop(connection, sagas, in_flight)
             found["floor checkouts/s"] = sagas / seconds
     return found
-
-
-def main() -> None:
-    """Run, print, print medians."""
-    parser = argparse.ArgumentParser(prog="python -m bench.floor")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--sagas", type=int, default=20_000)
-    parser.add_argument("--in-flight", type=int, default=1024)
-    parser.add_argument("--alone", type=int, default=200)
-    args = parser.parse_args()
-    runs = [run(args.sagas, args.in_flight, args.alone) for _ in range(args.runs)]
-    for name in runs[0]:
-        print(f"{name:20} {statistics.median(each[name] for each in runs):10.1f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,8 @@ from typing import Final
 from msgspec import structs
 
 from bench import carts, options, place, probe, report, result
-from bench.floor import Floor, faults
+from bench.floor import Floor
+from bench.floor_files import faults
 from bench.generators import Generators, HowFar
 from bench.load import closed_loop
 from bench.options import Options

@@ -5,8 +5,9 @@ from pathlib import Path
 import apsw
 import pytest
 
-from bench import floor
-from bench.floor import FloorService, Used, faults
+from bench import floor, floor_files
+from bench.floor import FloorService
+from bench.floor_files import SHARD_TABLES, Used, database, faults
 from config.load import load_catalog
 from sagacity import wire
 from sagacity.barrier import TOMBSTONE
@@ -64,8 +65,8 @@ def test_the_floor_knows_every_id_that_was_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before its block is written and after it: else an id could run twice."""
-    monkeypatch.setattr(floor, "BLOCK", 3)
-    db = floor.database(tmp_path / "shard.db", floor._SCHEMA)
+    monkeypatch.setattr(floor_files, "BLOCK", 3)
+    db = database(tmp_path / "shard.db", SHARD_TABLES)
     used = Used(db)
     for at in range(10):
         used.add(f"s{at}", b"answer %d" % at)
