@@ -433,6 +433,7 @@ def run_service(run: str, name: str, catalog: Catalog) -> None:
 
 def child(parent: int, target: Callable[..., None], *args: object) -> None:
     """Run one of the floor's processes, which ends with the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for who started it
     die_with(parent, signal.SIGKILL)
     target(*args)
 
