@@ -170,7 +170,7 @@ class FloorShard:
         self._index, self._prices = index, prices
         self._front = router(ctx, f"ipc://{run}/shard-{index}.sock")
         self._back = router(ctx, f"ipc://{run}/shard-{index}-workers.sock")
-        self._db = database(Path(run) / f"shard-{index}.db", SHARD_TABLES)
+        self._db = database(Path(run) / f"shard-{index}.db", SHARD_TABLES, exclusive=True)
         self._used = Used(self._db)
         self._counts = Counts(Path(run) / "counts").of(f"shard-{index}")
         self._poller = zmq.Poller()

@@ -20,9 +20,11 @@ CREATE TABLE finished(first INTEGER PRIMARY KEY, ids BLOB NOT NULL, answers BLOB
 _read_answers = wire.decoder(list[bytes])
 
 
-def database(path: Path, schema: str) -> apsw.Connection:
-    """Open a database as ours are: WAL, synced at every commit."""
+def database(path: Path, schema: str, *, exclusive: bool = False) -> apsw.Connection:
+    """Open a database as ours are: WAL, synced at every commit; a shard's for itself alone."""
     db = apsw.Connection(str(path))
+    if exclusive:
+        set_pragma(db, "locking_mode", "exclusive")
     set_pragma(db, "journal_mode", "wal")
     set_pragma(db, "synchronous", "FULL", expect=2)
     list(db.execute(schema))
