@@ -13,9 +13,17 @@ EXIT_INTERRUPTED = 130
 # Each a module with add_arguments(parser) and run(options).
 COMMANDS = {
     "run": ("bench.run", "put a load on a cluster and measure it"),
+    "floor": ("bench.floored", "put the same load on the least program that could do it"),
     "peak": ("bench.scenarios", "scenario: as many as it can, beside the floor"),
     "alone": ("bench.scenarios", "scenario: one in flight, beside the floor"),
     "steady": ("bench.scenarios", "scenario: half of peak in the open loop, beside the floor"),
+    "shards": ("bench.scenarios", "scenario: what a checkout costs with 1 to 8 shards"),
+    "overload": ("bench.overload", "scenario: three times as many as can be served"),
+    "flash-sale": ("bench.flash_sale", "scenario: one thing, and more buyers than units"),
+    "failover": ("bench.failover", "scenario: kill -9 of a shard, a worker, the router"),
+    "growth": ("bench.growth", "scenario: three million finished sagas"),
+    "soak": ("bench.soak", "scenario: hours at half of peak"),
+    "in-flight": ("bench.in_flight", "scenario: a hundred thousand that wait"),
     "declines": ("bench.scenarios", "scenario: what a growing share of declines costs"),
 }
 

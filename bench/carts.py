@@ -11,6 +11,7 @@ from typing import Final
 from bench.mix import DECLINE, NO_CARRIER, OUT_OF_STOCK, Kind, Mix, deck
 from sagacity import wire
 from sagacity.messages import Checkout, Item
+from sagacity.slots import SlotMap
 
 CART: Final = (Item("abc123", 2), Item("xyz789", 1))  # the example's
 PAYS, CANNOT_PAY = "u42", "u999"
@@ -54,6 +55,28 @@ class Carts:
         return saga_id, before + saga_id.encode() + after
 
 
+class CartsOfShard(Carts):
+    """Deals checkouts that one shard has. What others have is left out: shares are near ones.
+
+    Args:
+        mix: of them.
+        seed: as of all carts.
+        shard: whose they are.
+        shards: of the cluster, whose slots are dealt evenly, as they are in a new one.
+    """
+
+    def __init__(self, mix: Mix, seed: int, shard: int, shards: int) -> None:
+        super().__init__(mix, seed)
+        self._slots, self._shard = SlotMap.even(shards), shard
+
+    def deal(self) -> tuple[str, bytes]:
+        """Give the next checkout that is this shard's."""
+        while True:
+            saga_id, body = super().deal()
+            if self._slots.owner(saga_id) == self._shard:
+                return saga_id, body
+
+
 def _around(kind: Kind, mix: Mix, chance: random.Random) -> tuple[bytes, bytes]:
     """Give the bytes of a checkout before and after its id."""
     items = list(CART)
@@ -70,10 +93,10 @@ def _around(kind: Kind, mix: Mix, chance: random.Random) -> tuple[bytes, bytes]:
     return before, after
 
 
-def catalog() -> str:
+def catalog(hot_units: int = STOCK) -> str:
     """Give a catalog with the example's goods, the hot one and the many others, as TOML."""
     goods = {"abc123": ("100.00", STOCK), "xyz789": ("49.99", STOCK)}
-    goods |= {"sku_out_of_stock": ("10.00", 0), HOT: ("19.99", STOCK)}
+    goods |= {"sku_out_of_stock": ("10.00", 0), HOT: ("19.99", hot_units)}
     goods |= dict.fromkeys(COLD, ("9.99", STOCK))
     lines = [
         f'[sku.{name}]\nprice = "{price}"\nstock = {stock}'

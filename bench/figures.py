@@ -9,6 +9,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -74,9 +75,15 @@ class Figures:
 
     Args:
         title: of the command.
+
+    Attributes:
+        runs: that they were made of, by name.
+        broken_off: the exit code of the signal that ended it; 0 where none did.
     """
 
     def __init__(self, title: str) -> None:
+        self.runs: dict[str, list[Any]] = {}
+        self.broken_off = 0
         self.title = title
         self.rows: list[Figure] = []
 

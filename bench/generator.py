@@ -19,7 +19,7 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import Struct
 
-from bench.carts import Carts
+from bench.carts import Carts, CartsOfShard
 from bench.mix import Mix
 from bench.schedule import SECOND, ClosedLoop, Loop, OpenLoop, arrivals
 from bench.tally import Tally
@@ -29,6 +29,7 @@ from sagacity.connection import Connection
 from sagacity.errors import NotTaken
 from sagacity.wire import Reply
 
+READY: Final = b"ready\n"  # the first that it says: what is announced before would begin late
 PER_CONNECTION: Final = 1024  # starts that a router takes of one client (its default)
 DRAIN_NS: Final = 5 * SECOND  # for what is open when a run is broken off
 _PATIENCE_NS: Final = 200_000_000  # the longest wait: signals and progress are looked at then
@@ -51,6 +52,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         connections_max: for the open loop, which needs more when answers are late.
         timeout_s: a saga without an outcome for so long is an error.
         objective_ns: a saga that takes longer is no goodput.
+        by_shard: it asks for checkouts of shard `part` of `parts` alone.
     """
 
     url: str
@@ -65,6 +67,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     connections_max: int = 16
     timeout_s: float = 35.0
     objective_ns: int = SECOND
+    by_shard: bool = False
 
 
 class Phase(Struct, frozen=True):
@@ -257,7 +260,12 @@ class Generator:
         self._plan = plan
         in_flight = plan.in_flight or plan.connections_max * PER_CONNECTION
         self._lines = Lines(plan.url, plan.timeout_s, -(-in_flight // PER_CONNECTION))
-        self._carts = Carts(plan.mix, plan.seed + plan.part)
+        seed = plan.seed + plan.part
+        self._carts = (
+            CartsOfShard(plan.mix, seed, plan.part, plan.parts)
+            if plan.by_shard
+            else Carts(plan.mix, seed)
+        )
         self._stopping = False
         signal.signal(signal.SIGTERM, self._stop)
 
@@ -336,6 +344,8 @@ def main(lines: Iterable[bytes]) -> None:
     plan = msgspec.json.decode(next(told), type=Plan)
     die_with(plan.parent, signal.SIGKILL)
     generator = Generator(plan)
+    sys.stdout.buffer.write(READY)
+    sys.stdout.buffer.flush()
     for line in told:
         say(Done(msgspec.Raw(generator.phase(msgspec.json.decode(line, type=Phase)))))
 

@@ -18,7 +18,7 @@ from bench.generator import DRAIN_NS, Done, Phase, Plan, Progress
 from bench.tally import Told
 from sagacity.errors import InternalError
 
-_LEAD_NS: Final = 100_000_000  # from a phase's announcement to its begin: all read it before
+LEAD_NS: Final = 100_000_000  # from a phase's announcement to its begin: all read it before
 _END_S: Final = 2.0
 _READ_BYTES: Final = 1 << 20
 _TURN_S: Final = 0.1
@@ -52,6 +52,8 @@ class Generators:
         try:
             for plan in plans:
                 self._processes.append(_start(plan))
+            for process in self._processes:
+                _pipe(process.stdout).readline()  # READY; nothing of one that has ended
         except BaseException:
             self.close()
             raise
@@ -88,7 +90,7 @@ class Generators:
         """
         if begun is not None:
             begun()
-        begin = time.monotonic_ns() + _LEAD_NS
+        begin = time.monotonic_ns() + LEAD_NS
         for process, (sagas, duration_ns) in zip(self._processes, phases, strict=True):
             line = msgspec.json.encode(Phase(begin, sagas, duration_ns)) + b"\n"
             with suppress(BrokenPipeError):  # it has ended: that is seen below

@@ -1,7 +1,7 @@
-"""What a directory costs when it has grown: a million finished sagas against an empty one.
+"""Scenario `growth`: what a directory costs when it has grown, against an empty one.
 
-    python -m bench.growth [--finished 1000000] [--sagas 20000] [--runs 5] [--data DIR] [--keep]
-                           [--no-audit] [--json FILE]
+    sagacity bench growth [--finished 3000000] [--sagas 20000] [--runs 5] [--part F] [--data DIR]
+                          [--keep] [--no-audit] [--json FILE]
 
 Real checkouts through a real cluster fill a directory: random ids, every tenth declined. Then:
 bytes on disk after a clean stop; seconds from a start to serving, after clean stops and after
@@ -18,8 +18,6 @@ import argparse
 import random
 import resource
 import shutil
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,15 +26,19 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from bench import outside
+from bench import outside, place
 from bench.figures import Figures
 from bench.load import Known, alone, body_of, checkout, closed_loop
+from bench.scenarios import NoResult, add_result_arguments, check_runs, judged, loaded, part_of
+from bench.staged import staged
 from cluster.private import ClusterProcess, start_private
 from sagacity import wire
 from sagacity.client import Client
 from sagacity.connection import Connection
-from sagacity.errors import SagacityError
+from sagacity.errors import Malformed, SagacityError
 
+FINISHED: Final = 3_000_000
+SAGAS: Final = 20_000
 IN_FLIGHT: Final = 1024
 FILL_IN_FLIGHT: Final = 2048  # larger batches: filling is no measurement
 FILL_STEP: Final = 50_000
@@ -48,7 +50,7 @@ SERVES_S: Final = 900.0  # a start that takes longer is no figure but a fault
 MB: Final = 1_000_000
 QUIET: Final = {"SAGACITY_LOG": "error"}  # processes that end are no news here
 
-# What is asked of a million finished sagas.
+# What is asked of three million finished sagas.
 THROUGHPUT_AT_LEAST: Final = 0.9  # of an empty directory's
 IDLE_MB_AT_MOST: Final = 150.0
 FOUND_P99_MS_AT_MOST: Final = 5.0
@@ -78,7 +80,7 @@ class Grown:
         if self._file.exists():
             self.sample = msgspec.json.decode(self._file.read_bytes(), type=Sample)
         elif (data / "cluster.json").exists():
-            sys.exit(f"{data} was not filled by this command: there is no {self._file.name}")
+            raise Malformed(f"{data} was not filled by this command: there is no {self._file.name}")
 
     def start(self) -> tuple[ClusterProcess, float]:
         """Start a cluster on it; give it with the seconds until it serves."""
@@ -92,7 +94,7 @@ class Grown:
             connection, sagas, in_flight, sample=self.sample.known, every=every
         )
         if errors := {name: n for name, n in outcomes.items() if name.startswith("error")}:
-            sys.exit(f"no result: of {sagas} checkouts some were not finished: {errors}")
+            raise NoResult(f"of {sagas} checkouts some were not finished: {errors}")
         self.sample.finished += sagas
         return seconds
 
@@ -222,7 +224,7 @@ def throughput(grown: Grown, sagas: int, runs: int, figures: Figures) -> None:
         # Which comes first alternates too: a machine that gets slower favours neither.
         rates: dict[bool, float] = {}
         for is_grown in (number % 2 == 0, number % 2 == 1):
-            rates[is_grown] = _rate(grown if is_grown else None, sagas)
+            rates[is_grown] = _rate(grown if is_grown else None, sagas, figures)
         grown_rates.append(rates[True])
         empty_rates.append(rates[False])
         ratios.append(rates[True] / rates[False])
@@ -232,20 +234,17 @@ def throughput(grown: Grown, sagas: int, runs: int, figures: Figures) -> None:
     figures.add("grown / empty", "", ratios, at_least=THROUGHPUT_AT_LEAST)
 
 
-def _rate(grown: Grown | None, sagas: int) -> float:
-    data = None if grown is None else grown.data
-    with (
-        start_private(data, env=QUIET, timeout_s=SERVES_S) as cluster,
-        outside.connection(cluster) as connection,
-    ):
-        warm = 4 * IN_FLIGHT
-        closed_loop(connection, warm, IN_FLIGHT)
-        seconds, outcomes = closed_loop(connection, sagas, IN_FLIGHT)
-        if outcomes["completed"] + outcomes["aborted"] != sagas:
-            sys.exit(f"no result: of {sagas} checkouts some were not finished: {outcomes}")
+def _rate(grown: Grown | None, sagas: int, figures: Figures) -> float:
+    """Put a load on it, or on an empty one, with the generator of `bench run`."""
+    words = ["--in-flight", str(IN_FLIGHT), "--sagas", str(sagas), "--decline", "10"]
+    words += ["--generators", "1"] + ([] if grown is None else ["--data", str(grown.data)])
+    with staged(loaded("growth", words), figures) as stage:
+        name = "empty" if grown is None else "grown"
+        found, run = stage.load(name, loaded("growth", words))
     if grown is not None:
-        grown.sample.finished += warm + sagas
-    return sagas / seconds
+        told = [*run.warmed, *run.told]
+        grown.sample.finished += sum(each.completed + each.aborted for each in told)
+    return found.sagas_per_second
 
 
 def books(grown: Grown, figures: Figures) -> None:
@@ -266,7 +265,9 @@ def books(grown: Grown, figures: Figures) -> None:
     figures.add("finished sagas missing in the books", "", missing, at_most=0)
 
 
-def measure(grown: Grown, args: argparse.Namespace, figures: Figures) -> None:
+def measure(
+    grown: Grown, finished: int, sagas: int, args: argparse.Namespace, figures: Figures
+) -> None:
     """Do all of it; what cannot be measured is told in the table, and the rest goes on."""
 
     def served() -> None:
@@ -275,12 +276,12 @@ def measure(grown: Grown, args: argparse.Namespace, figures: Figures) -> None:
             idle(cluster, "idle shard, after a restart", figures)
             finished_ids(grown, cluster, figures)
 
-    fill(grown, args.finished, figures)
+    fill(grown, finished, figures)
     stages: dict[str, Callable[[], None]] = {
         "disk": lambda: disk(grown, figures),
         "restart to serving": lambda: restarts(grown, args.runs, figures),
         "finished id found": served,
-        "grown / empty": lambda: throughput(grown, args.sagas, args.runs, figures),
+        "grown / empty": lambda: throughput(grown, sagas, args.runs, figures),
         "audit": lambda: None if args.no_audit else books(grown, figures),
     }
     for name, stage in stages.items():
@@ -291,34 +292,47 @@ def measure(grown: Grown, args: argparse.Namespace, figures: Figures) -> None:
     grown.save()
 
 
-def main() -> int:
-    """Measure, print, remove what was made."""
-    parser = argparse.ArgumentParser(prog="python -m bench.growth")
-    parser.add_argument("--finished", type=int, default=1_000_000, help="sagas in the directory")
-    parser.add_argument("--sagas", type=int, default=20_000, help="of each run of a pair")
-    parser.add_argument("--runs", type=int, default=5)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = "What a directory costs when it has grown, beside an empty one."
+    parser.add_argument(
+        "--finished", type=int, default=FINISHED, metavar="N", help=f"sagas in it ({FINISHED})"
+    )
+    parser.add_argument(
+        "--sagas", type=int, default=SAGAS, metavar="N", help=f"of each run of a pair ({SAGAS})"
+    )
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="pairs (5)")
+    parser.add_argument("--part", type=float, default=1.0, metavar="F", help="of the sagas (1)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="kept, and used again")
     parser.add_argument("--keep", action="store_true", help="keep what was made under TMPDIR")
     parser.add_argument("--no-audit", action="store_true")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    args = parser.parse_args()
-    if min(args.finished, args.sagas, args.runs) < 1:
-        parser.error("--finished, --sagas and --runs are at least 1")
-    made = None if args.data else Path(tempfile.mkdtemp(prefix="sagacity-growth-"))
-    grown = Grown(args.data.absolute() if made is None else made / "data")
-    figures = Figures(f"growth: {args.finished} finished sagas, {args.runs} runs")
+    add_result_arguments(parser)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Measure, print, remove what was made; give the exit code.
+
+    Raises:
+        SagacityError: it cannot be done as asked.
+    """
+    check_runs(given.runs)
+    part = part_of(given.part)
+    finished, sagas = round(given.finished * part), round(given.sagas * part)
+    if min(finished, sagas, given.runs) < 1:
+        raise Malformed("--finished, --sagas and --runs are at least 1")
+    made = None if given.data else place.new_directory()
+    if given.data is not None:
+        place.require_disk(given.data.absolute())
+
+    def play(figures: Figures) -> None:
+        grown = Grown(given.data.absolute() if made is None else made / "data")
+        measure(grown, finished, sagas, given, figures)
+
     try:
-        measure(grown, args, figures)
-        return figures.end(args.json)
-    except (outside.TooLate, SagacityError) as error:
-        print(f"no result: {error}", file=sys.stderr)
-        return 1
+        title = f"growth: {finished} finished sagas, {given.runs} runs"
+        return judged(given, title, play)
     finally:
-        if made is not None and args.keep:
-            print(f"kept: {grown.data}", flush=True)
+        if made is not None and given.keep:
+            print(f"kept: {made / 'data'}", flush=True)
         elif made is not None:
             shutil.rmtree(made, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -25,18 +25,18 @@ class Host:
     """
 
     def __init__(self, url: str, own: ClusterProcess | None) -> None:
-        self.url, self._own = url, own
+        self.url, self.own = url, own
         self.keep = False  # its directory: there is something to look into
 
     @property
     def directory(self) -> Path | None:
         """Where a cluster of our own has its files."""
-        return None if self._own is None else self._own.data
+        return None if self.own is None else self.own.data
 
     @property
     def ended(self) -> bool:
         """Whether its supervisor has ended, as far as we see it."""
-        return self._own is not None and self._own.process.poll() is not None
+        return self.own is not None and self.own.process.poll() is not None
 
     def status(self, wait_s: float) -> dict[str, Any]:
         """Ask it how it is.
@@ -64,7 +64,7 @@ def hosted(asked: Options) -> Iterator[Host]:
             words, env = _cluster_words(asked, data), dict(_QUIET)
             if asked.mix.hot_sku:
                 goods = Path(beside) / "catalog.toml"
-                goods.write_text(carts.catalog())
+                goods.write_text(carts.catalog(asked.hot_units))
                 env["SAGACITY_CLUSTER__CATALOG"] = str(goods)
             own = start_private(data, arguments=words, env=env, timeout_s=_SERVES_S)
             host = Host(own.url, own)

@@ -1,6 +1,6 @@
-"""What sagas cost that wait: a hundred thousand in flight behind a stopped pool.
+"""Scenario `in-flight`: what sagas cost that wait, a hundred thousand behind a stopped pool.
 
-    python -m bench.in_flight [--sagas 100000] [--shards 2] [--json FILE]
+    sagacity bench in-flight [--sagas 100000] [--shards 2] [--part F] [--json FILE]
 
 Starts a cluster of its own whose limits are exactly as many sagas, each shard its part, and whose
 deadline is ten minutes. This process takes the lock of the payment pool, so that its workers stand
@@ -14,7 +14,6 @@ import argparse
 import fcntl
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,14 +22,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from bench import outside
+from bench import outside, place
 from bench.figures import Figures
 from bench.load import ask_each, body_of, closed_loop, new_id, single_tries
+from bench.scenarios import add_result_arguments, judged, part_of
 from cluster.directory import DataDirectory
 from cluster.private import ClusterProcess, start_private
 from config.schema import ShardConfig
 from sagacity import wire
-from sagacity.errors import NotTaken, SagacityError
+from sagacity.errors import Malformed, NotTaken, SagacityError
 from sagacity.slots import SlotMap
 from sagacity.wire import Reply
 
@@ -43,7 +43,7 @@ SETTLE_S: Final = 5.0  # for reports to come and memory to be given back
 GRABS_MAX: Final = 20
 
 # What is asked of a hundred thousand.
-BYTES_AT_MOST: Final = 2048.0
+BYTES_AT_MOST: Final = 1536.0
 REFUSED_MS_AT_MOST: Final = 1000.0
 
 
@@ -177,7 +177,7 @@ def ask_again(cluster: ClusterProcess, acknowledged: list[str], figures: Figures
         print(f"  {dict(ends)}", flush=True)
 
 
-def run(data: Path, sagas: int, shards: int, figures: Figures) -> None:
+def measure(data: Path, sagas: int, shards: int, figures: Figures) -> None:
     """Do all of it in a new directory."""
     env = environment(sagas, shards)
     arguments = ["--shards", str(shards)]
@@ -207,23 +207,31 @@ def run(data: Path, sagas: int, shards: int, figures: Figures) -> None:
         figures.add("audit, faults and sagas not final", "", faults, at_most=0)
 
 
-def main() -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m bench.in_flight")
-    parser.add_argument("--sagas", type=int, default=100_000)
-    parser.add_argument("--shards", type=int, default=2)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    args = parser.parse_args()
-    if args.sagas < args.shards or args.shards < 1:
-        parser.error("at least one saga for each shard")
-    figures = Figures(f"in flight: {args.sagas} sagas behind a stopped pool")
-    with tempfile.TemporaryDirectory(prefix="sagacity-in-flight-") as base:
-        try:
-            run(Path(base) / "data", args.sagas, args.shards, figures)
-        except (outside.TooLate, SagacityError) as error:
-            figures.missing("the rest", "", str(error), at_most=0)
-    return figures.end(args.json)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = "What sagas cost that wait behind a stopped pool."
+    parser.add_argument("--sagas", type=int, default=100_000, metavar="N", help="(100000)")
+    parser.add_argument("--shards", type=int, default=2, metavar="N", help="(2)")
+    parser.add_argument("--part", type=float, default=1.0, metavar="F", help="of the sagas (1)")
+    add_result_arguments(parser)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run(given: argparse.Namespace) -> int:
+    """Measure and print; give the exit code.
+
+    Raises:
+        SagacityError: it cannot be done as asked.
+    """
+    sagas = round(given.sagas * part_of(given.part))
+    if sagas < given.shards or given.shards < 1:
+        raise Malformed("--sagas: at least one for each shard, and --shards is at least 1")
+
+    def play(figures: Figures) -> None:
+        with tempfile.TemporaryDirectory(prefix="sagacity-in-flight-") as base:
+            place.require_disk(Path(base))
+            try:
+                measure(Path(base) / "data", sagas, given.shards, figures)
+            except SagacityError as error:
+                figures.missing("the rest", "", str(error), at_most=0)
+
+    return judged(given, f"in flight: {sagas} sagas behind a stopped pool", play)

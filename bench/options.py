@@ -9,6 +9,7 @@ from typing import Any, Final
 from msgspec import Struct, structs
 
 from bench import mix as mixes
+from bench.carts import STOCK
 from bench.mix import Mix
 from bench.schedule import EVEN, POISSON
 from sagacity.errors import Malformed
@@ -37,6 +38,9 @@ class Options(Struct, frozen=True, kw_only=True):
         sagas: to be started; None: as many as there is time for.
         duration_s: starts end after it; None: when all `sagas` are started.
         generators: processes; 0: one, more if one is not enough.
+        hot_units: of what --hot-sku buys.
+        by_shard: each generator asks one shard alone, so that each shard has its own tally; of a
+            cluster of its own with as many shards as `generators`.
     """
 
     in_flight: int
@@ -57,6 +61,8 @@ class Options(Struct, frozen=True, kw_only=True):
     config: Path | None
     json: Path | None
     force: bool
+    hot_units: int = STOCK
+    by_shard: bool = False
 
     def settings(self) -> dict[str, Any]:
         """Give what describes the load, for the result."""
@@ -69,8 +75,7 @@ class Options(Struct, frozen=True, kw_only=True):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    _load_arguments(parser.add_argument_group("load"))
-    _mix_arguments(parser.add_argument_group("mix, percent of all checkouts"))
+    add_load_arguments(parser)
     cluster = parser.add_argument_group("cluster")
     where = cluster.add_mutually_exclusive_group()
     where.add_argument("--connect", metavar="URL", help="of a cluster that runs")
@@ -80,6 +85,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cluster.add_argument("--shards", type=int, metavar="N", help=f"{SHARDS} if left out")
     cluster.add_argument("--workers", type=int, metavar="N", help="processes of each service")
     cluster.add_argument("--config", type=Path, metavar="FILE", help="TOML, as for `up`")
+    add_result_arguments(parser)
+
+
+def add_load_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a load, whatever it is put on; a cluster of its own by default."""
+    _load_arguments(parser.add_argument_group("load"))
+    _mix_arguments(parser.add_argument_group("mix, percent of all checkouts"))
+    parser.set_defaults(connect=None, data=None, shards=None, workers=None, config=None)
+
+
+def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare where a result is written."""
     told = parser.add_argument_group("result")
     told.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
     told.add_argument("--force", action="store_true", help="replace FILE if it exists")
@@ -146,6 +163,7 @@ def _mix_arguments(mix: argparse._ArgumentGroup) -> None:
     mix.add_argument(
         "--hot-sku", type=float, default=0.0, metavar="P", help="want the same; others spread"
     )
+    mix.add_argument("--hot-units", type=int, metavar="N", help="of it there are N (a billion)")
 
 
 def _seconds(text: str) -> float:
@@ -170,6 +188,7 @@ def checked(given: argparse.Namespace) -> Options:
     _within("--generators", given.generators, 0, GENERATORS_MAX)
     _within("--objective", given.objective, 1, 3_600_000)
     _within("--timeout", given.timeout, 0.001, 3600)
+    _within("--hot-units", given.hot_units, 0, STOCK)
     mix = Mix(given.decline, given.out_of_stock, given.no_carrier, given.hot_sku)
     mixes.check(mix)
     in_flight = 0 if given.rate is not None else given.in_flight or IN_FLIGHT
@@ -178,9 +197,12 @@ def checked(given: argparse.Namespace) -> Options:
     if in_flight and given.generators > in_flight:
         raise Malformed(f"--generators {given.generators}: more than are in flight ({in_flight})")
     if given.connect is not None:
-        for option in ("shards", "workers", "config"):
+        for option in ("shards", "workers", "config", "hot_units"):
             if getattr(given, option) is not None:
-                raise Malformed(f"--{option} is of a cluster of its own: not with --connect")
+                said = option.replace("_", "-")
+                raise Malformed(f"--{said} is of a cluster of its own: not with --connect")
+    if given.hot_units is not None and not given.hot_sku:
+        raise Malformed("--hot-units is of what --hot-sku buys: it needs --hot-sku")
     if given.force and given.json is None:
         raise Malformed("--force replaces the file of --json: there is none")
     no_end = given.sagas is None and given.duration is None
@@ -203,6 +225,7 @@ def checked(given: argparse.Namespace) -> Options:
         config=given.config,
         json=given.json,
         force=given.force,
+        hot_units=STOCK if given.hot_units is None else given.hot_units,
     )
 
 

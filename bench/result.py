@@ -72,6 +72,9 @@ class Result(Struct, kw_only=True):
         commits: group commits of all journals.
         entries_per_commit: of them.
         latency_histogram: of what finished, microseconds, HdrHistogram V2, base64.
+        cpu_s: by role, seconds in all; also where nothing finished.
+        per_tenth: finished in each tenth of a second, of ten minutes at most.
+        gap_ms: the longest time between two batches of outcomes, of any one generator.
     """
 
     what: str = "sagacity"
@@ -106,6 +109,9 @@ class Result(Struct, kw_only=True):
     settings: dict[str, Any]
     per_second: Seconds = Seconds()
     latency_histogram: str = ""
+    cpu_s: dict[str, float] = {}
+    per_tenth: list[int] = []
+    gap_ms: float = 0.0
     notes: list[str] = []
 
     @property

@@ -21,7 +21,7 @@ from msgspec import structs
 
 from bench import carts, options, place, probe, report, result
 from bench.generator import Plan
-from bench.generators import Generators, HowFar
+from bench.generators import LEAD_NS, Generators, HowFar
 from bench.histogram import Histogram
 from bench.host import Host, hosted
 from bench.options import Options
@@ -72,11 +72,11 @@ def run(given: argparse.Namespace) -> int:
     with Interrupts() as interrupts:
         found = measure(asked, interrupts)
     if isinstance(found, str):
-        _say(f"no result: broken off before anything was measured: {found}")
+        say(f"no result: broken off before anything was measured: {found}")
         return interrupts.exit_code or EXIT_NO_RESULT
     if found.balanced is False:
-        _say(f"no result: the books do not balance: {'; '.join(found.faults)}")
-        _say("\n".join(found.notes))
+        say(f"no result: the books do not balance: {'; '.join(found.faults)}")
+        say("\n".join(found.notes))
         return EXIT_NO_RESULT
     print(report.text(found), flush=True)
     if asked.json is not None:
@@ -106,7 +106,7 @@ class Interrupts:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         again, self.exit_code = self.exit_code, 128 + number
         if again or not self.playing:
-            _say("interrupted; nothing is kept")
+            say("interrupted; nothing is kept")
             raise SystemExit(self.exit_code)
 
 
@@ -124,9 +124,30 @@ class Run:
         asked: what is run.
         host: the cluster.
         interrupts: break it off.
+        during: called about ten times a second in the measured phase, with the seconds since its
+            begin.
+        audits: whether the books are audited after it.
+
+    Attributes:
+        warmed: what the generators told of the warm-up.
+        told: what each of them told of the measured phase.
+        books: what the audit counted.
     """
 
-    def __init__(self, asked: Options, host: Host, interrupts: Interrupts) -> None:
+    def __init__(
+        self,
+        asked: Options,
+        host: Host,
+        interrupts: Interrupts,
+        *,
+        during: Callable[[float], None] | None = None,
+        audits: bool = True,
+    ) -> None:
+        self.warmed: list[Told] = []
+        self.told: list[Told] = []
+        self.books: dict[str, int] = {}
+        self._during, self._audits = during, audits
+        self._begun_at = 0.0  # 0 before the measured phase
         self._asked, self._host, self._interrupts = asked, host, interrupts
         self._why = ""  # it was broken off
         self._notes: list[str] = []
@@ -153,7 +174,7 @@ class Run:
             if self._why:
                 return self._why
             self._progress.begin("measuring", asked.duration_s)
-            told = self._play(generators, shares(asked, many), self._begun)
+            told = self.told = self._play(generators, shares(asked, many), self._begun)
             self._progress.end()
         if not told:
             return self._why
@@ -162,7 +183,8 @@ class Run:
         found = self._result(together(told), structs.replace(machine, yardstick_ns=yardstick))
         found.settings |= {"generators": many, "shards": len(status["shards"])}
         found.peak_rss_mb |= {f"client-{at}": each.peak_rss_mb for at, each in enumerate(told)}
-        self._audit(found)
+        if self._audits:
+            self._audit(found)
         return found
 
     def _warmed_up(self, stack: ExitStack) -> tuple[int, Generators]:
@@ -175,7 +197,7 @@ class Run:
                 return many, generators
             self._progress.begin("warming up", asked.warm_up_s)
             span = round(asked.warm_up_s * SECOND)
-            told = self._play(generators, [(None, span)] * many)
+            told = self.warmed = self._play(generators, [(None, span)] * many)
             # Of a blink of a warm-up it says nothing: mostly the first frames are in it.
             busy = max(map(_busy, told), default=0.0) if asked.warm_up_s >= TELLS_S else 0.0
             more = min(2 * many, options.cores(), asked.in_flight or 2 * many)
@@ -205,7 +227,8 @@ class Run:
         self._before = probe.count(rows)
         self._probe.look(rows, begin=True)
         self._pids = self._probe.pids
-        self._look_at = time.monotonic() + _LOOK_S
+        self._begun_at = time.monotonic() + LEAD_NS / SECOND
+        self._look_at = self._begun_at + _LOOK_S
 
     def _turn(self, far: HowFar) -> bool:
         """Look after the run; say whether it goes on."""
@@ -213,6 +236,8 @@ class Run:
         self._progress.show(far)
         if far.connected:
             self._connected_at = now
+        if self._during is not None and self._begun_at and now >= self._begun_at:
+            self._during(now - self._begun_at)
         if self._interrupts.exit_code:
             self._why = self._why or "interrupted"
         elif self._host.ended:
@@ -265,6 +290,7 @@ class Run:
             return
         found.balanced = bool(said["balanced"])
         found.faults = [str(fault) for fault in said["faults"][:5]]
+        self.books = dict(said["sagas"])
         if not found.balanced:
             self._keep()
 
@@ -277,20 +303,13 @@ class Run:
     def _result(self, told: Told, machine: result.Machine) -> Result:
         found = result_of(self._asked, told, machine)
         found.partial, found.partial_why = bool(self._why), self._why
-        found.cpu_us_per_saga = self._cpu_us(told, found.finished)
+        found.cpu_us_per_saga, found.cpu_s = cpu_of(told, self._probe.cpu_ns())
         peaks = sorted(self._probe.peaks.items())
         found.peak_rss_mb = {name: round(mb, 1) for name, mb in peaks}
         found.data_fs = self._data_fs
         self._count(found)
         found.notes = self._notes = [*found.notes, *self._notes]
         return found
-
-    def _cpu_us(self, told: Told, finished: int) -> dict[str, float]:
-        if not finished:
-            return {}
-        used = {"client": told.cpu_ns, **self._probe.cpu_ns()}
-        used["total"] = sum(used.values())
-        return {role: cpu_ns / finished / 1000 for role, cpu_ns in used.items()}
 
     def _count(self, found: Result) -> None:
         before, after = self._before, self._after
@@ -303,6 +322,20 @@ class Run:
             found.entries_per_commit = (after.entries - before.entries) / commits
         if found.finished:
             found.fsyncs_per_saga = (commits + after.batches - before.batches) / found.finished
+
+
+def cpu_of(told: Told, of_roles: dict[str, int]) -> tuple[dict[str, float], dict[str, float]]:
+    """Give the CPU by role: microseconds a finished saga, none where nothing finished; seconds.
+
+    Args:
+        told: by the generators, whose CPU is the client's.
+        of_roles: nanoseconds that the others used.
+    """
+    used = {"client": told.cpu_ns, **of_roles}
+    used["total"] = sum(used.values())
+    finished = told.completed + told.aborted
+    each = {role: ns / finished / 1000 for role, ns in used.items()} if finished else {}
+    return each, {role: ns / SECOND for role, ns in used.items()}
 
 
 def result_of(asked: Options, told: Told, machine: result.Machine) -> Result:
@@ -339,6 +372,8 @@ def result_of(asked: Options, told: Told, machine: result.Machine) -> Result:
         settings={**asked.settings(), "command": place.command_line()},
         per_second=told.per_second,
         latency_histogram=told.latency,
+        per_tenth=told.per_tenth,
+        gap_ms=told.gap_ns / 1_000_000,
     )
     if asked.rate and not kept:
         found.notes.append(
@@ -379,6 +414,7 @@ def plans(asked: Options, url: str, many: int) -> list[Plan]:
             arrivals=asked.arrivals,
             timeout_s=asked.timeout_s,
             objective_ns=asked.objective_ms * 1_000_000,
+            by_shard=asked.by_shard,
         )
         for part in range(many)
     ]
@@ -408,6 +444,7 @@ def _offered(told: Told) -> float | None:
     return (told.started - 1) * SECOND / span if span > 0 else None
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell who started it, beside the result."""
     if text:
         print(f"sagacity bench: {text}", file=sys.stderr, flush=True)

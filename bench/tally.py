@@ -12,6 +12,8 @@ from bench.schedule import SECOND
 
 LATE_NS: Final = 10_000_000  # a start that is later than this counts as a late one
 _SECONDS_MAX: Final = 100_000  # that are kept apart; whatever comes later counts to the last
+TENTH: Final = SECOND // 10
+_TENTHS_MAX: Final = 6_000  # likewise; a gap that is looked at falls into the first ten minutes
 
 
 class Told(Struct):
@@ -34,6 +36,8 @@ class Told(Struct):
     late: str = ""
     refusal: str = ""
     per_second: Seconds = Seconds()
+    per_tenth: list[int] = []  # finished in each tenth of a second
+    gap_ns: int = 0  # the longest time between two batches of finished sagas
 
 
 class Tally:
@@ -49,12 +53,14 @@ class Tally:
         self.told = Told()
         self.errors: Counter[str] = Counter()
         self._begin = begin
+        self._finished_at = 0
         self._objective_ns = objective_ns
         self._open_loop = open_loop
         self._latency, self._late, self._refusal = Histogram(), Histogram(), Histogram()
         self._offered: Counter[int] = Counter()
         self._finished: Counter[int] = Counter()
         self._refused: Counter[int] = Counter()
+        self._tenths: Counter[int] = Counter()
 
     @property
     def settled(self) -> int:
@@ -90,7 +96,10 @@ class Tally:
                 told.within += times
         told.completed += len(completed)
         told.aborted += len(aborted)
-        told.last = now
+        told.gap_ns = max(told.gap_ns, now - (self._finished_at or now))
+        told.last = self._finished_at = now
+        tenth = min(max(0, now - self._begin) // TENTH, _TENTHS_MAX)
+        self._tenths[tenth] += len(completed) + len(aborted)
         self._finished[self._second(now)] += len(completed) + len(aborted)
 
     def refused(self, intended: int, now: int) -> None:
@@ -118,6 +127,7 @@ class Tally:
         told.late, told.refusal = self._late.encode(), self._refusal.encode()
         counts = (self._offered, self._finished, self._refused)
         told.per_second = Seconds(*(_dense(count) for count in counts))
+        told.per_tenth = _dense(self._tenths)
         return told
 
     def p99_ms(self) -> float:
@@ -140,6 +150,8 @@ def together(tallies: Sequence[Told]) -> Told:
     for each in tallies:
         errors.update(each.errors_by)
     found.errors_by = dict(errors)
+    found.per_tenth = _added([each.per_tenth for each in tallies])
+    found.gap_ns = max((each.gap_ns for each in tallies), default=0)
     for name in ("latency", "late", "refusal"):
         texts = [text for each in tallies if (text := getattr(each, name))]
         setattr(found, name, merged(texts).encode())

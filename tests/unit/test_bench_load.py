@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.carts import COLD, HOT, Carts, catalog
+from bench.carts import COLD, HOT, Carts, CartsOfShard, catalog
 from bench.generator import play
 from bench.histogram import Histogram
 from bench.mix import COMPLETES, DECK, DECLINE, NO_CARRIER, OUT_OF_STOCK, Mix, check, deck
@@ -17,6 +17,7 @@ from config.load import load_catalog
 from sagacity import wire
 from sagacity.errors import Malformed
 from sagacity.messages import Checkout
+from sagacity.slots import SlotMap
 from tests.unit.stalling import MS, SECOND, StallingCluster
 
 RATE = 1000.0
@@ -233,3 +234,23 @@ def test_a_histogram_keeps_each_value_to_a_thousandth_and_takes_what_is_absurd()
         absurd.record_ns(duration)
     assert len(absurd) == 3
     assert Histogram().percentiles().max == 0.0
+
+
+def test_a_generator_of_one_shard_asks_that_shard_alone() -> None:
+    """So that each shard has its own timeline: whose outcomes stopped is seen, not guessed."""
+    slots = SlotMap.even(3)
+    carts = CartsOfShard(Mix(decline=10), 1, shard=2, shards=3)
+    assert {slots.owner(carts.deal()[0]) for _ in range(200)} == {2}
+
+
+def test_the_longest_time_without_an_outcome_is_told() -> None:
+    """A gap is what clients see of a killed process; a mean over a second hides one of 0.9."""
+    tally = Tally(0, SECOND, open_loop=False)
+    for at_ms in (100, 150, 900, 950):
+        tally.finished([0], [], at_ms * MS)
+    told = tally.end(0, 0.0, 0)
+    assert told.gap_ns == 750 * MS
+    assert told.per_tenth == [0, 2, 0, 0, 0, 0, 0, 0, 0, 2]
+    other = Told(per_tenth=[1], gap_ns=5)
+    both = together([told, other])
+    assert (both.gap_ns, both.per_tenth[:2]) == (750 * MS, [1, 2])
