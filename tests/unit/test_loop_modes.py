@@ -452,13 +452,14 @@ def test_upkeep_has_a_slice_of_each_turn_and_no_turn_waits_while_there_is_more()
 def test_upkeep_without_room_pauses_and_what_serves_goes_on() -> None:
     """D7: it can wait for room, sagas need not; nor is a full disk tried at each turn."""
     rig, upkeep = under_upkeep(3)
-    upkeep.full = True
     rig.turn(*rig.workers())
+    upkeep.full = True
     rig.turn(rig.start("s1"))
+    rig.turn()
     assert rig.loop.mode == SERVING
     assert rig.engine.inflight == 1
     assert rig.links.waits[-1] > 0
-    assert upkeep.tried == 1
+    assert upkeep.tried == 2
     upkeep.full = False
     rig.turn(took_ms=UPKEEP_PAUSE_NS // MS)
-    assert (upkeep.tried, upkeep.left) == (2, 2)
+    assert (upkeep.tried, upkeep.left) == (3, 1)
