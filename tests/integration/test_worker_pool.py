@@ -292,6 +292,9 @@ def test_a_locked_database_is_no_outcome_and_the_worker_says_that_it_lives(here:
     other.close()
     shard.until(lambda seen: seen.beats[-1][1].capacity == 256, "a beat with capacity")
     assert shard.ask(peer, charge(2))[0].outcome == wire.OK
+    shard.close()
+    here.shards[0] = shard = here.shard(0)
+    assert shard.ask(shard.worker(), charge(2))[0].outcome == wire.OK  # its wait is over for good
 
 
 def test_garbage_is_dropped_and_counted_and_the_worker_lives(here: Place) -> None:

@@ -203,6 +203,7 @@ class Rig:
         self.journal = TwinJournal(self.clock)
         self.requests = 0
         self.reserve = TwinReserve()
+        self.upkeep: Upkeep = NoUpkeep()  # of the next loop
         self.known: dict[bytes, Witness] = {}  # what the databases hold
         self.start_over()
 
@@ -229,13 +230,15 @@ class Rig:
         self.tally = PlainTally()
         self.watch = Watch()
         self.admission = Admission(4096)
+        engine, upkeep = self.fresh()
         self.loop = Loop(
-            self.fresh()[0],
+            engine,
             self.journal,
             self.links,
             self.clock,
             CLUSTER_ID,
             self.watch,
+            upkeep,
             fresh=self.fresh,
             reserve=self.reserve,
             accepts_loss=accepts_loss,
@@ -259,7 +262,7 @@ class Rig:
             self.tally,
             DEADLINE_MS,
         )
-        return engine, NoUpkeep()
+        return engine, self.upkeep
 
     def turn(self, *events: Event, drained: bool = True, took_ms: int = 0) -> Effects:
         """Do one turn in which these events come; give what it sent."""

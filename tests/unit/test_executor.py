@@ -10,7 +10,7 @@ import pytest
 from sagacity import wire
 from sagacity.books import ROWS_MAX
 from sagacity.errors import Malformed
-from sagacity.executor import BatchExecutor, make_tables, open_file
+from sagacity.executor import OPEN_PATIENCE_MS, BatchExecutor, make_tables, open_file
 from sagacity.service import Call, Database, Ok, Result, Rows, Service
 from sagacity.wire import BooksAsked, Commands, Witness
 from services.inventory import service as inventory
@@ -247,6 +247,13 @@ def test_a_new_file_is_private_synced_and_seeded_once(tmp_path: Path) -> None:
     again = World(payment, connection=open_file(file))
     assert again.rows("SELECT user_id, balance FROM account") == [("u999", 5)]
     again.executor.close()
+
+
+def test_who_opens_a_database_waits_for_its_lock(tmp_path: Path) -> None:
+    """An audit that reads it, or a worker that is about to end, is no reason to give up at once."""
+    connection = open_file(tmp_path / "toy.db")
+    assert connection.execute("PRAGMA busy_timeout").get == OPEN_PATIENCE_MS
+    connection.close()
 
 
 def test_a_seed_that_breaks_leaves_no_tables(tmp_path: Path) -> None:

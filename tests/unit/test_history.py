@@ -8,9 +8,11 @@ from sagacity.saga import Retry
 from sagacity.wire import answer_to
 from services.checkout import checkout
 from shard.events import Answered, Instant
+from shard.finished import FinishedInMemory
 from shard.history import tell
 from shard.loop import WAIT_MAX_NS
 from shard.sagas import LATE_ROWS_TOLD, ROWS_TOLD, Card, Definition
+from shard.state import State
 from tests.unit.world import Rules, World, bodies
 
 MESSAGES = ("command", "answer", "finished")
@@ -177,6 +179,46 @@ def test_a_finished_saga_of_another_version_is_told_by_its_facts() -> None:
         ]
         assert told_now["history"][-1]["body"]["status"] == "COMPLETED"
         assert told_now["history"][1]["body"]["type"] == "ReserveInventory_ok"
+
+
+def replayed_without_definitions(world: World) -> State:
+    """Read a world's journal where no definition of its sagas is configured any more."""
+    state = State({}, FinishedInMemory())
+    for seq, batch in world.journal.replay():
+        state.wall_ms = batch.wall_ms
+        for entry in batch.entries:
+            state.apply(entry, seq)
+    return state
+
+
+def test_a_restart_without_its_definition_leaves_a_finished_saga_its_whole_history() -> None:
+    """Its rows are found by what the replay notes of them; nobody else knows where they are."""
+    world = World()
+    world.step(*world.came(*SERVICES), world.start("a"))
+    world.drive("a", wire.OK, wire.FAILED)
+    world.after(10_000)
+    world.step(*world.beats())
+    world.drive("a", wire.DECLINED, wire.OK)
+    card = world.engine.state.finished.find("a")
+    assert isinstance(card, Card)
+    assert replayed_without_definitions(world).finished.find("a") == card
+
+
+def test_without_its_definition_a_saga_that_was_tried_for_ever_is_noted_in_few_rows() -> None:
+    """Bounded like the rows of any other; how it began and how it ended is among them."""
+    world = World(Rules(deadline_ms=10**9, retry=Retry(backoff_ms=1, backoff_max_ms=1)))
+    world.step(*world.came(*SERVICES), world.start("a"))
+    world.drive("a", wire.OK, wire.DECLINED)
+    for _ in range(2 * ROWS_TOLD):
+        world.drive("a", wire.FAILED)
+        world.after(1_000)
+        world.step(*world.beats())
+    world.drive("a", wire.OK)
+    card = replayed_without_definitions(world).finished.find("a")
+    assert isinstance(card, Card)
+    seqs = card.dossier().seqs
+    assert (seqs[0], seqs[-1]) == (2, world.journal.last.seq)
+    assert ROWS_TOLD < len(seqs) <= ROWS_TOLD + LATE_ROWS_TOLD
 
 
 def test_a_reply_that_no_definition_here_can_read_is_told_as_far_as_any_body_can() -> None:

@@ -13,7 +13,8 @@ from shard.engine import Engine
 from shard.entries import Opened, Ran
 from shard.events import Answered, Event, ListApplied, WorkerCame, WorkerLives, WorkerWent
 from shard.guard import LOSS_GAP, OldCopy
-from shard.loop import FULL, SERVING, STARTING, TRY_AGAIN_NS, NoReserve
+from shard.journal import JournalFull
+from shard.loop import FULL, SERVING, STARTING, TRY_AGAIN_NS, UPKEEP_PAUSE_NS, NoReserve
 from shard.pools import Pool, Worker
 from shard.retention import NOTE_MS
 from shard.sagas import MS, Live
@@ -399,3 +400,66 @@ def test_a_shard_that_has_no_reserve_waits_for_room_at_once() -> None:
     assert rig.loop.mode == SERVING
     rig.turn()
     settled(rig)
+
+
+# -- upkeep ---------------------------------------------------------------------------------------
+
+
+class Slices:
+    """Upkeep of so many slices; with `full` there is no room for the next one."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.tried = 0
+        self.full = False
+
+    def turn(self) -> bool:
+        self.tried += 1
+        if self.full:
+            raise JournalFull("as told")
+        self.left -= self.left > 0
+        return self.left > 0
+
+    def let_go(self) -> None:
+        self.left = 0
+
+
+def under_upkeep(left: int) -> tuple[Rig, Slices]:
+    """Give a loop that serves, with upkeep that has so much to do."""
+    rig = Rig()
+    upkeep = Slices(0)
+    rig.upkeep = upkeep
+    rig.start_over()
+    rig.turn()
+    upkeep.left, upkeep.tried = left, 0
+    rig.links.waits.clear()
+    return rig, upkeep
+
+
+def test_upkeep_has_a_slice_of_each_turn_and_no_turn_waits_while_there_is_more() -> None:
+    """D13: else a file grows without bound, at the pace at which nothing comes."""
+    rig, upkeep = under_upkeep(3)
+    for left in (2, 1, 0):
+        rig.turn()
+        assert upkeep.left == left
+    rig.turn()
+    first, *while_there_is_more, after = rig.links.waits
+    assert while_there_is_more == [0, 0]
+    assert first > 0
+    assert after > 0
+
+
+def test_upkeep_without_room_pauses_and_what_serves_goes_on() -> None:
+    """D7: it can wait for room, sagas need not; nor is a full disk tried at each turn."""
+    rig, upkeep = under_upkeep(3)
+    rig.turn(*rig.workers())
+    upkeep.full = True
+    rig.turn(rig.start("s1"))
+    rig.turn()
+    assert rig.loop.mode == SERVING
+    assert rig.engine.inflight == 1
+    assert rig.links.waits[-1] > 0
+    assert upkeep.tried == 2
+    upkeep.full = False
+    rig.turn(took_ms=UPKEEP_PAUSE_NS // MS)
+    assert (upkeep.tried, upkeep.left) == (3, 1)

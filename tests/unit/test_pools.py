@@ -185,6 +185,34 @@ def test_a_queue_that_moves_has_a_pace_and_one_that_stands_has_an_age() -> None:
     assert pool.measure(WINDOW_NS * 3) == WINDOW_NS * 3
 
 
+def test_a_pool_that_moves_in_lumps_moves_between_them() -> None:
+    """Else its queue would have an age before each lump, and starts be refused by turns."""
+    pool = Pool("inventory")
+    lump = 2 * WINDOW_NS
+    for now in (0, lump, 2 * lump):
+        pool.take()
+        taken(pool, 9, now)
+        pool.offer(saga(1), now)
+        pool.measure(now)
+    assert pool.measure(4 * lump) == 0
+    assert pool.measure(4 * lump + 1) == 2 * lump + 1
+
+
+def test_a_hiccup_is_no_pace_and_two_are() -> None:
+    """One slow sync of a disk would refuse starts; a pool that stays slow must be believed."""
+    pool = Pool("inventory")
+    paces = []
+    now = 0
+    for windows in (0, 1, 1, 2, 2):
+        now += windows * WINDOW_NS
+        taken(pool, 9, now)
+        pool.offer(saga(1), now)
+        pool.measure(now)
+        paces.append(pool.pace_ns * 20 // WINDOW_NS)
+        pool.take()
+    assert paces == [0, 2, 2, 2, 3]  # over two windows each: 2, 2, 3, 4
+
+
 def test_few_commands_tell_no_pace() -> None:
     """Else one that happens to come late would refuse starts; the age of the queue says enough."""
     pool = Pool("inventory")

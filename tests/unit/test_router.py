@@ -180,6 +180,23 @@ def test_a_client_has_a_bound_and_its_reads_a_room_of_their_own(world: World) ->
     assert world.counted("start", "not_taken") == world.counted("show", "not_taken") == 1
 
 
+def test_what_is_answered_gives_its_room_back(world: World) -> None:
+    """Else a client that has asked often enough would be refused for ever."""
+    for first in (0, 100, 200):
+        world.ask(ALICE, *[request(first + n) for n in range(20)])
+        world.ask(ALICE, *[request(first + 30 + n, kind=wire.SHOW) for n in range(4)])
+        world.ask(ALICE, request(first + 40), request(first + 41, kind=wire.SHOW))
+        sent = world.forwarded()
+        assert kinds(sent) == {wire.START: 4, wire.RECALL: 16, wire.SHOW: 4}
+        assert world.replies() == {ALICE: [(first + 40, 11), (first + 41, 11)]}
+        world.router.replies(0, [Reply(item.request, None, b"") for item in sent[1:]])
+        world.ask(ALICE, *[request(first + 50 + n) for n in range(19)])  # one start is still open
+        sent = [sent[0], *world.forwarded()]
+        assert kinds(sent) == {wire.START: 4, wire.RECALL: 16}
+        world.router.replies(0, [Reply(item.request, None, b"") for item in sent])
+        world.router.take_replies()
+
+
 def test_a_shard_has_a_bound_and_the_others_serve_on() -> None:
     """PROOF A8: a full shard costs the others nothing."""
     world = World(client_max=100, shard_max=8)

@@ -157,7 +157,7 @@ def test_a_users_worker_serves_its_service_until_it_is_stopped(here: Place) -> N
     shard, seen, codes = here.shards[0], Seen(), list[int]()
     file = here.directory.path / "toy.db"
     addresses, cluster_id = [here.run.workers(0)], here.cluster.cluster_id
-    worker = Worker(toy, file, addresses, cluster_id, capacity=9, log=Events(), watch=seen)
+    worker = Worker(toy, file, addresses, cluster_id, capacity=9, watch=seen)
     thread = running(worker, codes)
     try:
         peer = shard.worker()

@@ -94,6 +94,20 @@ def test_frames_of_an_older_round_are_no_damage(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_a_wal_that_is_a_torn_header_alone_is_no_damage(tmp_path: Path) -> None:
+    """A power loss before the first sync of a new WAL: no frame was written, nothing is lost."""
+    path = tmp_path / "journal.db"
+    held = killed(path)
+    journal = open_at(path)
+    assert len(replayed(journal)) == 6
+    journal.close()
+    held[31] ^= 1
+    wal_of(path).write_bytes(held[:HEADER])
+    journal = open_at(path)
+    assert len(replayed(journal)) == 6
+    journal.close()
+
+
 def test_a_services_database_whose_wal_is_damaged_is_refused(tmp_path: Path) -> None:
     """Barrier rows that are gone without a word would let their commands take effect again."""
     path = tmp_path / "toy.db"
