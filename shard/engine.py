@@ -300,6 +300,15 @@ class Engine:
         """Give every worker's connection."""
         return list(self._workers)
 
+    def pools(self) -> list[Pool]:
+        """Give the pools of all services, to be looked at."""
+        return list(self._course.pools.values())
+
+    @property
+    def slots(self) -> int:
+        """How many slots the shard owns."""
+        return len(self._course.slots)
+
     def hellos(self) -> list[Event]:
         """Give the events by which another engine knows the workers of this one."""
         return [
@@ -512,6 +521,7 @@ class Engine:
             if wait:
                 saga.due = now.ns + wait
             else:
+                self.tally.retried(saga.definition.names[saga.step - 1], saga.direction)
                 self._course.queue(saga, now)
         elif saga.where == OUT and until >= saga.due:
             worker = self._workers.get(saga.worker or b"")
