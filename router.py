@@ -202,9 +202,8 @@ class Router:
     def not_forwarded(self, peer: int, items: Sequence[Request], *, connected: bool) -> None:
         """Answer 11 for what could not be sent to a peer, unless an earlier try of it was."""
         state = "overloaded" if connected else "down"
-        error = NotTaken(
-            f"{self._name(peer)} is {state}", retry_after_ms=RETRY_AFTER_MS, cause=state
-        )
+        text = f"{self._name(peer)} is {state}"
+        error = NotTaken(text, retry_after_ms=RETRY_AFTER_MS, cause=state)
         for item in items:
             entry = self._open.get(item.request)
             if entry is not None and entry[4] == entry[5]:
@@ -229,12 +228,9 @@ class Router:
     def expire(self, now: int) -> None:
         """Answer 0 for what is open for longer than any client waits. Call it each second."""
         error = NoOutcome("no answer in time; ask again with the same id")
-        old = []
-        for number, entry in self._open.items():
+        for number, entry in list(self._open.items()):  # the oldest first
             if now - entry[4] < OPEN_NS_MAX:
                 break
-            old.append((number, entry))
-        for number, entry in old:
             self._end(number, entry, error)
 
     def give_up(self) -> None:
