@@ -59,13 +59,14 @@ def promtool(*words: str, cwd: Path = PROMETHEUS) -> tuple[int, str]:
     done = subprocess.run(
         ["promtool", *words],
         cwd=cwd,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,  # it says on both what belongs together
         text=True,
         timeout=60,
         check=False,
         env={**os.environ, "GOMAXPROCS": "1"},  # two of them run side by side
     )
-    return done.returncode, done.stdout + done.stderr
+    return done.returncode, done.stdout
 
 
 @pytest.fixture(scope="module")
