@@ -50,6 +50,7 @@ SHARD_DUPLICATES: Final = (
     "answer_late",
     "answer_repeated",
     "answer_unknown_saga",
+    "answer_while_waiting",
     "list_repeated",
     "refused_fenced",
     "refused_unavailable",

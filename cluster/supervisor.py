@@ -66,7 +66,7 @@ class Supervisor:
         self.fleet = Fleet(commands, patience, clock.monotonic_ns(), router_last=router_last)
         self._before_router = before_router
         self.about = dict(about)
-        self._meters = meters
+        self.meters = meters
         meters.processes.source = self.fleet.states
         self._log = log
         self.fault: SagacityError | None = None
@@ -200,7 +200,7 @@ class Supervisor:
         now = self._clock.monotonic_ns()
         self.fleet.ended(member, now, refused=code == EXIT_MALFORMED)
         if not self.fleet.stopping:
-            self._meters.process_exits.add((member.role,))
+            self.meters.process_exits.add((member.role,))
         said = {"code": code, "served": served, "state": member.state, **named}
         if self.fleet.stopping:
             self._log.info("process_ended", **said)
@@ -273,7 +273,7 @@ class Supervisor:
     def _notice_lost_time(self, now_ns: int, waited_ns: int) -> None:
         late_ns = now_ns - self._listened_ns - waited_ns
         self._listened_ns = now_ns
-        self._meters.event_loop_lag.observe(max(0, late_ns))
+        self.meters.event_loop_lag.observe(max(0, late_ns))
         if late_ns > _LATE_NS:
             self.fleet.lost_time(late_ns)
             self._log.warning("turn_was_late", late_ms=late_ns // 1_000_000)

@@ -148,10 +148,11 @@ class Course:
         for waiter in saga.waiters:
             answer(fx, waiter, final)
         outcome = "completed" if completed else "aborted"
-        began = saga.exposed_at
-        if not began and (completed or COMPENSATED in saga.states):
-            began = saga.started_at  # before a restart, or unknown: it may have been as early
-        exposed = now.ns - began if began else -1
+        exposed = -1
+        if saga.exposed_at:
+            exposed = now.ns - saga.exposed_at
+        elif COMPENSATED in saga.states:
+            exposed = now.ns - saga.started_at  # its outcome was unknown: it may stand since then
         self.tally.finished(saga.definition.name, outcome, now.ns - saga.started_at, exposed)
 
     def attempt_ended(self, saga: Live, cause: str, text: str, now: Instant, fx: Effects) -> None:

@@ -52,9 +52,11 @@ from shard.retention import Retention
 from shard.retries import RetryBudget
 from shard.sagas import (
     BACKING_OFF,
+    COMPENSATED,
     DEATHS_MAX,
     MS,
     OUT,
+    SUCCEEDED,
     Live,
     Suspect,
 )
@@ -172,6 +174,8 @@ class Engine:
             left = min(max(left, min(RECOVERED_MIN_MS, self.deadline_ms)), self.deadline_ms)
             ran = self.deadline_ms - (saga.deadline_ms - now.wall_ms)
             saga.started_at = now.ns - max(ran, 0) * MS
+            if SUCCEEDED in saga.states or COMPENSATED in saga.states:
+                saga.exposed_at = saga.started_at  # when it was is not known: no later than this
             self._course.go_on(saga, now, deadline=now.ns + left * MS)
         self._guess_paces(now)
 
