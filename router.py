@@ -202,7 +202,8 @@ class Router:
     def not_forwarded(self, peer: int, items: Sequence[Request], *, connected: bool) -> None:
         """Answer 11 for what could not be sent to a peer, unless an earlier try of it was."""
         state = "overloaded" if connected else "down"
-        error = NotTaken(f"{self._name(peer)} is {state}", retry_after_ms=RETRY_AFTER_MS)
+        text = f"{self._name(peer)} is {state}"
+        error = NotTaken(text, retry_after_ms=RETRY_AFTER_MS, cause=state)
         for item in items:
             entry = self._open.get(item.request)
             if entry is not None and entry[4] == entry[5]:
@@ -227,12 +228,9 @@ class Router:
     def expire(self, now: int) -> None:
         """Answer 0 for what is open for longer than any client waits. Call it each second."""
         error = NoOutcome("no answer in time; ask again with the same id")
-        old = []
-        for number, entry in self._open.items():
+        for number, entry in list(self._open.items()):  # the oldest first
             if now - entry[4] < OPEN_NS_MAX:
                 break
-            old.append((number, entry))
-        for number, entry in old:
             self._end(number, entry, error)
 
     def give_up(self) -> None:
@@ -281,9 +279,10 @@ class Router:
             room, times = _RECALLING, _RECALLS_PER_START
         if client.beside[room] >= times * self._client_max:
             text = f"more than {times * self._client_max} requests of one client in flight"
-            raise NotTaken(text, retry_after_ms=RETRY_AFTER_MS)
+            raise NotTaken(text, retry_after_ms=RETRY_AFTER_MS, cause="client_in_flight")
         if self._beside[peer][room] >= times * self._peer_max:
-            raise NotTaken(f"{self._name(peer)} is overloaded", retry_after_ms=RETRY_AFTER_MS)
+            text = f"{self._name(peer)} is overloaded"
+            raise NotTaken(text, retry_after_ms=RETRY_AFTER_MS, cause="overloaded")
         return room
 
     def _again(self, number: int, peer: int, item: Request, now: int) -> None:
@@ -306,6 +305,7 @@ class Router:
     def _answer(self, identity: bytes, request: int, kind: int, error: SagacityError) -> None:
         reply = Reply(request, error.code, wire.pack(error.body()))
         self._replies.setdefault(identity, []).append(reply)
+        self._meters.refused.add((error.cause,))
         if kind in wire.KINDS:
             self._count(kind, error.code, 1)
 
@@ -440,7 +440,7 @@ class Loop:
             self._take_requests(now)
         self._send()
         self._keep_house(now)
-        self._meters.event_loop_lag.observe_ns(self._clock.monotonic_ns() - now)
+        self._meters.event_loop_lag.observe(self._clock.monotonic_ns() - now)
 
     def _timeout_ms(self) -> int:
         if self._outbox.frames:

@@ -10,6 +10,7 @@ Knows no process, socket or clock: the supervisor tells what happened and asks w
 A process that is silent for too long hangs. It is killed, once, and then has ended like any other.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -268,6 +269,10 @@ class Fleet:
             for member in self.members.values()
             if member.pid is not None and (not roles or member.role in roles)
         ]
+
+    def states(self) -> dict[tuple[str, ...], float]:
+        """Give how many members of each role are in each state; any thread may ask."""
+        return {**Counter((member.role, member.state) for member in self.members.values())}
 
     def processes(self, now_ns: int) -> list[dict[str, Any]]:
         """Give a row for each member, as `status` shows it; pid is 0 where no process is."""

@@ -21,10 +21,19 @@ from cluster.metrics import (
     COMPENSATION_CAUSES,
     FINISHED_OUTCOMES,
     METRICS,
+    PROCESS_STATES,
+    ROUTER_DUPLICATES,
+    ROUTER_FAULTS,
     ROUTER_OUTCOMES,
+    ROUTER_REFUSALS,
     SHARD_DUPLICATES,
     SHARD_FAULTS,
+    SHARD_MODES,
+    SHARD_REFUSALS,
+    TURNING_CAUSES,
     WORKER,
+    WORKER_DUPLICATES,
+    WORKER_FAULTS,
     Metric,
 )
 from sagacity import __version__
@@ -49,31 +58,40 @@ class Counts:
 
     def __init__(self, metric: Metric, zeros: Iterable[Labels] = ()) -> None:
         self.metric = metric
-        self._cells: dict[Labels, int] = dict.fromkeys(zeros if metric.labels else [()], 0)
+        # A list of one integer each, so that who counts often keeps the list.
+        self._cells: dict[Labels, list[int]] = {
+            labels: [0] for labels in (zeros if metric.labels else [()])
+        }
 
     def add(self, labels: Labels = (), by: int = 1) -> None:
         """Count; for the one thread that owns the meters."""
-        cells = self._cells
-        cells[labels] = cells.get(labels, 0) + by
+        self.cell(labels)[0] += by
+
+    def cell(self, labels: Labels = ()) -> list[int]:
+        """Give what a combination of label values is counted in: its first item."""
+        cell = self._cells.get(labels)
+        if cell is None:
+            cell = self._cells[labels] = [0]
+        return cell
 
     def read(self) -> dict[Labels, int]:
         """Give a copy; any thread may."""
-        return self._cells.copy()
+        return {labels: cell[0] for labels, cell in self._cells.copy().items()}
 
 
 class Durations:
-    """A histogram of durations: bucket counts and a sum of nanoseconds.
+    """A histogram, of durations mostly: bucket counts and a sum, of nanoseconds or as `scale` says.
 
     Args:
         metric: what is measured.
         zeros: combinations of label values that are served before anything is measured.
     """
 
-    __slots__ = ("_cells", "_edges", "metric")
+    __slots__ = ("_cells", "edges", "metric")
 
     def __init__(self, metric: Metric, zeros: Iterable[Labels] = ()) -> None:
         self.metric = metric
-        self._edges = metric.edges_ns
+        self.edges = metric.edges
         # One list each, buckets first, then what is above the last edge, then the sum: a copy
         # of it is taken in one piece while the owner goes on.
         self._cells: dict[Labels, list[int]] = {
@@ -81,15 +99,23 @@ class Durations:
         }
 
     def _empty(self) -> list[int]:
-        return [0] * (len(self._edges) + 2)
+        return [0] * (len(self.edges) + 2)
 
-    def observe_ns(self, duration: int, labels: Labels = ()) -> None:
-        """Count a duration, nanoseconds; for the one thread that owns the meters."""
+    def observe(self, value: int, labels: Labels = ()) -> None:
+        """Count a value, nanoseconds mostly; for the one thread that owns the meters."""
+        cell = self.cell(labels)
+        cell[bisect_left(self.edges, value)] += 1
+        cell[-1] += value
+
+    def cell(self, labels: Labels = ()) -> list[int]:
+        """Give what a combination of label values is counted in, as `observe` does it.
+
+        Who counts often keeps it, and saves two calls.
+        """
         cell = self._cells.get(labels)
         if cell is None:
             cell = self._cells[labels] = self._empty()
-        cell[bisect_left(self._edges, duration)] += 1
-        cell[-1] += duration
+        return cell
 
     def read(self) -> dict[Labels, tuple[list[int], int]]:
         """Give, for each combination, the counts per bucket (one more than edges) and the sum.
@@ -104,7 +130,7 @@ Reading = float | Mapping[Labels, float]
 
 
 class Gauge:
-    """A value that is asked for when somebody scrapes.
+    """A value that is asked for when somebody scrapes; a counter, too, that another object counts.
 
     Set `source` to a callable that any thread may call: it gives a number or, where the metric has
     labels, a number for each combination of their values. Until then zeros are served.
@@ -129,9 +155,9 @@ Holder = Counts | Durations | Gauge
 
 
 class Meters:
-    """What every process serves; on its own, all that the supervisor serves."""
+    """What every process serves."""
 
-    role = SUPERVISOR
+    role = ""
 
     def __init__(self) -> None:
         self.event_loop_lag = _durations("saga_event_loop_lag_seconds")
@@ -145,6 +171,22 @@ class Meters:
         return [own[metric.attribute] for metric in METRICS if self.role in metric.roles]
 
 
+class SupervisorMeters(Meters):
+    """What the supervisor serves.
+
+    Args:
+        processes: the roles of those that it starts.
+    """
+
+    role = SUPERVISOR
+
+    def __init__(self, processes: Iterable[str] = ()) -> None:
+        super().__init__()
+        roles = list(dict.fromkeys(processes))
+        self.processes = _gauge("saga_processes", _every(roles, PROCESS_STATES))
+        self.process_exits = _counts("saga_process_exits_total", _every(roles))
+
+
 class ShardMeters(Meters):
     """What a shard serves.
 
@@ -156,17 +198,23 @@ class ShardMeters(Meters):
 
     def __init__(self, sagas: Iterable["Saga"] = ()) -> None:
         super().__init__()
-        names = {saga.name: [step.name for step in saga.steps] for saga in sagas}
+        plans = list(sagas)
+        names = {saga.name: [step.name for step in saga.steps] for saga in plans}
         steps = dict.fromkeys(step for each in names.values() for step in each)
+        pools = dict.fromkeys(step.service for saga in plans for step in saga.steps)
         self.started = _counts("saga_started_total")
         self.finished = _counts("saga_finished_total", _every(names, FINISHED_OUTCOMES))
         self.duration = _durations("saga_duration_seconds")
+        self.exposure = _durations("saga_exposure_seconds", _every(FINISHED_OUTCOMES))
         self.active = _gauge("saga_active", _every(ACTIVE_STATES))
         self.oldest_active_timestamp = _gauge("saga_oldest_active_timestamp_seconds")
+        self.oldest_stuck_timestamp = _gauge("saga_oldest_stuck_timestamp_seconds")
         self.step_attempts = _counts(
             "saga_step_attempts_total", _every(steps, DIRECTIONS, ATTEMPT_OUTCOMES)
         )
         self.step_duration = _durations("saga_step_duration_seconds", _every(steps, DIRECTIONS))
+        self.retries = _counts("saga_retries_total", _every(steps, DIRECTIONS))
+        self.turned_back = _counts("saga_turned_back_total", _every(names, TURNING_CAUSES))
         self.compensations = _counts(
             "saga_compensations_total",
             [
@@ -176,14 +224,26 @@ class ShardMeters(Meters):
                 for cause in COMPENSATION_CAUSES
             ],
         )
+        self.refused = _counts("saga_refused_total", _every(SHARD_REFUSALS))
         self.duplicates = _counts("saga_duplicates_total", _every(SHARD_DUPLICATES))
         self.faults = _counts("saga_faults_total", _every(SHARD_FAULTS))
         self.amount_at_risk = _gauge("saga_amount_at_risk")
         self.journal_commit_duration = _durations("saga_journal_commit_duration_seconds")
+        self.journal_commit_entries = _durations("saga_journal_commit_entries")
         self.journal_records = _counts("saga_journal_records_total")
         self.journal_size = _gauge("saga_journal_size_bytes")
         self.recovery_duration = _gauge("saga_recovery_duration_seconds")
         self.recovered = _counts("saga_recovered_total")
+        self.shard_mode = _gauge("saga_shard_mode", _every(SHARD_MODES))
+        self.shard_epoch = _gauge("saga_shard_epoch")
+        self.shard_slots = _gauge("saga_shard_slots")
+        self.pool_workers = _gauge("saga_pool_workers", _every(pools))
+        self.pool_credit = _gauge("saga_pool_credit", _every(pools))
+        self.pool_outstanding = _gauge("saga_pool_outstanding", _every(pools))
+        self.pool_waiting = _gauge("saga_pool_waiting", _every(pools))
+        self.pool_commands = _gauge("saga_pool_commands_total", _every(pools))
+        self.pool_wait = _gauge("saga_pool_wait_seconds_total", _every(pools))
+        self.event_loop_busy = _gauge("saga_event_loop_busy_seconds_total")
 
 
 class RouterMeters(Meters):
@@ -197,14 +257,16 @@ class RouterMeters(Meters):
 
     def __init__(self, shards: int = 0) -> None:
         super().__init__()
-        self.duplicates = _counts("saga_duplicates_total", _every(("reply",)))
-        self.faults = _counts("saga_faults_total", _every(("frame", "request")))
+        self.refused = _counts("saga_refused_total", _every(ROUTER_REFUSALS))
+        self.duplicates = _counts("saga_duplicates_total", _every(ROUTER_DUPLICATES))
+        self.faults = _counts("saga_faults_total", _every(ROUTER_FAULTS))
         self.router_requests = _counts(
             "saga_router_requests_total", _every(KINDS.values(), ROUTER_OUTCOMES)
         )
         self.router_shard_inflight = _gauge(
             "saga_router_shard_inflight", _every([str(shard) for shard in range(shards)])
         )
+        self.event_loop_busy = _busy_by(self.event_loop_lag)
 
 
 class WorkerMeters(Meters):
@@ -222,11 +284,12 @@ class WorkerMeters(Meters):
             "saga_step_attempts_total",
             [(*command, outcome) for command in commands for outcome in OUTCOMES],
         )
-        self.duplicates = _counts("saga_duplicates_total", _every(("command",)))
-        self.faults = _counts("saga_faults_total", _every(("frame",)))
+        self.duplicates = _counts("saga_duplicates_total", _every(WORKER_DUPLICATES))
+        self.faults = _counts("saga_faults_total", _every(WORKER_FAULTS))
         self.worker_busy = _gauge("saga_worker_busy")
         self.worker_capacity = _gauge("saga_worker_capacity")
         self.worker_queue_wait = _durations("saga_worker_queue_wait_seconds")
+        self.event_loop_busy = _busy_by(self.event_loop_lag)
 
 
 def _counts(name: str, zeros: Iterable[Labels] = ()) -> Counts:
@@ -239,6 +302,13 @@ def _durations(name: str, zeros: Iterable[Labels] = ()) -> Durations:
 
 def _gauge(name: str, zeros: Iterable[Labels] = ()) -> Gauge:
     return Gauge(BY_NAME[name], zeros)
+
+
+def _busy_by(lag: Durations) -> Gauge:
+    """Give the time that a loop works whose every turn, reading included, stands in its lag."""
+    gauge = _gauge("saga_event_loop_busy_seconds_total")
+    gauge.source = lambda: sum(total for _, total in lag.read().values()) / 1e9
+    return gauge
 
 
 def _every(*values: Collection[str]) -> list[Labels]:

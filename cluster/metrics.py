@@ -1,13 +1,16 @@
-"""The one table of all metrics (SPEC 7): names, types, labels, edges, and who serves them.
+"""The one table of all metrics (SPEC 7): names, types, labels and their values, edges, who serves.
 
-Pure; knows nothing of how they are counted (`meters`) or served (`telemetry`).
+Pure; knows nothing of how they are counted (`meters`) or served (`telemetry`). docs/metrics.md is
+printed from it (`python -m tests.architecture.pictures`).
 """
 
 from typing import Final
 
 from msgspec import Struct
 
-from cluster.fleet import ROUTER, SHARD, SUPERVISOR
+from cluster.fleet import QUARANTINED, ROUTER, SHARD, STANDBY, STARTING, STOPPED, SUPERVISOR, UP
+from sagacity.ids import DIRECTIONS
+from sagacity.wire import KINDS, OUTCOMES
 
 COUNTER: Final = "counter"
 GAUGE: Final = "gauge"
@@ -18,35 +21,43 @@ _ALL: Final = (SHARD, ROUTER, WORKER, SUPERVISOR)
 
 _US: Final = 1_000
 _MS: Final = 1_000_000
+_S: Final = 1_000_000_000
 
 # Upper edges, nanoseconds. The objectives stand among them: 1 s for a saga, 3 s for an attempt,
 # 0.5 s for a turn of a loop (a longer one stops the clocks of sagas).
 _SAGA_EDGES: Final = tuple(
     ms * _MS for ms in (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000)
 )
-_STEP_EDGES: Final = tuple(
-    ms * _MS for ms in (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 3000, 10_000)
+# A saga that is stuck over night stands half-done for hours.
+_EXPOSURE_EDGES: Final = tuple(
+    ms * _MS for ms in (50, 250, 1000, 5000, 30_000, 300_000, 3_600_000, 86_400_000)
 )
+_STEP_EDGES: Final = tuple(ms * _MS for ms in (1, 5, 10, 50, 100, 250, 500, 1000, 3000, 10_000))
 _SHORT_EDGES: Final = tuple(
     tenths * 100 * _US
     for tenths in (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 50_000)
 )
+_ENTRIES_EDGES: Final = (1, 4, 16, 64, 256, 1024)
 
 # Values of labels that are closed lists and belong to no other room.
 ACTIVE_STATES: Final = ("running", "compensating", "stuck")
 FINISHED_OUTCOMES: Final = ("completed", "aborted")
 ATTEMPT_OUTCOMES: Final = ("ok", "declined", "failed", "timed_out", "quarantined")
 COMPENSATION_CAUSES: Final = ("declined", "timed_out", "deadline", "cancelled", "quarantined")
+TURNING_CAUSES: Final = (*COMPENSATION_CAUSES, "unpriced")  # of such a one nothing is compensated
 SHARD_DUPLICATES: Final = (
     "start",
     "answer_late",
     "answer_repeated",
     "answer_unknown_saga",
+    "answer_while_waiting",
     "list_repeated",
     "refused_fenced",
     "refused_unavailable",
     "unknown_worker",
 )
+ROUTER_DUPLICATES: Final = ("reply",)
+WORKER_DUPLICATES: Final = ("command",)
 SHARD_FAULTS: Final = (
     "answer_contradicts",
     "answer_malformed",
@@ -59,8 +70,61 @@ SHARD_FAULTS: Final = (
     "frame",
     "refused_compensated",
     "refused_forgotten",
+    "worker_turned_away",
 )
+ROUTER_FAULTS: Final = ("frame", "request")
+WORKER_FAULTS: Final = ("frame",)
 ROUTER_OUTCOMES: Final = ("answered", "not_taken", "no_outcome", "error")
+SHARD_REFUSALS: Final = (
+    "bug",
+    "conflict",
+    "disk_full",
+    "draining",
+    "in_flight",
+    "malformed",
+    "no_outcome",
+    "no_room",
+    "no_worker",
+    "not_supported",
+    "other_shard",
+    "queue",
+    "starting",
+    "stuck",
+    "unknown_saga",
+)
+ROUTER_REFUSALS: Final = (
+    "bug",
+    "client_in_flight",
+    "down",
+    "malformed",
+    "no_outcome",
+    "not_supported",
+    "overloaded",
+)
+SHARD_MODES: Final = ("starting", "serving", "full")
+PROCESS_STATES: Final = (STARTING, STANDBY, UP, QUARANTINED, STOPPED)
+
+# Where the values of the other labels are known from, before anything runs.
+OF_SAGAS: Final = "the sagas in cluster.sagas"
+OF_STEPS: Final = "the actions of their steps; at a worker the commands of its service"
+OF_POOLS: Final = "the pools in services.pools"
+OF_SHARDS: Final = "0 to cluster.shards - 1"
+OF_PROCESSES: Final = "router, shard, and the pools in services.pools"
+OF_THIS_BUILD: Final = "one: what runs"
+
+
+class Label(Struct, frozen=True):
+    """One label: never an id, never text from outside.
+
+    Args:
+        name: as it is served.
+        values: all that it may have, whoever serves it; where that is a closed list.
+        known_from: otherwise, where they are known from; one of this module's OF_...
+    """
+
+    name: str
+    values: tuple[str, ...] = ()
+    known_from: str = ""
 
 
 class Metric(Struct, frozen=True):
@@ -71,16 +135,18 @@ class Metric(Struct, frozen=True):
         kind: COUNTER, GAUGE or HISTOGRAM.
         help: what it counts, and in what unit.
         roles: the processes that serve it.
-        labels: names; never one whose values grow with time.
-        edges_ns: upper edges of a histogram's buckets, ascending; they are served in seconds.
+        labels: none whose values grow with time.
+        edges: upper edges of a histogram's buckets, ascending.
+        scale: a histogram counts, and has its edges, in such parts of the unit that is served.
     """
 
     name: str
     kind: str
     help: str
     roles: tuple[str, ...]
-    labels: tuple[str, ...] = ()
-    edges_ns: tuple[int, ...] = ()
+    labels: tuple[Label, ...] = ()
+    edges: tuple[int, ...] = ()
+    scale: int = _S
 
     @property
     def attribute(self) -> str:
@@ -90,6 +156,17 @@ class Metric(Struct, frozen=True):
             name = name.removesuffix(ending)
         return name
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of its labels, in the order of their values."""
+        return tuple(label.name for label in self.labels)
+
+
+_SAGA: Final = Label("saga", known_from=OF_SAGAS)
+_STEP: Final = Label("step", known_from=OF_STEPS)
+_DIRECTION: Final = Label("direction", DIRECTIONS)
+_SERVICE: Final = Label("service", known_from=OF_POOLS)
+_PROCESS: Final = Label("process", known_from=OF_PROCESSES)
 
 METRICS: Final = (
     Metric("saga_started_total", COUNTER, "Sagas accepted.", (SHARD,)),
@@ -98,7 +175,7 @@ METRICS: Final = (
         COUNTER,
         "Sagas that are final.",
         (SHARD,),
-        ("saga", "outcome"),
+        (_SAGA, Label("outcome", FINISHED_OUTCOMES)),
     ),
     Metric(
         "saga_duration_seconds",
@@ -109,11 +186,20 @@ METRICS: Final = (
         _SAGA_EDGES,
     ),
     Metric(
+        "saga_exposure_seconds",
+        HISTOGRAM,
+        "How long a saga stood half-done: from its first success to its final answer. Of one whose "
+        "first success was unknown, or in an earlier life of the shard: from its start.",
+        (SHARD,),
+        (Label("outcome", FINISHED_OUTCOMES),),
+        _EXPOSURE_EDGES,
+    ),
+    Metric(
         "saga_active",
         GAUGE,
         "Sagas that are not final, each counted once: a stuck one is not among compensating.",
         (SHARD,),
-        ("state",),
+        (Label("state", ACTIVE_STATES),),
     ),
     Metric(
         "saga_oldest_active_timestamp_seconds",
@@ -122,27 +208,60 @@ METRICS: Final = (
         (SHARD,),
     ),
     Metric(
+        "saga_oldest_stuck_timestamp_seconds",
+        GAUGE,
+        "When the compensation that is stuck for longest became so, seconds since 1970; 0 when "
+        "none is.",
+        (SHARD,),
+    ),
+    Metric(
         "saga_step_attempts_total",
         COUNTER,
         "Attempts of a step: by a shard, as they ended; by a worker, as it answered. "
         "Sums make sense over one role.",
         (SHARD, WORKER),
-        ("step", "direction", "outcome"),
+        (
+            _STEP,
+            _DIRECTION,
+            Label("outcome", tuple(dict.fromkeys((*ATTEMPT_OUTCOMES, *OUTCOMES)))),
+        ),
     ),
     Metric(
         "saga_step_duration_seconds",
         HISTOGRAM,
         "From sending a command to a worker until its outcome.",
         (SHARD,),
-        ("step", "direction"),
+        (_STEP, _DIRECTION),
         _STEP_EDGES,
+    ),
+    Metric(
+        "saga_retries_total",
+        COUNTER,
+        "Commands given out again after an attempt that failed or timed out.",
+        (SHARD,),
+        (_STEP, _DIRECTION),
+    ),
+    Metric(
+        "saga_turned_back_total",
+        COUNTER,
+        "Sagas that turned back, by why: timed_out is attempts used up, quarantined an outcome "
+        "that stays unknown because the command ends its workers.",
+        (SHARD,),
+        (_SAGA, Label("cause", TURNING_CAUSES)),
     ),
     Metric(
         "saga_compensations_total",
         COUNTER,
         "Steps compensated, by why the saga turned back.",
         (SHARD,),
-        ("saga", "step", "cause"),
+        (_SAGA, _STEP, Label("cause", COMPENSATION_CAUSES)),
+    ),
+    Metric(
+        "saga_refused_total",
+        COUNTER,
+        "Requests that got an error, by why, where it was decided: at the router, or at a shard.",
+        (SHARD, ROUTER),
+        (Label("cause", tuple(sorted({*SHARD_REFUSALS, *ROUTER_REFUSALS}))),),
     ),
     Metric(
         "saga_duplicates_total",
@@ -150,7 +269,7 @@ METRICS: Final = (
         "What came again and had no second effect: starts and answers at a shard, replies at the "
         "router, commands at a worker.",
         (SHARD, ROUTER, WORKER),
-        ("where",),
+        (Label("where", (*SHARD_DUPLICATES, *ROUTER_DUPLICATES, *WORKER_DUPLICATES)),),
     ),
     Metric(
         "saga_faults_total",
@@ -158,7 +277,7 @@ METRICS: Final = (
         "What should never happen and was put aside: contradicting answers, wrong pools, frames "
         "that cannot be read. Not in the list of SPEC 7, but SPEC 3 wants them counted.",
         (SHARD, ROUTER, WORKER),
-        ("what",),
+        (Label("what", tuple(dict.fromkeys((*SHARD_FAULTS, *ROUTER_FAULTS)))),),
     ),
     Metric(
         "saga_amount_at_risk",
@@ -173,6 +292,15 @@ METRICS: Final = (
         (SHARD,),
         (),
         _SHORT_EDGES,
+    ),
+    Metric(
+        "saga_journal_commit_entries",
+        HISTOGRAM,
+        "Entries of one group commit.",
+        (SHARD,),
+        (),
+        _ENTRIES_EDGES,
+        1,
     ),
     Metric("saga_journal_records_total", COUNTER, "Entries written to the journal.", (SHARD,)),
     Metric("saga_journal_size_bytes", GAUGE, "Size of the journal's files.", (SHARD,)),
@@ -189,18 +317,64 @@ METRICS: Final = (
         (SHARD,),
     ),
     Metric(
+        "saga_shard_mode",
+        GAUGE,
+        "1 for what the shard does: starting, serving, or waiting for room on a full disk.",
+        (SHARD,),
+        (Label("mode", SHARD_MODES),),
+    ),
+    Metric("saga_shard_epoch", GAUGE, "How often the shard was taken over.", (SHARD,)),
+    Metric("saga_shard_slots", GAUGE, "Slots that the shard owns, of 1024.", (SHARD,)),
+    Metric("saga_pool_workers", GAUGE, "Workers that the shard knows.", (SHARD,), (_SERVICE,)),
+    Metric(
+        "saga_pool_credit",
+        GAUGE,
+        "Commands that these workers take before one is answered.",
+        (SHARD,),
+        (_SERVICE,),
+    ),
+    Metric(
+        "saga_pool_outstanding",
+        GAUGE,
+        "Commands that these workers have and did not answer.",
+        (SHARD,),
+        (_SERVICE,),
+    ),
+    Metric(
+        "saga_pool_waiting",
+        GAUGE,
+        "Commands that wait at the shard for a worker with credit.",
+        (SHARD,),
+        (_SERVICE,),
+    ),
+    Metric(
+        "saga_pool_commands_total",
+        COUNTER,
+        "Commands given to workers.",
+        (SHARD,),
+        (_SERVICE,),
+    ),
+    Metric(
+        "saga_pool_wait_seconds_total",
+        COUNTER,
+        "What these commands waited for credit, all together; over saga_pool_commands_total it is "
+        "the mean. The shard's own queue; the worker's is saga_worker_queue_wait_seconds.",
+        (SHARD,),
+        (_SERVICE,),
+    ),
+    Metric(
         "saga_router_requests_total",
         COUNTER,
         "Requests answered, by what the client got.",
         (ROUTER,),
-        ("kind", "outcome"),
+        (Label("kind", tuple(KINDS.values())), Label("outcome", ROUTER_OUTCOMES)),
     ),
     Metric(
         "saga_router_shard_inflight",
         GAUGE,
         "Requests forwarded to a shard and not answered.",
         (ROUTER,),
-        ("shard",),
+        (Label("shard", known_from=OF_SHARDS),),
     ),
     Metric("saga_worker_busy", GAUGE, "Commands received and not answered.", (WORKER,)),
     Metric(
@@ -218,6 +392,20 @@ METRICS: Final = (
         _SHORT_EDGES,
     ),
     Metric(
+        "saga_processes",
+        GAUGE,
+        "Processes that the cluster has places for, by what they do.",
+        (SUPERVISOR,),
+        (_PROCESS, Label("state", PROCESS_STATES)),
+    ),
+    Metric(
+        "saga_process_exits_total",
+        COUNTER,
+        "Processes that ended while the cluster did not stop.",
+        (SUPERVISOR,),
+        (_PROCESS,),
+    ),
+    Metric(
         "saga_event_loop_lag_seconds",
         HISTOGRAM,
         "How long a turn of the loop kept what came meanwhile waiting.",
@@ -226,11 +414,18 @@ METRICS: Final = (
         _SHORT_EDGES,
     ),
     Metric(
+        "saga_event_loop_busy_seconds_total",
+        COUNTER,
+        "Time in which the loop did not wait for something to come; its rate is the share of one "
+        "core's time, or of the disk's, that is used up.",
+        (SHARD, ROUTER, WORKER),
+    ),
+    Metric(
         "saga_build_info",
         GAUGE,
         "Always 1; the labels say what runs here.",
         _ALL,
-        ("version", "python"),
+        (Label("version", known_from=OF_THIS_BUILD), Label("python", known_from=OF_THIS_BUILD)),
     ),
 )
 

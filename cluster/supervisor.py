@@ -16,7 +16,7 @@ from cluster.child import StopSignals
 from cluster.clock import Clock
 from cluster.directory import RunDirectory
 from cluster.fleet import ROUTER, SHARD, STARTING, SUPERVISOR, UP, Fleet, Member, Patience
-from cluster.meters import Meters
+from cluster.meters import SupervisorMeters
 from cluster.telemetry import Log
 from sagacity import wire
 from sagacity.errors import Malformed, NotSupported, SagacityError
@@ -58,7 +58,7 @@ class Supervisor:
         patience: Patience,
         drain_ms: int,
         about: Mapping[str, Any],
-        meters: Meters,
+        meters: SupervisorMeters,
         log: Log,
         before_router: Callable[[], None] | None = None,
     ) -> None:
@@ -66,7 +66,8 @@ class Supervisor:
         self.fleet = Fleet(commands, patience, clock.monotonic_ns(), router_last=router_last)
         self._before_router = before_router
         self.about = dict(about)
-        self._meters = meters
+        self.meters = meters
+        meters.processes.source = self.fleet.states
         self._log = log
         self.fault: SagacityError | None = None
         self._has_served = False  # the cluster as a whole, at least once
@@ -198,6 +199,8 @@ class Supervisor:
         served, named = member.served, _named(member)
         now = self._clock.monotonic_ns()
         self.fleet.ended(member, now, refused=code == EXIT_MALFORMED)
+        if not self.fleet.stopping:
+            self.meters.process_exits.add((member.role,))
         said = {"code": code, "served": served, "state": member.state, **named}
         if self.fleet.stopping:
             self._log.info("process_ended", **said)
@@ -270,7 +273,7 @@ class Supervisor:
     def _notice_lost_time(self, now_ns: int, waited_ns: int) -> None:
         late_ns = now_ns - self._listened_ns - waited_ns
         self._listened_ns = now_ns
-        self._meters.event_loop_lag.observe_ns(max(0, late_ns))
+        self.meters.event_loop_lag.observe(max(0, late_ns))
         if late_ns > _LATE_NS:
             self.fleet.lost_time(late_ns)
             self._log.warning("turn_was_late", late_ms=late_ns // 1_000_000)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from cluster.meters import Counts, Gauge, Meters
+from cluster.meters import Durations, Meters
+from cluster.metrics import COUNTER
 from sagacity.errors import Malformed
 
 if TYPE_CHECKING:
@@ -147,24 +148,22 @@ class _Collector:
 
         for holder in self._meters.holders():
             metric = holder.metric
-            if isinstance(holder, Counts):
-                counter = core.CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
-                for labels, count in holder.read().items():
-                    counter.add_metric(labels, count)
-                yield counter
-            elif isinstance(holder, Gauge):
-                gauge = core.GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
-                for labels, value in holder.read().items():
-                    gauge.add_metric(labels, value)
-                yield gauge
-            else:
-                edges = [repr(edge / 1e9) for edge in metric.edges_ns] + ["+Inf"]
-                durations = core.HistogramMetricFamily(
-                    metric.name, metric.help, labels=metric.labels
+            family: Any
+            if isinstance(holder, Durations):
+                edges = [repr(edge / metric.scale) for edge in metric.edges] + ["+Inf"]
+                family = core.HistogramMetricFamily(
+                    metric.name, metric.help, labels=metric.label_names
                 )
-                for labels, (counts, total_ns) in holder.read().items():
-                    durations.add_metric(labels, _cumulated(edges, counts), total_ns / 1e9)
-                yield durations
+                for labels, (counts, total) in holder.read().items():
+                    family.add_metric(labels, _cumulated(edges, counts), total / metric.scale)
+            else:
+                made = (
+                    core.CounterMetricFamily if metric.kind == COUNTER else core.GaugeMetricFamily
+                )
+                family = made(metric.name, metric.help, labels=metric.label_names)
+                for labels, value in holder.read().items():
+                    family.add_metric(labels, value)
+            yield family
 
 
 def _cumulated(edges: list[str], counts: list[int]) -> list[tuple[str, float]]:

@@ -20,7 +20,7 @@ from cluster.child import die_with
 from cluster.clock import SystemClock
 from cluster.directory import DataDirectory, RunDirectory, Running
 from cluster.fleet import ROUTER, SHARD, SUPERVISOR, Fleet, Patience
-from cluster.meters import Meters
+from cluster.meters import SupervisorMeters
 from cluster.metrics import WORKER
 from cluster.supervisor import Supervisor
 from cluster.telemetry import MetricsServer, PortTaken, configure_logging
@@ -75,7 +75,7 @@ def run_up(args: argparse.Namespace) -> int:
         _require_free(args.port)
     with ExitStack() as stack:
         data = DataDirectory(config.supervisor.data)
-        meters = Meters()
+        meters = SupervisorMeters([ROUTER, SHARD, *config.services.pools])
         routes = _Routes()
         server = MetricsServer(meters, routes.table())
         metrics_port = _serve_metrics(server, config, private=args.private)

@@ -13,12 +13,20 @@ class SagacityError(Exception):
     code: ClassVar[int] = 13
     definite: ClassVar[bool] = False
     exit_code: ClassVar[int] = 1
+    cause: str = "bug"  # under which refusals are counted; of a closed list, never on the wire
 
     def __init__(
-        self, text: str, *, retry_after_ms: int | None = None, fingerprint: str | None = None
+        self,
+        text: str,
+        *,
+        retry_after_ms: int | None = None,
+        fingerprint: str | None = None,
+        cause: str | None = None,
     ) -> None:
         super().__init__(text)
         self.text = text
+        if cause is not None:
+            self.cause = cause
         self.retry_after_ms = retry_after_ms
         self.fingerprint = fingerprint
 
@@ -36,42 +44,49 @@ class NotSupported(SagacityError):
     """The type of message is not supported here."""
 
     code, definite, exit_code = 10, True, 2
+    cause = "not_supported"
 
 
 class Malformed(SagacityError):
     """The request is malformed or over a limit; nothing was written."""
 
     code, definite, exit_code = 12, True, 2
+    cause = "malformed"
 
 
 class UnknownSaga(SagacityError):
     """No saga has this id."""
 
     code, definite, exit_code = 20, True, 3
+    cause = "unknown_saga"
 
 
 class Conflict(SagacityError):
     """The state of the saga forbids it, or its id was used for other content."""
 
     code, definite, exit_code = 22, True, 4
+    cause = "conflict"
 
 
 class NotTaken(SagacityError):
     """This request was not taken: overloaded, draining or shard down. Send it again, same id."""
 
     code, definite, exit_code = 11, True, 5
+    cause = "not_taken"
 
 
 class NoOutcome(SagacityError):
     """Taken or maybe taken, and no outcome in time. Ask again with the same id."""
 
     code, definite, exit_code = 0, False, 6
+    cause = "no_outcome"
 
 
 class Stuck(NoOutcome):
     """A compensation does not succeed; a person has to look. On the wire its text tells it."""
 
     exit_code = 11
+    cause = "stuck"
     prefix: ClassVar[str] = "stuck: "
 
 

@@ -88,8 +88,8 @@ class PoolWatch(Watch):
         if served.repeated:
             meters.duplicates.add(("command",), served.repeated)
         # Once for the batch: all its commands waited alike.
-        meters.worker_queue_wait.observe_ns(served.waited_ns)
-        meters.event_loop_lag.observe_ns(served.turn_ns)
+        meters.worker_queue_wait.observe(served.waited_ns)
+        meters.event_loop_lag.observe(served.turn_ns)
 
     def garbage(self) -> None:
         """Count a frame that could not be read."""

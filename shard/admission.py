@@ -35,16 +35,16 @@ class Admission:
         """
         if self.draining:
             text = "the shard is draining"
-            return NotTaken(text, retry_after_ms=DRAINING_RETRY_AFTER_MS)
+            return NotTaken(text, retry_after_ms=DRAINING_RETRY_AFTER_MS, cause="draining")
         if wait_ms > self.queue_age_max_ms:
             text = f"commands wait {wait_ms} ms for a worker, over this shard's limit"
-            return NotTaken(text, retry_after_ms=retry_after_ms(wait_ms))
+            return NotTaken(text, retry_after_ms=retry_after_ms(wait_ms), cause="queue")
         if self.full:
-            return NotTaken("the disk is full", retry_after_ms=1000)
+            return NotTaken("the disk is full", retry_after_ms=1000, cause="disk_full")
         if inflight >= self.inflight_max:
             text = f"{inflight} sagas are in flight on this shard, its limit"
             after = max(FULL_RETRY_AFTER_MS, retry_after_ms(wait_ms))
-            return NotTaken(text, retry_after_ms=after)
+            return NotTaken(text, retry_after_ms=after, cause="in_flight")
         return None
 
 

@@ -83,7 +83,9 @@ class Books:
         else:
             worker = self._course.any_worker(asked.book)
             if worker is None:
-                raise NotTaken(f"no worker of {asked.book!r} is here", retry_after_ms=250)
+                raise NotTaken(
+                    f"no worker of {asked.book!r} is here", retry_after_ms=250, cause="no_worker"
+                )
             fx.books.append(BooksForwarded(origin, request.request, worker, request.body))
             return
         body = pack({"type": "books", "book": asked.book, **page})

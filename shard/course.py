@@ -21,7 +21,17 @@ from shard.phases import RUNNING
 from shard.pools import Pool
 from shard.replies import answer, refuse
 from shard.retries import RetryBudget, backoff_ns
-from shard.sagas import BACKING_OFF, HELD, MS, QUEUED, Definition, Live, Suspect, settle
+from shard.sagas import (
+    BACKING_OFF,
+    COMPENSATED,
+    HELD,
+    MS,
+    QUEUED,
+    Definition,
+    Live,
+    Suspect,
+    settle,
+)
 from shard.state import State
 from shard.tally import Tally
 
@@ -105,6 +115,7 @@ class Course:
         entry = TurnedBack(saga.number, saga.step, cause, reason)
         fx.entries.append(entry)
         self.state.turned_back(entry, self.seq)
+        self.tally.turned_back(saga.definition.name, cause)
         settle(saga)
         self.compensate_next(saga, now, fx)
 
@@ -137,7 +148,12 @@ class Course:
         for waiter in saga.waiters:
             answer(fx, waiter, final)
         outcome = "completed" if completed else "aborted"
-        self.tally.finished(saga.definition.name, outcome, now.ns - saga.started_at)
+        exposed = -1
+        if saga.exposed_at:
+            exposed = now.ns - saga.exposed_at
+        elif COMPENSATED in saga.states:
+            exposed = now.ns - saga.started_at  # its outcome was unknown: it may stand since then
+        self.tally.finished(saga.definition.name, outcome, now.ns - saga.started_at, exposed)
 
     def attempt_ended(self, saga: Live, cause: str, text: str, now: Instant, fx: Effects) -> None:
         """An attempt counts: retry after a wait, or turn back, or mark the saga STUCK."""

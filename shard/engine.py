@@ -52,9 +52,11 @@ from shard.retention import Retention
 from shard.retries import RetryBudget
 from shard.sagas import (
     BACKING_OFF,
+    COMPENSATED,
     DEATHS_MAX,
     MS,
     OUT,
+    SUCCEEDED,
     Live,
     Suspect,
 )
@@ -172,6 +174,8 @@ class Engine:
             left = min(max(left, min(RECOVERED_MIN_MS, self.deadline_ms)), self.deadline_ms)
             ran = self.deadline_ms - (saga.deadline_ms - now.wall_ms)
             saga.started_at = now.ns - max(ran, 0) * MS
+            if SUCCEEDED in saga.states or COMPENSATED in saga.states:
+                saga.exposed_at = saga.started_at  # when it was is not known: no later than this
             self._course.go_on(saga, now, deadline=now.ns + left * MS)
         self._guess_paces(now)
 
@@ -299,6 +303,15 @@ class Engine:
     def workers(self) -> list[Peer]:
         """Give every worker's connection."""
         return list(self._workers)
+
+    def pools(self) -> list[Pool]:
+        """Give the pools of all services, to be looked at."""
+        return list(self._course.pools.values())
+
+    @property
+    def slots(self) -> int:
+        """How many slots the shard owns."""
+        return len(self._course.slots)
 
     def hellos(self) -> list[Event]:
         """Give the events by which another engine knows the workers of this one."""
@@ -512,6 +525,7 @@ class Engine:
             if wait:
                 saga.due = now.ns + wait
             else:
+                self.tally.retried(saga.definition.names[saga.step - 1], saga.direction)
                 self._course.queue(saga, now)
         elif saga.where == OUT and until >= saga.due:
             worker = self._workers.get(saga.worker or b"")

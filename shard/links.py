@@ -5,6 +5,8 @@ without waiting; what a router cannot take yet is kept within bounds, what it ca
 is dropped: the client behind it asks again.
 """
 
+from time import monotonic_ns
+
 import zmq
 from msgspec import Struct, structs
 
@@ -113,6 +115,7 @@ class Links:
         self._pages: dict[Peer, list[Reply]] = {}
         self._token = 0
         self.dropped = Dropped()
+        self.waited_ns = 0  # for something to come; all other time of the loop is work
         self._poller = ctx.poller()
         for socket in (self._routers, self._workers, self._departures.socket):
             self._poller.register(socket, zmq.POLLIN)
@@ -126,7 +129,9 @@ class Links:
             timeout_ns = min(timeout_ns, OUTBOX_RETRY_MS * MS)
         if self._went or self._pages:
             timeout_ns = 0
+        began = monotonic_ns()
         ready = {found for found, _ in self._poller.poll(-(-timeout_ns // MS))}
+        self.waited_ns += monotonic_ns() - began
         events: list[Event] = []
         workers_empty = routers_empty = True  # as the poll has just found those that are not ready
         if self._workers in ready:

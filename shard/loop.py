@@ -38,8 +38,8 @@ SERVING: Final = "serving"
 FULL: Final = "full"
 
 _REFUSALS: Final = {
-    STARTING: NotTaken("the shard is starting", retry_after_ms=250),
-    FULL: NotTaken("the disk is full", retry_after_ms=1000),
+    STARTING: NotTaken("the shard is starting", retry_after_ms=250, cause="starting"),
+    FULL: NotTaken("the disk is full", retry_after_ms=1000, cause="disk_full"),
 }
 
 

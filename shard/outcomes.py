@@ -125,6 +125,8 @@ class Outcomes:
         if saga.phase == COMPENSATING:
             return  # late: told in the history; the compensation undoes it
         self._course.budgets[definition.services[at]].succeeded()
+        if not saga.exposed_at and got.outcome == OK:
+            saga.exposed_at = now.ns
         if got.outcome == DECLINED:
             reason = self._reason(definition, at, got.body)
             self._course.turn_back(saga, entries.DECLINED, reason, now, fx)

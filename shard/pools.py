@@ -62,6 +62,8 @@ class Pool:
         self._last_pace_ns = 0  # of the last window alone
         self._guessed_until = 0
         self._taken = 0  # commands, since the start
+        self.waited_ns = 0  # by all commands together, for a worker; what a batch waits is not told
+        self._looked_at = 0  # when `measure` last did
         self._seen = 0  # of them, when `measure` last looked
         self._moved_at = 0  # when it last saw more
         self._gap_ns = 0  # between the last two times that it did
@@ -70,6 +72,11 @@ class Pool:
         self._before = (0, 0)  # the window before it, or itself
 
         self.suspects: deque[Live] = deque()  # what may have killed a worker
+
+    @property
+    def given_out(self) -> int:
+        """Commands given to workers since the start; suspects are not counted."""
+        return self._taken
 
     def offer(self, saga: Live, now_ns: int) -> None:
         """Queue a saga's current command; one whose saga has a place here takes that."""
@@ -118,6 +125,9 @@ class Pool:
             The age of the oldest place, nanoseconds; 0 while the queue moves: what is to come is
             said by its pace then, not by what has been.
         """
+        # Between two batches nothing comes and nothing goes: the queue times its age is the wait.
+        self.waited_ns += len(self.waiting) * (now_ns - self._looked_at)
+        self._looked_at = now_ns
         while self.waiting:
             first = self.waiting[0]
             if first.queued_in is self and first.where == QUEUED:

@@ -7,8 +7,9 @@ python -P -m shard --data DIR --run DIR --index N [--config FILE] [--parent PID]
 import gc
 import os
 import sys
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 import apsw
@@ -16,7 +17,8 @@ import apsw
 from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
 from cluster.directory import MEND, DataDirectory, RunDirectory
-from cluster.meters import ShardMeters
+from cluster.meters import Labels, ShardMeters
+from cluster.metrics import BY_NAME
 from cluster.telemetry import Log, MetricsServer, configure_logging
 from config.load import load, load_catalog, load_sagas
 from config.schema import Config
@@ -34,12 +36,20 @@ from shard.guard import StartOver
 from shard.journal import JournalFailed, JournalRefused, SqliteJournal
 from shard.links import Links
 from shard.loop import SERVING, STARTING, Fenced, Loop, Upkeep
+from shard.pools import Pool
 from shard.rates import Rates
 from shard.reserve import ReserveFile
 from shard.retries import RetryBudget
 from shard.sagas import MS, Definition
 from shard.state import State
 from shard.tally import Unwritten
+
+_SAGA_EDGES = BY_NAME["saga_duration_seconds"].edges
+_STEP_EDGES = BY_NAME["saga_step_duration_seconds"].edges
+_EXPOSURE_EDGES = BY_NAME["saga_exposure_seconds"].edges
+
+_POOL_GAUGES = ("workers", "credit", "outstanding", "waiting", "commands", "wait_s")
+_NOTHING: dict[Labels, float] = {}
 
 FAULTS_PER_LINE = 1_000  # of one kind: the first is logged, then one in so many
 
@@ -52,23 +62,48 @@ class MeteredTally:
         self._log = log
         self._faults: Counter[str] = Counter()
         self._unwritten = Unwritten()
+        self._attempts: dict[tuple[str, int, str], tuple[list[int], list[int]]] = {}
+        self._ends: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        self._duration = meters.duration.cell()
 
     def started(self, saga: str) -> None:
         """A saga was accepted; it counts when that is durable."""
         self._unwritten.starts.append(saga)
 
-    def finished(self, saga: str, outcome: str, duration_ns: int) -> None:
+    def finished(self, saga: str, outcome: str, duration_ns: int, exposed_ns: int) -> None:
         """A saga is final; likewise."""
-        self._unwritten.ends.append((saga, outcome, duration_ns))
+        self._unwritten.ends.append((saga, outcome, duration_ns, exposed_ns))
 
     def attempted(self, step: str, direction: int, outcome: str, duration_ns: int) -> None:
-        """An attempt of a command ended."""
-        self._meters.step_attempts.add((step, DIRECTIONS[direction], outcome))
-        self._meters.step_duration.observe_ns(duration_ns, (step, DIRECTIONS[direction]))
+        """An attempt of a command ended; three or four times a saga, hence the kept cells."""
+        cells = self._attempts.get((step, direction, outcome))
+        if cells is None:
+            labels = (step, DIRECTIONS[direction])
+            cells = (
+                self._meters.step_attempts.cell((*labels, outcome)),
+                self._meters.step_duration.cell(labels),
+            )
+            self._attempts[step, direction, outcome] = cells
+        count, durations = cells
+        count[0] += 1
+        durations[bisect_left(_STEP_EDGES, duration_ns)] += 1
+        durations[-1] += duration_ns
+
+    def retried(self, step: str, direction: int) -> None:
+        """A command is given out again."""
+        self._meters.retries.add((step, DIRECTIONS[direction]))
+
+    def turned_back(self, saga: str, cause: str) -> None:
+        """A saga turns back; it counts when that is durable."""
+        self._unwritten.backs.append((saga, cause))
 
     def compensated(self, saga: str, step: str, cause: str) -> None:
-        """A step was compensated."""
-        self._meters.compensations.add((saga, step, cause))
+        """A step was compensated; likewise."""
+        self._unwritten.undone.append((saga, step, cause))
+
+    def refused(self, cause: str) -> None:
+        """A request got an error."""
+        self._meters.refused.add((cause,))
 
     def absorbed(self, where: str) -> None:
         """A message had no effect."""
@@ -87,15 +122,36 @@ class MeteredTally:
 
     def committed(self, took_ns: int, entries: int) -> None:
         """A group commit is durable."""
-        self._meters.journal_commit_duration.observe_ns(took_ns)
+        self._meters.journal_commit_duration.observe(took_ns)
+        self._meters.journal_commit_entries.observe(entries)
         self._meters.journal_records.add(by=entries)
         unwritten = self._unwritten
         if unwritten.starts:
             self._meters.started.add(by=len(unwritten.starts))
-        for saga, outcome, duration_ns in unwritten.ends:
-            self._meters.finished.add((saga, outcome))
-            self._meters.duration.observe_ns(duration_ns)
+        for saga, outcome, duration_ns, exposed_ns in unwritten.ends:
+            self._count_end(saga, outcome, duration_ns, exposed_ns)
+        for back in unwritten.backs:
+            self._meters.turned_back.add(back)
+        for undone in unwritten.undone:
+            self._meters.compensations.add(undone)
         unwritten.clear()
+
+    def _count_end(self, saga: str, outcome: str, duration_ns: int, exposed_ns: int) -> None:
+        cells = self._ends.get((saga, outcome))
+        if cells is None:
+            cells = (
+                self._meters.finished.cell((saga, outcome)),
+                self._meters.exposure.cell((outcome,)),
+            )
+            self._ends[saga, outcome] = cells
+        count, exposures = cells
+        count[0] += 1
+        durations = self._duration
+        durations[bisect_left(_SAGA_EDGES, duration_ns)] += 1
+        durations[-1] += duration_ns
+        if exposed_ns >= 0:
+            exposures[bisect_left(_EXPOSURE_EDGES, exposed_ns)] += 1
+            exposures[-1] += exposed_ns
 
     def forgot(self) -> None:
         """What was decided is not written."""
@@ -103,7 +159,7 @@ class MeteredTally:
 
     def turned(self, took_ns: int) -> None:
         """A turn worked this long."""
-        self._meters.event_loop_lag.observe_ns(took_ns)
+        self._meters.event_loop_lag.observe(took_ns)
 
     def turned_away(self, service: str, text: str) -> None:
         """A worker may not work here."""
@@ -117,16 +173,43 @@ class Gauges:
     def __init__(self, meters: ShardMeters) -> None:
         self.active = {"running": 0, "compensating": 0, "stuck": 0}
         self.oldest_s = 0.0
+        self.oldest_stuck_s = 0.0
         self.at_risk = 0
         self.journal_bytes = 0
+        self.mode = STARTING
+        self.epoch = 0
+        self.slots = 0
+        self.busy_s = 0.0
+        self.pools = dict.fromkeys(_POOL_GAUGES, _NOTHING)  # metric -> service -> number
         meters.active.source = lambda: {(state,): float(n) for state, n in self.active.items()}
         meters.oldest_active_timestamp.source = lambda: self.oldest_s
+        meters.oldest_stuck_timestamp.source = lambda: self.oldest_stuck_s
         meters.amount_at_risk.source = lambda: float(self.at_risk)
         meters.journal_size.source = lambda: float(self.journal_bytes)
+        meters.shard_mode.source = lambda: {(self.mode,): 1}
+        meters.shard_epoch.source = lambda: self.epoch
+        meters.shard_slots.source = lambda: self.slots
+        meters.event_loop_busy.source = lambda: self.busy_s
+        meters.pool_workers.source = lambda: self.pools["workers"]
+        meters.pool_credit.source = lambda: self.pools["credit"]
+        meters.pool_outstanding.source = lambda: self.pools["outstanding"]
+        meters.pool_waiting.source = lambda: self.pools["waiting"]
+        meters.pool_commands.source = lambda: self.pools["commands"]
+        meters.pool_wait.source = lambda: self.pools["wait_s"]
 
-    def read(self, engine: Engine, journal: SqliteJournal) -> None:
-        """Take the values of now."""
+    def read(self, engine: Engine, journal: SqliteJournal, mode: str, busy_ns: int) -> None:
+        """Take the values of now.
+
+        Args:
+            engine: as it stands between two turns.
+            journal: likewise.
+            mode: of the loop.
+            busy_ns: how long the loop did not wait for something to come, since it began.
+        """
         state = engine.state
+        self.mode, self.epoch, self.slots = mode, state.epoch, engine.slots
+        self.busy_s = busy_ns / 1e9
+        self._read_pools(engine.pools())
         self.active = {
             "running": len(state.live) - state.compensating,
             "compensating": state.compensating - state.stuck,
@@ -134,8 +217,23 @@ class Gauges:
         }
         oldest = next(iter(state.live.values()), None)
         self.oldest_s = (oldest.deadline_ms - engine.deadline_ms) / 1000 if oldest else 0.0
+        # Not the first: after a restart they stand in the order of their numbers.
+        self.oldest_stuck_s = min(state.stuck_since.values(), default=0) / 1000
         self.at_risk = state.at_risk
         self.journal_bytes = journal.size_bytes()
+
+    def _read_pools(self, pools: Iterable[Pool]) -> None:
+        read: dict[str, dict[Labels, float]] = {name: {} for name in _POOL_GAUGES}
+        for pool in pools:
+            labels = (pool.service,)
+            workers = pool.workers.values()
+            read["workers"][labels] = len(workers)
+            read["credit"][labels] = sum(worker.capacity for worker in workers)
+            read["outstanding"][labels] = sum(len(worker.out) for worker in workers)
+            read["waiting"][labels] = len(pool.waiting) + len(pool.suspects)
+            read["commands"][labels] = pool.given_out
+            read["wait_s"][labels] = pool.waited_ns / 1e9
+        self.pools = read
 
 
 def definitions_of(config: Config) -> dict[str, Definition]:
@@ -221,6 +319,7 @@ class Shard:
             reserve=self._reserve,
             accepts_loss=accepts_loss,
         )
+        self._began_ns = clock.monotonic_ns()
         self._mode = STARTING  # that was logged last
         self._drain_ns = config.supervisor.drain_ms * MS
         self._garbage = 0  # frames that were counted as faults already
@@ -301,7 +400,8 @@ class Shard:
 
     def _facts(self) -> dict[str, int]:
         """Give what `status` shows of this shard; also the moment to refresh the gauges."""
-        self._gauges.read(self._loop.engine, self._journal)
+        busy_ns = self._clock.monotonic_ns() - self._began_ns - self._links.waited_ns
+        self._gauges.read(self._loop.engine, self._journal, self._loop.mode, busy_ns)
         dropped = self._links.dropped
         while self._garbage < dropped.garbage:
             self._garbage += 1

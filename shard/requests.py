@@ -91,11 +91,15 @@ class Desk:
             else:
                 raise NotSupported(f"a shard knows no request of kind {kind}")
         except SagacityError as error:
-            refuse(fx, Waiter(origin, request.request, _msg_id(request.body)), error)
+            self.refuse(origin, request, error, fx)
 
     def refuse(self, origin: Peer, request: Request, error: SagacityError, fx: Effects) -> None:
         """Refuse a request, whatever it is."""
-        refuse(fx, Waiter(origin, request.request, _msg_id(request.body)), error)
+        self._refuse(fx, Waiter(origin, request.request, _msg_id(request.body)), error)
+
+    def _refuse(self, fx: Effects, waiter: Waiter, error: SagacityError) -> None:
+        self._course.tally.refused(error.cause)
+        refuse(fx, waiter, error)
 
     def knows(self, request: Request) -> bool:
         """Say whether a request is about a saga that is here, or about none."""
@@ -141,14 +145,14 @@ class Desk:
                 return
             self._begin(definition, order, packed, fingerprint, request, waiter, wait, now, fx)
         except SagacityError as error:
-            refuse(fx, waiter, error)
+            self._refuse(fx, waiter, error)
 
     def _recall(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
         """Answer a start as a repeat; one of an unknown id is refused: the router has no room."""
         if not self.knows(request):  # first of all: most are none, and the shard has much to do
             after = max(FULL_RETRY_AFTER_MS, retry_after_ms(self._course.waited_ms))
             text = "too much is in flight, or the router is draining, and no saga has this id"
-            raise NotTaken(text, retry_after_ms=after)
+            raise NotTaken(text, retry_after_ms=after, cause="no_room")
         self._start(origin, request, now, fx)
 
     def _definition(self, body: bytes) -> Definition:
@@ -176,7 +180,8 @@ class Desk:
         course, state = self._course, self._state
         slot = slot_of(request.saga_id)
         if slot not in course.slots:
-            raise NotTaken(f"slot {slot} belongs to another shard", retry_after_ms=250)
+            text = f"slot {slot} belongs to another shard"
+            raise NotTaken(text, retry_after_ms=250, cause="other_shard")
         refusal = course.admission.refusal(len(state.live), course.wait_ms(definition))
         if refusal is not None:
             raise refusal
@@ -236,11 +241,11 @@ class Desk:
             }
             answer(fx, waiter, wire.pack(accepted))
         elif saga.stuck:
-            refuse(fx, waiter, self._course.stuck_error(saga))
+            self._refuse(fx, waiter, self._course.stuck_error(saga))
         elif waiter not in saga.waiters:  # a router forwards a repeat under the number it has
             saga.waiters = (*saga.waiters, waiter)
             if len(saga.waiters) > WAITERS_MAX:
-                refuse(fx, saga.waiters[0], superseded())
+                self._refuse(fx, saga.waiters[0], superseded())
                 saga.waiters = saga.waiters[1:]
 
     # -- cancel, retry, show, books ------------------------------------------------------------
@@ -271,7 +276,7 @@ class Desk:
             done = {"type": "cancel_ok", "saga_id": asked.saga_id, "status": "COMPENSATING"}
             answer(fx, waiter, wire.pack(done))
         except SagacityError as error:
-            refuse(fx, waiter, error)
+            self._refuse(fx, waiter, error)
 
     def _retry(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
         asked, _ = _retry.read(request.body)
@@ -287,7 +292,7 @@ class Desk:
             done = {"type": "retry_ok", "saga_id": asked.saga_id, "status": "COMPENSATING"}
             answer(fx, waiter, wire.pack(done))
         except SagacityError as error:
-            refuse(fx, waiter, error)
+            self._refuse(fx, waiter, error)
 
 
 def _accepted(definition: Definition, asked: Any, canonical: bytes) -> tuple[Struct, bytes]:

@@ -114,6 +114,7 @@ class Live:
         "direction",
         "due",
         "due_seq",
+        "exposed_at",
         "fingerprint",
         "headers",
         "late_seqs",
@@ -187,6 +188,7 @@ class Live:
         self.due = 0
         self.placed = 0  # tick of its one place in the timer wheel
         self.started_at = 0
+        self.exposed_at = 0  # when its first success was known; 0 where that was in another life
         self.sent_at = 0
         self.where = IDLE
         self.queued_in: object = None  # the pool in whose queue it has a place

@@ -165,6 +165,7 @@ class State:
         self.order_counts = [0] * SLOTS
         self.compensating = 0  # sagas, stuck ones included
         self.stuck = 0  # sagas
+        self.stuck_since: dict[int, int] = {}  # number -> wall time of the row that says so
         self.forgotten = 0  # finished sagas that are past retention
         self.seen: dict[str, int] = {}  # service -> newest row whose command it has answered
         self.accepted = 0  # epoch that accepted a loss last; witnesses of before say nothing
@@ -324,7 +325,9 @@ class State:
             if at == saga.definition.charging:
                 self.at_risk -= saga.amount
             saga.states[at] = COMPENSATED
-            self.stuck -= saga.stuck
+            if saga.stuck:
+                self.stuck -= 1
+                del self.stuck_since[saga.number]
             saga.stuck = saga.quarantined = False
             _point_at_next_compensation(saga, seq)
             return
@@ -391,6 +394,7 @@ class State:
     def _mark_stuck(self, saga: Live) -> None:
         self.stuck += not saga.stuck
         saga.stuck = True
+        self.stuck_since.setdefault(saga.number, self.wall_ms)
 
     def turned_back(self, entry: TurnedBack, seq: int) -> None:
         """The saga turns back: everything that may have taken effect is to be compensated."""

@@ -10,14 +10,30 @@ class Tally(Protocol):
     def started(self, saga: str) -> None:
         """A saga was accepted."""
 
-    def finished(self, saga: str, outcome: str, duration_ns: int) -> None:
-        """A saga is final: "completed" or "aborted"."""
+    def finished(self, saga: str, outcome: str, duration_ns: int, exposed_ns: int) -> None:
+        """A saga is final: "completed" or "aborted".
+
+        Args:
+            saga: name of its definition.
+            outcome: which of the two.
+            duration_ns: since its start.
+            exposed_ns: since a step of it may have taken effect first; -1 where none has.
+        """
 
     def attempted(self, step: str, direction: int, outcome: str, duration_ns: int) -> None:
         """An attempt of a command ended."""
 
+    def retried(self, step: str, direction: int) -> None:
+        """A command whose attempt had failed or timed out is given out again."""
+
+    def turned_back(self, saga: str, cause: str) -> None:
+        """A saga turns back, for good."""
+
     def compensated(self, saga: str, step: str, cause: str) -> None:
         """A step was compensated, in a saga that turned back for `cause`."""
+
+    def refused(self, cause: str) -> None:
+        """A request got an error."""
 
     def absorbed(self, where: str) -> None:
         """A repeat, late or foreign message had no effect."""
@@ -30,16 +46,20 @@ class Tally(Protocol):
 
 
 class Unwritten:
-    """Starts and ends that are decided and not yet durable: what has no room was never one."""
+    """What is decided of sagas and not yet durable: what has no room was never decided."""
 
     def __init__(self) -> None:
         self.starts: list[str] = []  # the saga of each
-        self.ends: list[tuple[str, str, int]] = []  # saga, outcome, nanoseconds
+        self.ends: list[tuple[str, str, int, int]] = []  # as `Tally.finished` was told
+        self.backs: list[tuple[str, str]] = []  # saga, cause
+        self.undone: list[tuple[str, str, str]] = []  # saga, step, cause
 
     def clear(self) -> None:
         """They are counted, or forgotten."""
         self.starts.clear()
         self.ends.clear()
+        self.backs.clear()
+        self.undone.clear()
 
 
 class PlainTally:
@@ -52,8 +72,14 @@ class PlainTally:
         """Count it."""
         self.counts["started", saga] += 1
 
-    def finished(self, saga: str, outcome: str, duration_ns: int) -> None:  # noqa: ARG002 - see below
-        """Count it; durations are the metrics' concern."""
+    def finished(
+        self,
+        saga: str,
+        outcome: str,
+        duration_ns: int,  # noqa: ARG002 - durations are the metrics' concern
+        exposed_ns: int,  # noqa: ARG002 - likewise
+    ) -> None:
+        """Count it."""
         self.counts["finished", saga, outcome] += 1
 
     def attempted(
@@ -66,9 +92,21 @@ class PlainTally:
         """Count it."""
         self.counts["attempted", step, str(direction), outcome] += 1
 
+    def retried(self, step: str, direction: int) -> None:
+        """Count it."""
+        self.counts["retried", step, str(direction)] += 1
+
+    def turned_back(self, saga: str, cause: str) -> None:
+        """Count it."""
+        self.counts["turned_back", saga, cause] += 1
+
     def compensated(self, saga: str, step: str, cause: str) -> None:
         """Count it."""
         self.counts["compensated", saga, step, cause] += 1
+
+    def refused(self, cause: str) -> None:
+        """Count it."""
+        self.counts["refused", cause] += 1
 
     def absorbed(self, where: str) -> None:
         """Count it."""

@@ -114,9 +114,9 @@ class Tally(PlainTally):
         """A saga was accepted; it counts when that is durable."""
         self._unwritten.starts.append(saga)
 
-    def finished(self, saga: str, outcome: str, duration_ns: int) -> None:
+    def finished(self, saga: str, outcome: str, duration_ns: int, exposed_ns: int) -> None:
         """A saga is final; likewise."""
-        self._unwritten.ends.append((saga, outcome, duration_ns))
+        self._unwritten.ends.append((saga, outcome, duration_ns, exposed_ns))
 
     def committed(self, took_ns: int, entries: int) -> None:
         """Count what is durable now."""

@@ -103,6 +103,8 @@ def test_a_killed_child_is_started_again_at_once(world: World) -> None:
     world.until(lambda: shard.pid != old and supervisor.fleet.ready())
     assert shard.restarts == 1
     assert others == {m.pid for m in supervisor.fleet.members.values() if m is not shard}
+    assert supervisor.meters.process_exits.read() == {("shard",): 1}
+    assert supervisor.meters.processes.read()["shard", "up"] == 2
 
 
 def test_a_stopped_child_is_killed_and_started_again(

@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.clock import SystemClock
 from cluster.directory import RunDirectory
 from cluster.fleet import Patience
-from cluster.meters import Meters
+from cluster.meters import SupervisorMeters
 from cluster.supervisor import Supervisor
 from cluster.telemetry import configure_logging
 from sagacity.sockets import Context
@@ -48,7 +48,7 @@ def make(
         patience=patience,
         drain_ms=drain_ms,
         about={"cluster_id": "c" * 32},
-        meters=Meters(),
+        meters=SupervisorMeters(),
         log=configure_logging("supervisor", 0),
     )
 
