@@ -288,6 +288,8 @@ def _refuse_no_database(file: Path, *, served: bool) -> None:
     try:
         if not file.exists():
             return
+        if not file.is_file() and not file.is_dir():  # who opens a pipe waits for its writer
+            raise Malformed(f"{file} is no file; {MEND}")
         size = file.stat().st_size
         with file.open("rb") as read:
             head = read.read(_HEAD_BYTES)

@@ -14,12 +14,14 @@ where a whole campaign has not reached an anomaly that its layers count.
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +32,7 @@ from tests import reached
 
 ROOT: Final = Path(__file__).parents[1]
 REPORT: Final = "campaign.json"  # in the folder of the logs
+END_S: Final = 5.0  # a layer has it for putting its things away
 ALONE, SIDE_BY_SIDE, ALL_CORES = "alone", "side by side", "all cores"
 
 
@@ -154,8 +157,7 @@ class Campaign:
                 self._wait(0)
         finally:
             for row in self._running:
-                row.process.terminate()
-                row.process.wait()
+                _end(row.process)
 
     def _begin(self, layer: Layer) -> None:
         command = layer.arguments(self._part, self._jobs)
@@ -180,6 +182,16 @@ class Campaign:
             row.cpu_s = usage.ru_utime + usage.ru_stime
             minutes = f"{row.seconds / 60:.1f} min"
             print(f"{row.layer.name}: {minutes}, exit code {row.code}: {row.last_line}", flush=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a layer so that it puts its own processes and folders away, if it can."""
+    for send in (None, signal.SIGINT, signal.SIGKILL):  # a terminal's Ctrl-C has reached it already
+        if send is not None:
+            process.send_signal(send)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_S if send is not signal.SIGKILL else None)
+            return
 
 
 def layers_table(rows: Sequence[Row], part: float) -> str:
@@ -260,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     wanted = [name for name in args.only.split(",") if name]
     unknown = sorted(set(wanted) - set(known))
-    if unknown or not 0 < args.part <= 1 or args.jobs < 1:
+    if unknown or not wanted or not 0 < args.part <= 1 or args.jobs < 1:
         parser.error(f"layers are {', '.join(known)}; 0 < part <= 1; jobs are at least 1")
     logs = args.logs or Path(tempfile.mkdtemp(prefix="sagacity-campaign-"))
     logs.mkdir(parents=True, exist_ok=True)

@@ -201,6 +201,10 @@ class _Check:
                 expected = model.deliver(letter)
                 promise = histories.OTHERS if others else expected.promise
                 self._compare(expected, promise, answer, replies, worker.effects() - before, at)
+                if others and at == 1:  # rows of others stand behind its own, too
+                    later = self._stage.part(self._step)
+                    self._bystander(worker, later, "a saga that comes later")
+                    before += self._once
 
     def _bystander(self, worker: OneWorker, part: Part, who: str) -> None:
         before = worker.effects()
@@ -214,7 +218,7 @@ class _Check:
             )
 
     def _beside(self) -> None:
-        """The same, where another saga and another step have done the same before."""
+        """The same, where others have done the same before, and a third saga after the first."""
         mode = "where another saga has done the same"
         self._perform(mode, "A", self._one_other)
         if self._found:

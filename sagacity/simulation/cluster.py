@@ -377,6 +377,16 @@ class Cluster:
             "deaths by a poison command": self.moods.killed,
             "failed syncs": sum(disk.failed for disk in self.disks.values()),
         }
-        counted = sum((tally.counts for tally in self.tallies.values()), self._ended_tallies)
-        counts = {" ".join(key): value for key, value in counted.items()}
+        counts = {" ".join(key): value for key, value in self._counted().items()}
         return Counter(told) + self.reached + self.log.events + Counter(counts)
+
+    def counted_faults(self) -> list[str]:
+        """Give what shards have counted that never should happen, and how often."""
+        return [
+            f"{key[1]}: {times} times"
+            for key, times in sorted(self._counted().items())
+            if key[0] == "faulted"
+        ]
+
+    def _counted(self) -> Counter[tuple[str, ...]]:
+        return sum((tally.counts for tally in self.tallies.values()), self._ended_tallies)

@@ -8,7 +8,7 @@ campaign counts what was met); 8 to 10 of a saga other than checkout, whose tabl
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from msgspec import Struct, field
@@ -55,6 +55,7 @@ class _Saga(Struct):
     succeeded: set[int] = field(default_factory=set)  # steps whose action's success is written
     turned_back: bool = False
     attempts: dict[int, int] = field(default_factory=dict)  # of actions, the current one
+    attempted: AttemptEnded | None = None  # and failed, the last one
     finished: Finished | None = None
     finished_at: int = 0
     forgotten_at: int | None = None  # when it was decided that it is past retention
@@ -65,13 +66,16 @@ def judge(cluster: Cluster, clients: Clients) -> list[str]:
     rows = {shard: rows_of(kept) for shard, kept in cluster.journals.items()}
     sagas: dict[int, _Saga] = {}
     early = [fault for shard, read in rows.items() for fault in _times(cluster, shard, read, sagas)]
+    early += [f"11: a shard counted a fault, {what}" for what in cluster.counted_faults()]
     if cluster.violations or not cluster.plan.asks:
-        return early  # it was stopped half-way, or nothing was asked: the rest says nothing
+        # It was stopped half-way, or nothing was asked: the rest says nothing.
+        return [*early, *_unfinished(sagas)]
     checkout = cluster.scenario.saga.name == CHECKOUT
     faults = _checked(gather(cluster, clients, rows), OF_CHECKOUT if checkout else OF_ANY_SAGA)
     faults += [*early, *_heard(cluster, clients, sagas)]
     if not faults:  # a judge of the user's own is given what is whole
-        faults += cluster.scenario.judge(cluster.databases, _fates(sagas))
+        said = cluster.scenario.judge(cluster.databases, _fates(sagas))
+        faults += [f"judge: {each}" for each in said]
     for shard, drive in cluster.drives.items():
         faults += restored.faults(drive, cluster.definitions, CLUSTER, shard)
     return faults
@@ -119,6 +123,16 @@ def _times(cluster: Cluster, shard: int, read: Rows, sagas: dict[int, _Saga]) ->
                     saga.moved_at = at
 
 
+def _unfinished(sagas: Mapping[int, _Saga]) -> Iterator[str]:
+    """Say of sagas that have no end what their last attempt said, where it failed."""
+    for saga in sagas.values():
+        last = saga.attempted
+        if saga.finished is None and last is not None:
+            which = "action" if last.direction == ACTION else "compensation"
+            what = f"{which} of step {last.step}, attempt {last.attempt}, {last.cause}"
+            yield f"5: {saga.started.saga_id}: {what}: {last.text}"
+
+
 def _forgotten(cluster: Cluster, ended: list[_Saga], at: int) -> Iterator[str]:
     """No saga is forgotten before it was kept for as long as it has to be."""
     for saga in ended:
@@ -143,6 +157,7 @@ def _count(reached: Counter[str], entry: Any, saga: _Saga, stuck_after: int) -> 
         if entry.direction == ACTION and entry.outcome == wire.OK:
             saga.succeeded.add(entry.step)
     elif isinstance(entry, AttemptEnded):
+        saga.attempted = entry
         if entry.direction == ACTION:
             saga.attempts[entry.step] = entry.attempt + 1
         elif entry.attempt == stuck_after:

@@ -131,6 +131,10 @@ class Tally(PlainTally):
         """What was decided is not written."""
         self._unwritten.clear()
 
+    def faulted(self, what: str, text: str = "") -> None:
+        """Count it; what the log would tell is told with it."""
+        self.counts["faulted", f"{what} {text}".strip()] += 1
+
     def turned(self, took_ns: int) -> None:
         """Not counted."""
 

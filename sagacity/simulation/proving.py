@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from sagacity.simulation.scenario import Scenario
 from sagacity.simulation.shrink import shrink
 
 CHUNK = 16  # seeds given to a process at a time
+TOLD_MAX = 5  # violations of a plan
 
 
 class Proof(Struct):
@@ -62,7 +63,11 @@ def prove(
         sagas: a seed.
         jobs: processes that share the work.
         told: called with each seed and what came of it.
+
+    Raises:
+        ValueError: there is nothing to play, which would show nothing.
     """
+    _refuse_nothing(len(seeds), sagas)
     proof = Proof(Counter(), {})
     begun = time.monotonic()
     for seed, outcome in _played(scenario, seeds, sagas, jobs):
@@ -76,17 +81,36 @@ def prove(
 
 
 def holds(scenario: Scenario, seeds: int = 100, *, start: int = 1, sagas: int = 20) -> None:
-    """Play seeds; the one call for a test of one's own saga.
+    """Play seeds up to the first that breaks; the one call for a test of one's own saga.
 
     Raises:
-        AssertionError: an invariant broke; it names the seed and gives the shortest plan found.
+        AssertionError: an invariant broke; it names the seed, what broke, and gives the shortest
+            plan found, with what breaks in that.
+        ValueError: there is nothing to play.
     """
-    proof = prove(scenario, range(start, start + seeds), sagas=sagas)
-    if proof.broken:
-        seed = min(proof.broken)
-        plan = shrink(scenario, plan_of(scenario, seed, sagas))
-        what = "\n".join(proof.broken[seed][:5])
-        raise AssertionError(f"seed {seed}:\n{what}\n{msgspec.json.encode(plan).decode()}")
+    _refuse_nothing(seeds, sagas)
+    for seed in range(start, start + seeds):
+        outcome = run(scenario, plan_of(scenario, seed, sagas))
+        if outcome.violations:
+            raise AssertionError(_told(scenario, seed, sagas, outcome.violations))
+
+
+def _refuse_nothing(seeds: int, sagas: int) -> None:
+    if min(seeds, sagas) < 1:
+        raise ValueError("seeds and sagas are at least 1: of nothing, everything holds")
+
+
+def _told(scenario: Scenario, seed: int, sagas: int, violations: Sequence[str]) -> str:
+    """Say what broke in a seed, and in the shortest plan found for it."""
+    plan = shrink(scenario, plan_of(scenario, seed, sagas))
+    what = "\n".join(violations[:TOLD_MAX])
+    short = "\n".join(run(scenario, plan).violations[:TOLD_MAX])
+    text = msgspec.json.encode(plan).decode()
+    again = f"holds(…, seeds=1, start={seed}, sagas={sagas})"
+    return (
+        f"seed {seed}:\n{what}\nthe shortest plan found:\n{text}\nbreaks:\n{short}\n"
+        f"the whole seed again: {again}"
+    )
 
 
 class _Kind(Struct):

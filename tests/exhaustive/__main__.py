@@ -32,6 +32,9 @@ def main(arguments: Sequence[str]) -> int:
     if any(not 0 <= amount <= 3 for amount in given.values()):
         print("there are 0 to 3 of a fault", file=sys.stderr)
         return 2
+    if options.depth is not None and options.depth < 1:
+        print("--depth is at least 1", file=sys.stderr)
+        return 2
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         print(f"there is no case {unknown[0]}: {', '.join(CASES)}", file=sys.stderr)

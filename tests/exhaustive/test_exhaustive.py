@@ -97,6 +97,8 @@ def test_the_shortest_way_is_told_in_words(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     "arguments",
     [
+        ["one", "--depth", "0"],
+        ["one", "--depth", "-1"],
         ["one", "--replay", "0.99"],
         ["one", "--replay", "x"],
         ["one", "--replay", "0.-1"],

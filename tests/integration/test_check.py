@@ -5,6 +5,7 @@ files: a row of any table, changed behind the cluster's back, is seen or refused
 """
 
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -305,6 +306,16 @@ def test_evidence_that_cannot_be_used_is_refused(
     code, _, err = run(capsys, *words)
     assert (code, contents(tmp_path) == before) == (2, True)
     assert says in err
+
+
+def test_a_pipe_among_the_databases_is_refused_and_not_waited_for(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody writes to it: whoever opens it waits for ever."""
+    data = Path(shutil.copytree(base / "data", tmp_path / "data"))
+    os.mkfifo(data / "services" / "pipe.db")
+    code, _, err = run(capsys, data)
+    assert (code, "pipe.db is no file" in err) == (2, True)
 
 
 @pytest.mark.parametrize("file", ["lock", "shard-1/lock", "services/payment.lock"])

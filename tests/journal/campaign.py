@@ -162,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except LookupError as error:
             print(error, file=sys.stderr)
             return 2
+    if min(args.stride, args.jobs) < 1 or min(args.seeds, args.start, args.deep) < 0:
+        parser.error("--stride and --jobs are at least 1, --seeds, --start and --deep at least 0")
     begun = time.monotonic()
     crashes, controls = Counts(), dict.fromkeys(CONTROLS, 0)
     bits: dict[str, Counter[str]] = {name: Counter() for name in JOURNALS}

@@ -196,6 +196,13 @@ def test_a_case_that_is_not_there_is_refused(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--stride", "0"], ["--seeds", "-4"], ["--jobs", "0"]])
+def test_a_campaign_of_nothing_is_refused(option: list[str]) -> None:
+    """It would try less than was meant, or end with a stack."""
+    with pytest.raises(SystemExit, match="2"):
+        main(option)
+
+
 def test_the_cases_that_the_page_gives_as_commands_are_there() -> None:
     """A workload that has changed has other cases; who follows the page would read that of it."""
     page = (ROOT / "docs" / "proof" / "journal.md").read_text()

@@ -111,6 +111,13 @@ def test_a_layer_that_finds_something_or_dies_fails_the_campaign(
     assert "no violation" in out
 
 
+@pytest.mark.parametrize("words", [["--only", ""], ["--only", ","], ["--only", "nope"]])
+def test_a_campaign_of_no_layers_is_refused(words: list[str]) -> None:
+    """It would end with 0 and have shown nothing."""
+    with pytest.raises(SystemExit, match="2"):
+        campaign.main(words)
+
+
 def test_what_a_round_needs_not_to_be_void_is_what_it_reached() -> None:
     """Figures that ask for one at least; others say how well it went."""
     rows = [

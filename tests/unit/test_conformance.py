@@ -321,6 +321,24 @@ def test_a_compensation_that_undoes_more_than_its_own_rows_is_caught(where: str)
     assert "touches only the rows of its own saga and step" in text
 
 
+def test_a_compensation_that_undoes_what_came_later_is_caught() -> None:
+    """It asks for its own row, and then undoes the newest one, which may be another saga's."""
+
+    def newest(db: Database, call: Call[Recall]) -> Result:
+        found: Any = db.execute(_FIND, (call.number, call.step)).fetchone()
+        if call.body.letter is not None and (found is None or found[0] != call.body.letter):
+            return Failed("no letter of this step")
+        if found is not None:
+            db.execute("UPDATE letter SET back = 1 WHERE id = (SELECT max(id) FROM letter)")
+            db.execute("UPDATE letter SET back = 1 WHERE id = ?", (found[0],))
+            db.execute("UPDATE total SET letters = (SELECT count(*) FROM letter WHERE NOT back)")
+        return Ok(Recalled())
+
+    text = broken(recall=newest)
+    assert "touches only the rows of its own saga and step" in text
+    assert "effects -1" in text
+
+
 def test_a_table_without_the_step_is_caught() -> None:
     """The service may perform two steps of one saga."""
 
