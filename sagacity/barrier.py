@@ -50,7 +50,7 @@ TABLES: Final = """
 CREATE TABLE barrier (
     key INTEGER PRIMARY KEY,  -- ids.barrier_key
     saga_id TEXT NOT NULL,
-    outcome INTEGER NOT NULL CHECK (outcome IN (-1, 0, 1)),  -- tombstone, ok, declined
+    outcome INTEGER NOT NULL CHECK (outcome BETWEEN -1 AND 1),  -- tombstone, ok, declined
     reply BLOB NOT NULL
 ) STRICT;
 CREATE TABLE fence (

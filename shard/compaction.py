@@ -44,6 +44,8 @@ SWEEP_BYTES: Final = 512 << 10  # of rows deleted in one transaction
 SWEEP_PARTS: Final = 64
 SWEEP_BLOCKS: Final = 64
 
+_OF_NO_SAGA: Final = frozenset(OF_NO_SAGA)
+
 
 class Compaction:
     """Does what is due, slice by slice.
@@ -265,7 +267,7 @@ class _Sorting:
         ended: list[int] = []
         for entry in batch.entries:
             kind = type(entry)
-            if kind in OF_NO_SAGA:  # what is of no saga stands in the counts
+            if kind in _OF_NO_SAGA:  # what is of no saga stands in the counts
                 continue
             number: int = entry.number  # type: ignore[union-attr]  # as all others have
             record = pending.get(number)

@@ -456,7 +456,7 @@ class Engine:
                         continue
                     sent(worker, saga, now.ns, saga.definition.timeouts[saga.step - 1])
                     # Usually it is looked at before that anyway: where its first attempt would end.
-                    if not 0 < saga.placed <= saga.due // TICK_NS:
+                    if not 0 < saga.placed <= saga.due // TICK_NS + 1:
                         self._course.arm(saga, self._course.look_at(saga))
         for saga, raised in broken:
             self._course.command_raised(saga, raised, now, fx)

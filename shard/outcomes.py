@@ -40,36 +40,37 @@ class Outcomes:
 
     def take(self, worker: Worker, got: Answer, now: Instant, fx: Effects) -> None:
         """Take one answer; what moves nothing is absorbed and counted."""
-        key = barrier_key(got.number, got.step, got.direction)
+        number, step, direction, outcome = got.number, got.step, got.direction, got.outcome
+        key = barrier_key(number, step, direction)
         worker.out.pop(key, None)
         if key == worker.alone:
             worker.alone, worker.begun = None, False  # it lives, whatever it says
-        saga = self._state.live.get(got.number)
+        saga = self._state.live.get(number)
         if saga is None or saga.saga_id != got.saga_id:
             self._tally.absorbed("answer_unknown_saga")
             return
         definition = saga.definition
         if not (
-            1 <= got.step <= definition.last
-            and got.direction in (ACTION, COMPENSATION)
-            and OK <= got.outcome <= REFUSED_UNAVAILABLE
+            1 <= step <= definition.last
+            and ACTION <= direction <= COMPENSATION
+            and OK <= outcome <= REFUSED_UNAVAILABLE
         ):
             self._tally.faulted("answer_out_of_range")
             return
-        if definition.services[got.step - 1] != worker.pool.service:
+        if definition.services[step - 1] != worker.pool.service:
             self._tally.faulted("answer_wrong_pool")
             return
-        current = got.step == saga.step and got.direction == saga.direction
-        if got.outcome >= REFUSED:
+        current = step == saga.step and direction == saga.direction
+        if outcome >= REFUSED:
             self._refused(worker, saga, got, current, now, fx)
-        elif got.outcome == FAILED or (got.direction == COMPENSATION and got.outcome == DECLINED):
+        elif outcome == FAILED or (direction == COMPENSATION and outcome == DECLINED):
             if current and saga.where == OUT and self._is_latest(saga, got):
                 self._course.attempt_ended(saga, "failed", _text(got.body), now, fx)
             else:
                 self._tally.absorbed("answer_late")
         elif not definition.readable(got):
             self._tally.faulted("answer_malformed")
-        elif got.direction == ACTION:
+        elif direction == ACTION:
             self._action_settled(saga, got, current, now, fx)
         elif current and saga.phase == COMPENSATING:
             self._compensation_succeeded(saga, got, now, fx)
@@ -104,36 +105,38 @@ class Outcomes:
     def _action_settled(
         self, saga: Live, got: Answer, current: bool, now: Instant, fx: Effects
     ) -> None:
-        known = saga.states[got.step - 1]
+        at, outcome = got.step - 1, got.outcome
+        known = saga.states[at]
         if known != UNKNOWN:
             settled_as = {SUCCEEDED: OK, STEP_DECLINED: DECLINED}.get(known)
-            if known == COMPENSATED or settled_as == got.outcome:
+            if known == COMPENSATED or settled_as == outcome:
                 self._tally.absorbed("answer_repeated")
             else:
                 self._tally.faulted("answer_contradicts")  # the first stands; or no command did
             return
-        if saga.phase == COMPENSATING and got.outcome == DECLINED:
+        is_late = saga.phase == COMPENSATING
+        if is_late and outcome == DECLINED:
             self._tally.absorbed("answer_late")  # its compensation is under way and stays so
             return
-        if not (current or saga.phase == COMPENSATING):
+        if not (current or is_late):
             broken("an unknown step that is not current", saga=saga)
+        course, definition = self._course, saga.definition
         fx.entries.append(got)
-        self._state.answered(got, self._course.seq)
-        definition, at = saga.definition, got.step - 1
-        name, took = definition.names[at], now.ns - saga.sent_at
-        self._tally.attempted(name, ACTION, OUTCOMES[got.outcome], took)
-        if saga.phase == COMPENSATING:
-            return  # late: told in the history; the compensation undoes it
-        self._course.budgets[definition.services[at]].succeeded()
-        if not saga.exposed_at and got.outcome == OK:
+        self._state.answered(got, course.seq)
+        took = now.ns - saga.sent_at
+        self._tally.attempted(definition.names[at], ACTION, OUTCOMES[outcome], took)
+        if is_late:
+            return  # told in the history; the compensation undoes it
+        course.budgets[definition.services[at]].succeeded()
+        if not saga.exposed_at and outcome == OK:
             saga.exposed_at = now.ns
-        if got.outcome == DECLINED:
+        if outcome == DECLINED:
             reason = self._reason(definition, at, got.body)
-            self._course.turn_back(saga, entries.DECLINED, reason, now, fx)
+            course.turn_back(saga, entries.DECLINED, reason, now, fx)
         elif got.step == definition.last:
-            self._course.finish(saga, phases.COMPLETED, now, fx)
+            course.finish(saga, phases.COMPLETED, now, fx)
         else:
-            self._course.queue(saga, now)
+            course.queue(saga, now)
 
     def _reason(self, definition: Definition, at: int, body: bytes) -> str:
         """Say why a step was declined, as its definition words it; plainly where that raises."""

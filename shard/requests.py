@@ -48,6 +48,7 @@ class _Numbered(Struct):
     msg_id: int
 
 
+_STARTS = frozenset((wire.START, wire.SUBMIT))
 _type_of = wire.decoder(_Typed)
 _number_of = wire.decoder(_Numbered)
 _cancel: BodyReader[Cancel] = BodyReader(Cancel)
@@ -71,7 +72,7 @@ class Desk:
         """Take one request; every one gets exactly one reply, now or when its saga is final."""
         kind = request.kind
         try:
-            if kind in (wire.START, wire.SUBMIT):
+            if kind in _STARTS:
                 self._start(origin, request, now, fx)
             elif kind == wire.RECALL:
                 self._recall(origin, request, now, fx)
@@ -120,7 +121,7 @@ class Desk:
         msg_id = getattr(asked, "msg_id", UNSET)
         waiter = Waiter(origin, request.request, None if msg_id is UNSET else msg_id)
         try:
-            if not wire.headers_fit(request.headers):
+            if request.headers and not wire.headers_fit(request.headers):
                 raise Malformed(f"headers have at most {wire.HEADERS_BYTES_MAX} bytes")
             saga_id: str = asked.saga_id
             if saga_id != request.saga_id:

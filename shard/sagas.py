@@ -66,6 +66,9 @@ class Definition:
             (at for at, step in enumerate(saga.steps) if step.charges), None
         )  # index of the step that moves the amount
         self.timeouts = [each.timeout_ms * MS for each in self.retries]
+        # By direction, as a step's index finds them: what an `ok` of it is read with.
+        self._ok = (self.readers.ok, self.readers.compensated)
+        self.builders = [step.command for step in saga.steps]
 
     def fingerprint(self, order: bytes) -> bytes:
         """Give the 16 bytes that tell one order's content from another's."""
@@ -77,10 +80,7 @@ class Definition:
         Raises:
             ValueError, RecursionError: it has another shape.
         """
-        if got.outcome != OK:
-            readers = self.readers.declined
-        else:
-            readers = self.readers.compensated if got.direction else self.readers.ok
+        readers = self._ok[got.direction] if got.outcome == OK else self.readers.declined
         return readers[got.step - 1](got.body)
 
     def readable(self, got: Answer) -> bool:
@@ -89,7 +89,8 @@ class Definition:
             said = self.reply(got)
         except (ValueError, RecursionError):
             return False
-        return bool(said.saga_id == got.saga_id and said.step == got.step)
+        is_about_it: bool = said.saga_id == got.saga_id and said.step == got.step
+        return is_about_it
 
     def result(self, step: int, body: bytes | None) -> Any:
         """Read the `ok` body of a step's action; None stays None."""
@@ -205,12 +206,11 @@ class Live:
 
     def command_body(self) -> bytes:
         """Build the body of the current command; the same facts give the same bytes."""
-        at = self.step - 1
-        step = self.definition.saga.steps[at]
+        step, definition = self.step, self.definition
         if self.phase == RUNNING:
-            return encode(step.command(self.run, self.step))
-        result = self.definition.result(self.step, self.results[at])
-        return encode(step.undo(self.run, self.step, result))
+            return encode(definition.builders[step - 1](self.run, step))
+        result = definition.result(step, self.results[step - 1])
+        return encode(definition.saga.steps[step - 1].undo(self.run, step, result))
 
     def final_body(self, phase: int) -> bytes:
         """Build the answer that its client gets in the end.

@@ -319,9 +319,10 @@ class State:
         at = entry.step - 1
         if entry.attempt == saga.attempt and entry.step == saga.step:
             self._saw(saga, entry)
+        outcome = entry.outcome
         if entry.direction != ACTION:
             _move(saga, phases.STEP_COMPENSATED, seq)
-            check(entry.outcome == OK, "only a success compensates", entry=entry)
+            check(outcome == OK, "only a success compensates", entry=entry)
             if at == saga.definition.charging:
                 self.at_risk -= saga.amount
             saga.states[at] = COMPENSATED
@@ -333,12 +334,12 @@ class State:
             return
         if saga.states[at] != UNKNOWN:
             broken("an outcome of a step that was settled", entry=entry)
-        if entry.outcome == DECLINED:
+        if outcome == DECLINED:
             _move(saga, phases.STEP_DECLINED, seq)
             saga.states[at] = STEP_DECLINED
             return
         _move(saga, phases.STEP_SUCCEEDED, seq)
-        if entry.outcome != OK:
+        if outcome != OK:
             broken("not an outcome", entry=entry)
         saga.states[at] = SUCCEEDED
         if saga.phase == phases.RUNNING:

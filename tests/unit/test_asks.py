@@ -243,6 +243,28 @@ def test_an_id_that_another_open_request_may_have_started_is_not_reported_as_not
     assert give_up_refused(asks, "both", 0) == NoOutcome.code
 
 
+def test_giving_up_looks_at_what_else_is_open_only_for_an_id_that_is_open_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With 40 000 open and some given up in each tick, a look at all of them takes every tick."""
+    looked: list[int] = []
+    look = Asks._unsure
+
+    def seen(asks: Asks) -> frozenset[str]:
+        looked.append(len(asks))
+        return look(asks)
+
+    monkeypatch.setattr(Asks, "_unsure", seen)
+    asks = Asks("the router")
+    for n in range(100):
+        asks.ask(wire.START, f"s{n}", b"body", now=0, wait_ns=WAIT)
+    asks.take()
+    assert give_up_refused(asks, "once", 0) == NotTaken.code
+    assert looked == []
+    assert give_up_refused(asks, "s99", 0) == NoOutcome.code
+    assert looked == [101]
+
+
 def test_an_accepted_submit_is_remembered() -> None:
     """Accepted is taken: a later refusal of the same id says nothing against it."""
     asks, token = begun(wire.SUBMIT, "accepted")

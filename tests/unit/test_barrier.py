@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from apsw import ConstraintError
 from msgspec import Struct
 
 from sagacity import wire
@@ -47,6 +48,22 @@ def test_an_action_takes_effect_and_its_reply_is_stored(world: World) -> None:
     )
     assert puts(world) == [(7, 0)]
     assert barrier(world) == [(0, wire.OK)]
+
+
+def test_a_row_of_the_barrier_is_written_without_a_table_of_its_own(world: World) -> None:
+    """A CHECK with IN and more than two values makes a table each time: a fifth of a command."""
+    insert = "EXPLAIN INSERT INTO barrier (key, saga_id, outcome, reply) VALUES (?, ?, ?, ?)"
+    program = [row[1] for row in world.connection.execute(insert, (1, "s1", 0, b""))]
+    assert "Insert" in program
+    assert "OpenEphemeral" not in program
+
+
+@pytest.mark.parametrize("outcome", [-2, 2])
+def test_a_row_of_the_barrier_has_an_outcome_that_there_is(world: World, outcome: int) -> None:
+    """Whatever writes it: a reply under another outcome would be given again for ever."""
+    insert = "INSERT INTO barrier (key, saga_id, outcome, reply) VALUES (1, 's1', ?, x'')"
+    with pytest.raises(ConstraintError):
+        world.connection.execute(insert, (outcome,))
 
 
 def test_an_action_again_gets_the_stored_reply_and_has_no_second_effect(world: World) -> None:
