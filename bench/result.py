@@ -37,6 +37,20 @@ class Seconds(Struct, frozen=True):
     refused: list[int] = []
 
 
+class Tenths(Struct, frozen=True):
+    """What happened in each 100 ms of the first ten minutes, from the run's begin on."""
+
+    finished: list[int] = []
+    refused: list[int] = []
+
+
+class Mark(Struct, frozen=True):
+    """Something that was done to the cluster in the run: `at_s` after its begin."""
+
+    at_s: float
+    what: str  # "kill -9 shard-0"
+
+
 class Machine(Struct, frozen=True):
     """Where it ran. The yardstick is the CPU of one turn of a fixed loop: how fast it was then."""
 
@@ -105,6 +119,8 @@ class Result(Struct, kw_only=True):
     machine: Machine
     settings: dict[str, Any]
     per_second: Seconds = Seconds()
+    per_tenth: Tenths = Tenths()
+    marks: list[Mark] = []
     latency_histogram: str = ""
     notes: list[str] = []
 

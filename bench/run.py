@@ -338,6 +338,7 @@ def result_of(asked: Options, told: Told, machine: result.Machine) -> Result:
         machine=machine,
         settings={**asked.settings(), "command": place.command_line()},
         per_second=told.per_second,
+        per_tenth=told.per_tenth,
         latency_histogram=told.latency,
     )
     if asked.rate and not kept:

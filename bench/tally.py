@@ -7,16 +7,19 @@ from typing import Final
 from msgspec import Struct
 
 from bench.histogram import Histogram, merged
-from bench.result import Seconds
+from bench.result import Seconds, Tenths
 from bench.schedule import SECOND
 
 LATE_NS: Final = 10_000_000  # a start that is later than this counts as a late one
 _SECONDS_MAX: Final = 100_000  # that are kept apart; whatever comes later counts to the last
+_TENTHS_MAX: Final = 6_000  # ten minutes; from then on only whole seconds are kept apart
+_TENTH: Final = SECOND // 10
 
 
 class Told(Struct):
     """One generator's tally of a phase, as it travels. Instants are monotonic nanoseconds."""
 
+    begin: int = 0  # of the phase: what is counted by seconds and tenths counts from it
     first: int = 0  # the first intended start; 0 where there was none
     last_start: int = 0  # the last start, as it was
     last: int = 0  # when the last one was settled
@@ -34,6 +37,7 @@ class Told(Struct):
     late: str = ""
     refusal: str = ""
     per_second: Seconds = Seconds()
+    per_tenth: Tenths = Tenths()
 
 
 class Tally:
@@ -46,7 +50,7 @@ class Tally:
     """
 
     def __init__(self, begin: int, objective_ns: int, *, open_loop: bool) -> None:
-        self.told = Told()
+        self.told = Told(begin=begin)
         self.errors: Counter[str] = Counter()
         self._begin = begin
         self._objective_ns = objective_ns
@@ -68,10 +72,10 @@ class Tally:
         told.first, told.last_start = told.first or intended[0], now
         told.started += len(intended)
         if not self._open_loop:  # all of them are now
-            self._offered[self._second(now)] += len(intended)
+            self._offered[self._tenth(now)] += len(intended)
             return
         for instant in intended:
-            self._offered[self._second(instant)] += 1
+            self._offered[self._tenth(instant)] += 1
             self._late.record_ns(now - instant)
             told.late_starts += now - instant > LATE_NS
 
@@ -91,14 +95,14 @@ class Tally:
         told.completed += len(completed)
         told.aborted += len(aborted)
         told.last = now
-        self._finished[self._second(now)] += len(completed) + len(aborted)
+        self._finished[self._tenth(now)] += len(completed) + len(aborted)
 
     def refused(self, intended: int, now: int) -> None:
         """Count a start that was not taken."""
         self.told.refused += 1
         self.told.last = now
         self._refusal.record_ns(now - intended)
-        self._refused[self._second(now)] += 1
+        self._refused[self._tenth(now)] += 1
 
     def failed(self, why: str, now: int) -> None:
         """Count what was answered, and neither finished nor refused."""
@@ -117,20 +121,23 @@ class Tally:
         told.latency = self._latency.encode()
         told.late, told.refusal = self._late.encode(), self._refusal.encode()
         counts = (self._offered, self._finished, self._refused)
-        told.per_second = Seconds(*(_dense(count) for count in counts))
+        told.per_second = Seconds(*(_dense(_by_second(count)) for count in counts))
+        told.per_tenth = Tenths(*(_dense(_first(count)) for count in counts[1:]))
         return told
 
     def p99_ms(self) -> float:
         """Give the 99th percentile of the latencies so far."""
         return self._latency.at_ms(99.0)
 
-    def _second(self, instant: int) -> int:
-        return min(max(0, instant - self._begin) // SECOND, _SECONDS_MAX)
+    def _tenth(self, instant: int) -> int:
+        tenth = max(0, instant - self._begin) // _TENTH
+        return tenth if tenth < _TENTHS_MAX else min(tenth // 10, _SECONDS_MAX) * 10
 
 
 def together(tallies: Sequence[Told]) -> Told:
     """Add up what generators tell of the same phase."""
     found = Told(first=min((each.first for each in tallies if each.first), default=0))
+    found.begin = min((each.begin for each in tallies), default=0)
     found.last = max((each.last for each in tallies), default=0)
     found.last_start = max((each.last_start for each in tallies), default=0)
     sums = "started completed aborted within refused late_starts left_out cpu_ns"
@@ -149,7 +156,24 @@ def together(tallies: Sequence[Told]) -> Told:
             for name in Seconds.__struct_fields__
         )
     )
+    found.per_tenth = Tenths(
+        *(
+            _added([getattr(each.per_tenth, name) for each in tallies])
+            for name in Tenths.__struct_fields__
+        )
+    )
     return found
+
+
+def _by_second(tenths: Counter[int]) -> Counter[int]:
+    found: Counter[int] = Counter()
+    for tenth, times in tenths.items():
+        found[tenth // 10] += times
+    return found
+
+
+def _first(tenths: Counter[int]) -> Counter[int]:
+    return Counter({tenth: times for tenth, times in tenths.items() if tenth < _TENTHS_MAX})
 
 
 def _dense(counts: Counter[int]) -> list[int]:

@@ -222,6 +222,20 @@ def test_histograms_of_several_generators_add_up_to_one_of_all() -> None:
     assert sum(told.per_second.finished) == 3000
 
 
+def test_a_kill_shows_in_tenths_of_a_second_of_the_first_ten_minutes() -> None:
+    """A gap of 300 ms is none in whole seconds; a week in tenths is no file that one reads."""
+    tally = Tally(BEGIN, SECOND, open_loop=False)
+    for after_ms in (0, 99, 100, 950, 1000, 599_999, 600_000, 600_900, 601_000):
+        tally.finished([BEGIN], [], BEGIN + after_ms * MS)
+    tally.refused(BEGIN, BEGIN + 250 * MS)
+    told = together([tally.end(5, 1.0, 0)])
+    assert told.begin == BEGIN
+    assert told.per_tenth.finished[:11] == [2, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+    assert (len(told.per_tenth.finished), told.per_tenth.finished[-1]) == (6000, 1)
+    assert told.per_tenth.refused == [0, 0, 1]
+    assert (told.per_second.finished[0], *told.per_second.finished[599:]) == (4, 1, 2, 1)
+
+
 def test_a_histogram_keeps_each_value_to_a_thousandth_and_takes_what_is_absurd() -> None:
     """A percentile that is off by its bucket makes two good runs differ."""
     for value_us in (1, 17, 4_321, 999_999, 59_000_000):
