@@ -415,9 +415,8 @@ def _decoded(texts: Sequence[str], file: str) -> Histogram:
 
 
 def _chosen(groups: Sequence[Group]) -> list[Group]:
-    """Give the groups in the order in which they are worth room.
-
-    Of each product the load at which it does most, then one alone, then the others.
+    """Give the groups that are worth room: of each product the load at which it does most, and one
+    alone; all of them where nothing was measured in the closed loop.
     """
     best: dict[str, tuple[float, Group]] = {}
     for group in groups:
@@ -426,10 +425,8 @@ def _chosen(groups: Sequence[Group]) -> list[Group]:
             best[group.who] = (does, group)
     firsts = [group for _, group in best.values()]
 
-    def worth(group: Group) -> int:
-        return 0 if group in firsts else 1 if group.load.in_flight == 1 else 2
-
-    return sorted(groups, key=worth)
+    alone = [each for each in groups if each.load.in_flight == 1 and each not in firsts]
+    return [*firsts, *alone] or list(groups)
 
 
 def _roles(samples: Sequence[Sample]) -> list[str]:

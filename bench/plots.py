@@ -6,8 +6,8 @@ gives values to, so that one drawing serves light, dark and print.
 
 import io
 import re
-from collections.abc import Callable, Iterable
-from itertools import count
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -15,11 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from bench.curves import BARS, LINES, PERCENTILES, STACK, TIMELINE, Chart, Line
+from bench.curves import BARS, LINES, PERCENTILES, STACK, TIMELINE, Chart
 from bench.samples import FLOOR, OURS
 
 SIZE: Final = (6.0, 4.4)  # inches: at 13 points it can be read across a phone
-BAR_INCHES: Final = 0.62
+BAR_INCHES, LINE_INCHES = 0.62, 0.24  # a bar needs so much more, and a line's name
 DPI: Final = 150
 
 # Okabe and Ito's colours, which people of any colour vision tell apart, yellow made darker for
@@ -105,7 +105,7 @@ def _saved(chart: Chart, colours: Colours, told: dict[str, Any], **how: Any) -> 
     inks |= {"axes.edgecolor": colours["--grey"], "grid.color": colours["--faint"]}
     style: Any = {**_STYLE, **inks, **told}  # the library's type has all keys there are
     with mpl.rc_context(style):
-        height = SIZE[1]
+        height = SIZE[1] + LINE_INCHES * max(0, len(chart.lines) - 1)
         if chart.bars:
             height = 1.7 + BAR_INCHES * len(chart.bars) + (0.6 if chart.kind == STACK else 0)
         figure = Figure(figsize=(SIZE[0], height), layout="constrained")
@@ -123,7 +123,7 @@ def _saved(chart: Chart, colours: Colours, told: dict[str, Any], **how: Any) -> 
 
 
 def _lines(axes: Axes, chart: Chart, colours: Colours) -> None:
-    for line, style in zip(chart.lines, _styles(chart.lines, colours), strict=True):
+    for line, style in zip(chart.lines, _styles(chart, colours), strict=True):
         xs = [point.x for point in line.points]
         middles = [point.middle for point in line.points]
         spread = (
@@ -131,7 +131,14 @@ def _lines(axes: Axes, chart: Chart, colours: Colours) -> None:
             [point.high - point.middle for point in line.points],
         )
         axes.errorbar(
-            xs, middles, yerr=spread, label=line.label, capsize=4, elinewidth=1.3, **style
+            xs,
+            middles,
+            yerr=spread,
+            label=line.label,
+            capsize=4,
+            elinewidth=1.3,
+            clip_on=False,
+            **style,
         )
     if chart.powers_of_two:
         axes.set_xscale("log", base=2)
@@ -139,7 +146,7 @@ def _lines(axes: Axes, chart: Chart, colours: Colours) -> None:
         axes.set_xticks(_apart(xs), [_number(x) for x in _apart(xs)])
         axes.minorticks_off()
     else:
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=-0.02 * max(point.x for line in chart.lines for point in line.points))
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _number(x)))
     _upwards(axes)
@@ -152,7 +159,7 @@ def _lines(axes: Axes, chart: Chart, colours: Colours) -> None:
 
 def _percentiles(axes: Axes, chart: Chart, colours: Colours) -> None:
     values = [point.middle for line in chart.lines for point in line.points if point.middle > 0]
-    for line, style in zip(chart.lines, _styles(chart.lines, colours), strict=True):
+    for line, style in zip(chart.lines, _styles(chart, colours), strict=True):
         few = len(line.points) < 8
         marks: dict[str, Any] = {} if few else {"markevery": 20, "markersize": 6}
         xs = [point.x for point in line.points]
@@ -187,7 +194,7 @@ def _timeline(axes: Axes, chart: Chart, colours: Colours) -> None:
             textcoords="offset points",
             va="center",
         )
-    axes.stairs(counts, [*xs, xs[-1] + 0.1], color=colours.of(0), linewidth=1.8)
+    axes.stairs(counts, [*xs, xs[-1] + 0.1], color=colours.of(0), linewidth=1.8, baseline=None)
     for at, what in chart.marks:
         axes.axvline(at, color=colours.of(1), linewidth=1.8, linestyle="--")
         axes.annotate(
@@ -225,7 +232,7 @@ def _stack(axes: Axes, chart: Chart, colours: Colours) -> None:
 
 
 def _bars(axes: Axes, chart: Chart, colours: Colours) -> None:
-    rows = _rows([(bar.who, bar.label) for bar in chart.bars])
+    rows = _rows([bar.who for bar in chart.bars], chart.peers)
     for at, (bar, row) in enumerate(zip(chart.bars, rows, strict=True)):
         total = bar.total
         color = colours["--grey"] if bar.who == FLOOR else colours.of(row)
@@ -263,27 +270,30 @@ _DRAWN: Final[dict[str, Callable[[Axes, Chart, Colours], None]]] = {
 }
 
 
-def _styles(lines: Iterable[Line], colours: Colours) -> list[dict[str, Any]]:
+def _styles(chart: Chart, colours: Colours) -> list[dict[str, Any]]:
     """Give each line a colour, a marker and a dash of its own; the floor's are grey and dashed."""
     found: list[dict[str, Any]] = []
-    named = [(line.who, line.label) for line in lines]
-    for (who, _), row in zip(named, _rows(named), strict=True):
+    named = [line.who for line in chart.lines]
+    for who, row in zip(named, _rows(named, chart.peers), strict=True):
         dash = "--" if who == FLOOR else ("-", "-.", (0, (5, 1)), ":")[row % 4]
         color = colours["--grey"] if who == FLOOR else colours.of(row)
         found.append({"color": color, "marker": MARKERS[row % len(MARKERS)], "linestyle": dash})
     return found
 
 
-def _rows(named: list[tuple[str, str]]) -> list[int]:
-    """Give each its row of colours: the first of ours the first one, in every plot."""
-    first_of_ours = next((at for at, (who, _) in enumerate(named) if who == OURS), None)
-    floors, others = count(), count(1)
+def _rows(named: Sequence[str], peers: Sequence[str]) -> list[int]:
+    """Give each its row of colours: the first of a product always the same one."""
+    own = {OURS: 0} | {peer: 1 + at for at, peer in enumerate(peers)}
+    free = [row for row in reversed(range(len(NAMES))) if row not in own.values()]
+    seen: Counter[str] = Counter()
     rows = []
-    for at, (who, _) in enumerate(named):
+    for who in named:
+        first = seen[who] == 0
+        seen[who] += 1
         if who == FLOOR:
-            rows.append(next(floors))
+            rows.append(seen[who] - 1)
         else:
-            rows.append(0 if at == first_of_ours else next(others))
+            rows.append(own[who] if first else free.pop(0) if free else seen[who])
     return rows
 
 
