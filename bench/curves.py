@@ -251,7 +251,7 @@ def cpu(groups: Sequence[Group], labels: Labels) -> Chart:
         kind=STACK,
         x="microseconds of CPU a checkout",
         y="",
-        caption="Medians; all processes of a kind together. `client` is the load generator.",
+        caption="Medians; all processes of a kind together. 'client' is the load generator.",
     )
     bars = []
     own = [each for each in groups if each.who in (OURS, FLOOR)]

@@ -101,7 +101,7 @@ def page(shelf: Shelf, charts: Sequence[Chart], title: str = "") -> str:
         *(_verdicts(each) for each in shelf.verdicts if each.figures),
         *(["<h2>Plots</h2>", f'<div class="plots">{"".join(figures)}</div>'] if figures else []),
         "<h2>Figures</h2>",
-        "<p>Median (least – greatest) of the runs of a row; an empty cell was not measured.</p>",
+        "<p>Median (least - greatest) of the runs of a row; an empty cell was not measured.</p>",
         _table(_medians(groups, labels)),
         *(
             ["<h2>Not measured, or left out</h2>", f"<ul>{''.join(missing)}</ul>"]
@@ -153,9 +153,11 @@ def _opening(shelf: Shelf) -> str:
     loads = sorted({each.machine.load_1m for each in shelf.samples if each.machine})
     told = [runs] + ([f"{left} of them give no figure."] if left else [])
     if loads:
+        ends = dict.fromkeys((loads[0], loads[-1]))
+        span = " to ".join(f"{at:g}" for at in ends)
         told.append(
-            f"Load of the machine before a run: {loads[0]:g} to {loads[-1]:g}; a machine that does "
-            "other things as well measures those, too."
+            f"The machine's load before a run was {span}: where it did other things as well, those "
+            "are in the figures."
         )
     return " ".join(told)
 
@@ -197,7 +199,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
     told = _number(middle.middle, digits)
     if middle.low == middle.high:
         return told
-    return f"{told} ({_number(middle.low, digits)} – {_number(middle.high, digits)})"
+    return f"{told} ({_number(middle.low, digits)} - {_number(middle.high, digits)})"
 
 
 def _places(shelf: Shelf) -> Table:
@@ -226,13 +228,12 @@ def _commands(shelf: Shelf) -> list[str]:
     parts = []
     for (file, command), settings in found.items():
         values = {
-            key: list(dict.fromkeys(_value(each[key]) for each in settings if key in each))
+            key: dict.fromkeys(_value(each[key]) for each in settings if key in each)
             for key in dict.fromkeys(key for each in settings for key in each)
         }
-        told = ", ".join(f"{key} {' | '.join(seen)}" for key, seen in values.items())
-        parts.append(
-            f"<p><code>{escape(command)}</code><br>{escape(file)}: {escape(told or 'no settings')}</p>"
-        )
+        words = ", ".join(f"{key} {' | '.join(seen)}" for key, seen in values.items())
+        said = escape(f"{file}: {words or 'no settings'}")
+        parts.append(f"<p><code>{escape(command)}</code><br>{said}</p>")
     return parts
 
 
@@ -271,9 +272,14 @@ def _every(shelf: Shelf) -> Table:
 def _table(rows: Table) -> str:
     """Give a table; the first row is its head, numbers stand to the right."""
     head, *body = rows
-    heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    right = [any(_is_number(row[at]) for row in body) and at > 0 for at in range(len(head))]
+    heads = "".join(_cell("th", cell, number=n) for cell, n in zip(head, right, strict=True))
     lines = [
-        "<tr>" + "".join(f"<td{_numeric(cell)}>{escape(cell)}</td>" for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(
+            _cell("td", cell, number=at > 0 and _is_number(cell)) for at, cell in enumerate(row)
+        )
+        + "</tr>"
         for row in body
     ]
     return (
@@ -282,8 +288,13 @@ def _table(rows: Table) -> str:
     )
 
 
-def _numeric(cell: str) -> str:
-    return ' class="n"' if cell[:1].isdigit() else ""
+def _cell(tag: str, text: str, *, number: bool) -> str:
+    kind = ' class="n"' if number else ""
+    return f"<{tag}{kind}>{escape(text)}</{tag}>"
+
+
+def _is_number(cell: str) -> bool:
+    return cell[:1].isdigit()
 
 
 def _number(value: float, digits: int) -> str:
@@ -319,7 +330,7 @@ table{border-collapse:collapse;font-size:.85rem}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--faint);text-align:left;white-space:nowrap;
  overflow-wrap:normal}
 td:first-child{white-space:normal;min-width:11rem}
-td.n{text-align:right;font-variant-numeric:tabular-nums}
+th.n,td.n{text-align:right;font-variant-numeric:tabular-nums}
 tr{break-inside:avoid}
 code{font-size:.9rem}
 @media print{body{max-width:none;padding:0;font-size:.8rem}.wide{overflow:visible}
