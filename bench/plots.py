@@ -24,7 +24,7 @@ DPI: Final = 150
 
 # Okabe and Ito's colours, which people of any colour vision tell apart, yellow made darker for
 # white paper; a second row for dark screens. Ours first, then peers; the floor is grey and dashed.
-LIGHT: Final = ("#0072b2", "#d55e00", "#009e73", "#b8589a", "#c48400", "#3f9fd8", "#8a7d00")
+LIGHT: Final = ("#0072b2", "#d55e00", "#009e73", "#b8589a", "#c48400", "#3593cc", "#8a7d00")
 DARK: Final = ("#4aa8e0", "#ff8a3d", "#2cc79a", "#e39cc4", "#f0b429", "#8fd0f7", "#d8cc4a")
 NAMES: Final = tuple(f"--c{at}" for at in range(len(LIGHT)))
 INKS: Final = {  # name: light, dark

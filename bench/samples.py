@@ -283,7 +283,7 @@ def _several(told: _Several, file: str, shelf: Shelf) -> None:
 
 def _ours(run: Result, file: str, side: str = "") -> Sample:
     settings = run.settings
-    mix = {key: float(share) for key, share in (settings.get("mix") or {}).items()}
+    mix = msgspec.convert(settings.get("mix") or {}, dict[str, float])
     is_floor = run.what == FLOOR
     marks = [mark.what for mark in run.marks]
     variant = "" if _PLAIN_SIDE.fullmatch(side) else side
