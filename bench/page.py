@@ -333,6 +333,7 @@ td:first-child{white-space:normal;min-width:11rem}
 th.n,td.n{text-align:right;font-variant-numeric:tabular-nums}
 tr{break-inside:avoid}
 code{font-size:.9rem}
+@page{size:A4 landscape;margin:1cm}
 @media print{body{max-width:none;padding:0;font-size:.8rem}.wide{overflow:visible}
  table{font-size:.55rem}th,td{padding:.15rem .25rem;white-space:normal}
  .plots{grid-template-columns:1fr 1fr}h2{break-after:avoid}}

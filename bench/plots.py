@@ -6,6 +6,7 @@ gives values to, so that one drawing serves light, dark and print.
 
 import io
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -14,6 +15,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
 
 from bench.curves import BARS, LINES, PERCENTILES, STACK, TIMELINE, Chart
 from bench.samples import FLOOR, OURS
@@ -21,6 +23,8 @@ from bench.samples import FLOOR, OURS
 SIZE: Final = (6.0, 4.4)  # inches: at 13 points it can be read across a phone
 BAR_INCHES, LINE_INCHES = 0.62, 0.24  # a bar needs so much more, and a line's name
 DPI: Final = 150
+_CAPTION_COLUMNS: Final = 66
+_CAPTION_INCHES: Final = 0.19
 
 # Okabe and Ito's colours, which people of any colour vision tell apart, yellow made darker for
 # white paper; a second row for dark screens. Ours first, then peers; the floor is grey and dashed.
@@ -114,12 +118,24 @@ def _saved(chart: Chart, colours: Colours, told: dict[str, Any], **how: Any) -> 
         axes.set_xlabel(chart.x)
         axes.set_ylabel(chart.y)
         _DRAWN[chart.kind](axes, chart, colours)
+        if how["format"] == "png":  # a page has the caption as text of its own
+            how["bbox_inches"] = _caption(figure, chart.caption, colours)
         written = io.BytesIO()
         metadata: dict[str, Any] = {}
         if how["format"] == "svg":
             metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(written, metadata=metadata, **how)
     return written.getvalue()
+
+
+def _caption(figure: Figure, caption: str, colours: Colours) -> Bbox:
+    """Write a caption below the figure; give what is to be saved, inches."""
+    lines = textwrap.wrap(caption, _CAPTION_COLUMNS)
+    width, height = figure.get_size_inches()
+    told = "\n".join(lines)
+    below = -_CAPTION_INCHES * len(lines)
+    figure.text(0.02, below / height, told, fontsize=10.5, color=colours["--grey"], va="bottom")
+    return Bbox([[0, below - 0.06], [float(width), float(height)]])
 
 
 def _lines(axes: Axes, chart: Chart, colours: Colours) -> None:
@@ -275,7 +291,7 @@ def _styles(chart: Chart, colours: Colours) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     named = [line.who for line in chart.lines]
     for who, row in zip(named, _rows(named, chart.peers), strict=True):
-        dash = "--" if who == FLOOR else ("-", "-.", (0, (5, 1)), ":")[row % 4]
+        dash = ("--", ":")[row % 2] if who == FLOOR else ("-", "-.", (0, (5, 1)), ":")[row % 4]
         color = colours["--grey"] if who == FLOOR else colours.of(row)
         found.append({"color": color, "marker": MARKERS[row % len(MARKERS)], "linestyle": dash})
     return found
