@@ -23,6 +23,8 @@ SETTLES: Final = 20  # tenths before a mark that tell how much was finished then
 BACK: Final = 0.75  # of it, twice in a row, is back
 AROUND: Final = (30, 60)  # tenths drawn before and after a mark
 
+_CHOSEN: Final = "Each where it does most, and one alone; the tables have all loads."
+
 # How a chart is drawn.
 LINES, PERCENTILES, STACK, TIMELINE, BARS = "lines", "percentiles", "stack", "timeline", "bars"
 
@@ -232,7 +234,7 @@ def percentiles(groups: Sequence[Group], labels: Labels) -> Chart:
         kind=PERCENTILES,
         x="percentile",
         y="latency, ms",
-        caption="All runs of a line together; the open loop counts from the intended start.",
+        caption=f"All runs of a line together. {_CHOSEN}",
     )
     with_latency = [group for group in groups if group.values("latency_ms.p50")]
     lines = [
@@ -251,7 +253,7 @@ def cpu(groups: Sequence[Group], labels: Labels) -> Chart:
         kind=STACK,
         x="microseconds of CPU a checkout",
         y="",
-        caption="Medians; all processes of a kind together. 'client' is the load generator.",
+        caption=f"Medians; 'client' is the load generator. {_CHOSEN}",
     )
     bars = []
     own = [each for each in groups if each.who in (OURS, FLOOR)]
@@ -447,4 +449,4 @@ def _with_bars(chart: Chart, bars: Sequence[Bar]) -> Chart:
 
 
 def _left_out(caption: str, left: int) -> str:
-    return f"{caption} {left} more in the tables.".strip() if left > 0 else caption
+    return f"{caption} No room for {left} more.".strip() if left > 0 else caption

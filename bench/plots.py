@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from matplotlib.transforms import Bbox
+from PIL import Image
 
 from bench.curves import BARS, LINES, PERCENTILES, STACK, TIMELINE, Chart
 from bench.samples import FLOOR, OURS
@@ -100,15 +100,19 @@ def svg(chart: Chart) -> str:
 
 def png(chart: Chart) -> bytes:
     """Give a chart as a PNG on white."""
-    return _saved(chart, Colours(named=False), {}, format="png", dpi=DPI)
+    drawn = _saved(chart, Colours(named=False), {}, format="png", dpi=DPI)
+    return _with_caption(drawn, chart.caption) if chart.caption else drawn
 
 
-def _saved(chart: Chart, colours: Colours, told: dict[str, Any], **how: Any) -> bytes:
+def _style_of(colours: Colours) -> Any:  # the library's type has all keys that there are
     ink = colours["--ink"]
     inks = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
     inks |= {"axes.edgecolor": colours["--grey"], "grid.color": colours["--faint"]}
-    style: Any = {**_STYLE, **inks, **told}  # the library's type has all keys there are
-    with mpl.rc_context(style):
+    return _STYLE | inks
+
+
+def _saved(chart: Chart, colours: Colours, told: dict[str, Any], **how: Any) -> bytes:
+    with mpl.rc_context(_style_of(colours) | told):
         height = SIZE[1] + LINE_INCHES * max(0, len(chart.lines) - 1)
         if chart.bars:
             height = 1.7 + BAR_INCHES * len(chart.bars) + (0.6 if chart.kind == STACK else 0)
@@ -118,8 +122,6 @@ def _saved(chart: Chart, colours: Colours, told: dict[str, Any], **how: Any) -> 
         axes.set_xlabel(chart.x)
         axes.set_ylabel(chart.y)
         _DRAWN[chart.kind](axes, chart, colours)
-        if how["format"] == "png":  # a page has the caption as text of its own
-            how["bbox_inches"] = _caption(figure, chart.caption, colours)
         written = io.BytesIO()
         metadata: dict[str, Any] = {}
         if how["format"] == "svg":
@@ -128,14 +130,22 @@ def _saved(chart: Chart, colours: Colours, told: dict[str, Any], **how: Any) -> 
     return written.getvalue()
 
 
-def _caption(figure: Figure, caption: str, colours: Colours) -> Bbox:
-    """Write a caption below the figure; give what is to be saved, inches."""
+def _with_caption(picture: bytes, caption: str) -> bytes:
+    """Put the caption below a picture, which a page has as text of its own."""
     lines = textwrap.wrap(caption, _CAPTION_COLUMNS)
-    width, height = figure.get_size_inches()
-    told = "\n".join(lines)
-    below = -_CAPTION_INCHES * len(lines)
-    figure.text(0.02, below / height, told, fontsize=10.5, color=colours["--grey"], va="bottom")
-    return Bbox([[0, below - 0.06], [float(width), float(height)]])
+    with mpl.rc_context(_style_of(Colours(named=False))):
+        height = _CAPTION_INCHES * (len(lines) + 1)
+        strip = Figure(figsize=(SIZE[0], height), dpi=DPI)
+        strip.text(0.02, 0.9, "\n".join(lines), fontsize=10.5, color=INKS["--grey"][0], va="top")
+        below = io.BytesIO()
+        strip.savefig(below, format="png", dpi=DPI)
+    with Image.open(io.BytesIO(picture)) as upper, Image.open(below) as lower:
+        whole = Image.new("RGB", (upper.width, upper.height + lower.height), "white")
+        whole.paste(upper, (0, 0))
+        whole.paste(lower, (0, upper.height))
+    written = io.BytesIO()
+    whole.save(written, format="PNG", optimize=True)
+    return written.getvalue()
 
 
 def _lines(axes: Axes, chart: Chart, colours: Colours) -> None:
