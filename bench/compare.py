@@ -164,7 +164,7 @@ def compare(a: Shelf, b: Shelf, *, force: bool = False) -> Comparison:
     ]
     if not both:
         if not force or len(groups[0]) != 1 or len(groups[1]) != 1:
-            loads = (" and ".join(map(_words, side)) for side in groups)
+            loads = (" and ".join(map(_words, side)) or "no runs" for side in groups)
             raise Malformed(f"nothing to compare: A has {next(loads)}; B has {next(loads)}")
         both = [(next(iter(groups[0].values())), next(iter(groups[1].values())))]
     pairs = [

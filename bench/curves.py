@@ -302,7 +302,7 @@ def timelines(groups: Sequence[Group], labels: Labels) -> list[Chart]:
     marked = [group for group in groups if group.samples[0].marks]
     found = []
     for at, group in enumerate(marked[:TIMELINES_MAX]):
-        told = [each for each in group.samples if any(each.per_tenth.finished)]
+        told = [each for each in group.samples if any(each.per_tenth)]
         if told:
             worst = max(told, key=lambda each: _length(gap_of(each)))
             name = chart.name if at == 0 else f"{chart.name}-{at + 1}"
@@ -318,7 +318,7 @@ def gap_of(sample: Sample) -> tuple[float, float] | None:
     It ends with the first two tenths in a row that have `BACK` of the median of those before the
     mark; with the record, if there are none.
     """
-    counts, at_s = sample.per_tenth.finished, sample.marks[0].at_s
+    counts, at_s = sample.per_tenth, sample.marks[0].at_s
     struck = int(at_s * 10)
     before = counts[max(0, struck - SETTLES) : struck]
     if not before:
@@ -332,7 +332,7 @@ def gap_of(sample: Sample) -> tuple[float, float] | None:
 
 
 def _timeline(chart: Chart, sample: Sample, label: str, runs: int) -> Chart:
-    counts, first = sample.per_tenth.finished, int(sample.marks[0].at_s * 10)
+    counts, first = sample.per_tenth, int(sample.marks[0].at_s * 10)
     last = int(sample.marks[-1].at_s * 10)
     span = range(max(0, first - AROUND[0]), min(len(counts), last + AROUND[1]))
     points = [point(tenth / 10, [counts[tenth]]) for tenth in span]

@@ -37,13 +37,6 @@ class Seconds(Struct, frozen=True):
     refused: list[int] = []
 
 
-class Tenths(Struct, frozen=True):
-    """What happened in each 100 ms of the first ten minutes, from the run's begin on."""
-
-    finished: list[int] = []
-    refused: list[int] = []
-
-
 class Mark(Struct, frozen=True):
     """Something that was done to the cluster in the run: `at_s` after its begin."""
 
@@ -86,6 +79,8 @@ class Result(Struct, kw_only=True):
         commits: group commits of all journals.
         entries_per_commit: of them.
         latency_histogram: of what finished, microseconds, HdrHistogram V2, base64.
+        per_tenth: finished in each tenth of a second, of ten minutes at most.
+        gap_ms: the longest time between two batches of outcomes, of any one generator.
     """
 
     what: str = "sagacity"
@@ -119,9 +114,10 @@ class Result(Struct, kw_only=True):
     machine: Machine
     settings: dict[str, Any]
     per_second: Seconds = Seconds()
-    per_tenth: Tenths = Tenths()
     marks: list[Mark] = []
     latency_histogram: str = ""
+    per_tenth: list[int] = []
+    gap_ms: float = 0.0
     notes: list[str] = []
 
     @property

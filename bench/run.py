@@ -338,8 +338,9 @@ def result_of(asked: Options, told: Told, machine: result.Machine) -> Result:
         machine=machine,
         settings={**asked.settings(), "command": place.command_line()},
         per_second=told.per_second,
-        per_tenth=told.per_tenth,
         latency_histogram=told.latency,
+        per_tenth=told.per_tenth,
+        gap_ms=told.gap_ns / 1_000_000,
     )
     if asked.rate and not kept:
         found.notes.append(

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from bench.result import FORMAT, Machine, Mark, Result, Tenths
+from bench.result import FORMAT, Machine, Mark, Result
 from sagacity.errors import Malformed
 
 OURS: Final = "Sagacity"
@@ -102,7 +102,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     errors: int | None = None
     balanced: bool | None = None
     latency_histogram: str = ""
-    per_tenth: Tenths = Tenths()
+    per_tenth: list[int] = []
     marks: list[Mark] = []
     facts: dict[str, Any] = {}
     settings: dict[str, Any] = {}
@@ -151,6 +151,7 @@ class _Several(Struct):
     figures: list[Verdict]
     runs: dict[str, list[Any]]
     format: int = FORMAT
+    partial: bool = False
 
 
 class _OurRound(Struct):
@@ -208,7 +209,7 @@ def read_all(files: Sequence[Path]) -> Shelf:
         seen[digest] = file
         shelf.files.append(str(file))
         _read(content, str(file), shelf)
-    if not shelf.samples:
+    if not shelf.samples and not any(each.figures for each in shelf.verdicts):
         raise Malformed(f"no runs in {', '.join(shelf.files)}")
     return shelf
 
@@ -274,7 +275,8 @@ def _require_known(told: Any, file: str) -> None:
 
 
 def _several(told: _Several, file: str, shelf: Shelf) -> None:
-    shelf.verdicts.append(Verdicts(told.title, file, told.figures))
+    title = f"{told.title}, PARTIAL" if told.partial else told.title
+    shelf.verdicts.append(Verdicts(title, file, told.figures))
     for side, runs in told.runs.items():
         for each in runs:
             _require_known(each, file)

@@ -7,19 +7,18 @@ from typing import Final
 from msgspec import Struct
 
 from bench.histogram import Histogram, merged
-from bench.result import Seconds, Tenths
+from bench.result import Seconds
 from bench.schedule import SECOND
 
 LATE_NS: Final = 10_000_000  # a start that is later than this counts as a late one
 _SECONDS_MAX: Final = 100_000  # that are kept apart; whatever comes later counts to the last
-_TENTHS_MAX: Final = 6_000  # ten minutes; from then on only whole seconds are kept apart
-_TENTH: Final = SECOND // 10
+TENTH: Final = SECOND // 10
+_TENTHS_MAX: Final = 6_000  # likewise; a gap that is looked at falls into the first ten minutes
 
 
 class Told(Struct):
     """One generator's tally of a phase, as it travels. Instants are monotonic nanoseconds."""
 
-    begin: int = 0  # of the phase: what is counted by seconds and tenths counts from it
     first: int = 0  # the first intended start; 0 where there was none
     last_start: int = 0  # the last start, as it was
     last: int = 0  # when the last one was settled
@@ -37,7 +36,8 @@ class Told(Struct):
     late: str = ""
     refusal: str = ""
     per_second: Seconds = Seconds()
-    per_tenth: Tenths = Tenths()
+    per_tenth: list[int] = []  # finished in each tenth of a second
+    gap_ns: int = 0  # the longest time between two batches of finished sagas
 
 
 class Tally:
@@ -50,15 +50,17 @@ class Tally:
     """
 
     def __init__(self, begin: int, objective_ns: int, *, open_loop: bool) -> None:
-        self.told = Told(begin=begin)
+        self.told = Told()
         self.errors: Counter[str] = Counter()
         self._begin = begin
+        self._finished_at = 0
         self._objective_ns = objective_ns
         self._open_loop = open_loop
         self._latency, self._late, self._refusal = Histogram(), Histogram(), Histogram()
         self._offered: Counter[int] = Counter()
         self._finished: Counter[int] = Counter()
         self._refused: Counter[int] = Counter()
+        self._tenths: Counter[int] = Counter()
 
     @property
     def settled(self) -> int:
@@ -72,10 +74,10 @@ class Tally:
         told.first, told.last_start = told.first or intended[0], now
         told.started += len(intended)
         if not self._open_loop:  # all of them are now
-            self._offered[self._tenth(now)] += len(intended)
+            self._offered[self._second(now)] += len(intended)
             return
         for instant in intended:
-            self._offered[self._tenth(instant)] += 1
+            self._offered[self._second(instant)] += 1
             self._late.record_ns(now - instant)
             told.late_starts += now - instant > LATE_NS
 
@@ -94,15 +96,18 @@ class Tally:
                 told.within += times
         told.completed += len(completed)
         told.aborted += len(aborted)
-        told.last = now
-        self._finished[self._tenth(now)] += len(completed) + len(aborted)
+        told.gap_ns = max(told.gap_ns, now - (self._finished_at or now))
+        told.last = self._finished_at = now
+        tenth = min(max(0, now - self._begin) // TENTH, _TENTHS_MAX)
+        self._tenths[tenth] += len(completed) + len(aborted)
+        self._finished[self._second(now)] += len(completed) + len(aborted)
 
     def refused(self, intended: int, now: int) -> None:
         """Count a start that was not taken."""
         self.told.refused += 1
         self.told.last = now
         self._refusal.record_ns(now - intended)
-        self._refused[self._tenth(now)] += 1
+        self._refused[self._second(now)] += 1
 
     def failed(self, why: str, now: int) -> None:
         """Count what was answered, and neither finished nor refused."""
@@ -121,23 +126,21 @@ class Tally:
         told.latency = self._latency.encode()
         told.late, told.refusal = self._late.encode(), self._refusal.encode()
         counts = (self._offered, self._finished, self._refused)
-        told.per_second = Seconds(*(_dense(_by_second(count)) for count in counts))
-        told.per_tenth = Tenths(*(_dense(_first(count)) for count in counts[1:]))
+        told.per_second = Seconds(*(_dense(count) for count in counts))
+        told.per_tenth = _dense(self._tenths)
         return told
 
     def p99_ms(self) -> float:
         """Give the 99th percentile of the latencies so far."""
         return self._latency.at_ms(99.0)
 
-    def _tenth(self, instant: int) -> int:
-        tenth = max(0, instant - self._begin) // _TENTH
-        return tenth if tenth < _TENTHS_MAX else min(tenth // 10, _SECONDS_MAX) * 10
+    def _second(self, instant: int) -> int:
+        return min(max(0, instant - self._begin) // SECOND, _SECONDS_MAX)
 
 
 def together(tallies: Sequence[Told]) -> Told:
     """Add up what generators tell of the same phase."""
     found = Told(first=min((each.first for each in tallies if each.first), default=0))
-    found.begin = min((each.begin for each in tallies), default=0)
     found.last = max((each.last for each in tallies), default=0)
     found.last_start = max((each.last_start for each in tallies), default=0)
     sums = "started completed aborted within refused late_starts left_out cpu_ns"
@@ -147,6 +150,8 @@ def together(tallies: Sequence[Told]) -> Told:
     for each in tallies:
         errors.update(each.errors_by)
     found.errors_by = dict(errors)
+    found.per_tenth = _added([each.per_tenth for each in tallies])
+    found.gap_ns = max((each.gap_ns for each in tallies), default=0)
     for name in ("latency", "late", "refusal"):
         texts = [text for each in tallies if (text := getattr(each, name))]
         setattr(found, name, merged(texts).encode())
@@ -156,24 +161,7 @@ def together(tallies: Sequence[Told]) -> Told:
             for name in Seconds.__struct_fields__
         )
     )
-    found.per_tenth = Tenths(
-        *(
-            _added([getattr(each.per_tenth, name) for each in tallies])
-            for name in Tenths.__struct_fields__
-        )
-    )
     return found
-
-
-def _by_second(tenths: Counter[int]) -> Counter[int]:
-    found: Counter[int] = Counter()
-    for tenth, times in tenths.items():
-        found[tenth // 10] += times
-    return found
-
-
-def _first(tenths: Counter[int]) -> Counter[int]:
-    return Counter({tenth: times for tenth, times in tenths.items() if tenth < _TENTHS_MAX})
 
 
 def _dense(counts: Counter[int]) -> list[int]:

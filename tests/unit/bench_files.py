@@ -8,7 +8,7 @@ import msgspec
 
 from bench import result
 from bench.histogram import Histogram
-from bench.result import Machine, Mark, Percentiles, Result, Tenths
+from bench.result import Machine, Mark, Percentiles, Result
 
 MACHINE = Machine("synthetic", 2, 8192, "6.1", "3.11.9", 0.4, 50.0)
 CPU = {"client": 18, "router": 8, "shard": 52, "inventory": 19, "payment": 17, "shipping": 16}
@@ -132,7 +132,7 @@ def failover(gap_tenths: int = 7) -> Result:
         2900.0,
         settings={"loop": "open", "in_flight": 0, "rate": 3000.0},
         offered_per_second=3000.0,
-        per_tenth=Tenths(counts, []),
+        per_tenth=counts,
         marks=[Mark(8.02, "kill -9 shard-0")],
     )
 

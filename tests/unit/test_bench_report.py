@@ -13,7 +13,7 @@ from PIL import Image
 
 from bench import __main__ as bench
 from bench import curves, page, plots, samples
-from bench.result import Mark, Percentiles, Result, Tenths
+from bench.result import Mark, Percentiles, Result
 from tests.unit import bench_files
 from tests.unit.bench_files import a_floor, a_run
 
@@ -269,7 +269,7 @@ def test_the_gap_of_a_failover_is_from_the_kill_until_it_finishes_again(
     counts: list[int], gap: tuple[float, float] | None, tmp_path: Path
 ) -> None:
     """Marked in the plot; the promise about it is in tenths of a second."""
-    run = a_run(marks=KILL, per_tenth=Tenths(counts, []))
+    run = a_run(marks=KILL, per_tenth=counts)
     shelf = shelf_of(tmp_path, killed=run)
     assert curves.gap_of(shelf.samples[0]) == gap
     assert chart_of(shelf, "failover").gap == gap
@@ -400,3 +400,12 @@ def test_a_png_is_what_its_bytes_say() -> None:
     )
     with Image.open(io.BytesIO(plots.png(chart))) as image:
         assert image.format == "PNG"
+
+
+def test_a_scenario_without_runs_has_a_page_of_its_verdicts(tmp_path: Path) -> None:
+    """What `growth` measures is no load; that it was broken off must show."""
+    told = {"title": "growth", "figures": [{"what": "size", "median": 877.5}], "runs": {}}
+    shelf = shelf_of(tmp_path, growth=told | {"partial": True})
+    text = Elements(page.page(shelf, curves.charts(shelf))).text
+    assert "growth, PARTIAL" in text
+    assert "877.5" in text
