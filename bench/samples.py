@@ -285,11 +285,13 @@ def _several(told: _Several, file: str, shelf: Shelf) -> None:
 
 def _ours(run: Result, file: str, side: str = "") -> Sample:
     settings = run.settings
-    mix = msgspec.convert(settings.get("mix") or {}, dict[str, float])
+    told = msgspec.convert(settings.get("mix") or {}, dict[str, float])
+    mix = {name: share for name, share in told.items() if name in Load.__struct_fields__}
     is_floor = run.what == FLOOR
     marks = [mark.what for mark in run.marks]
     variant = "" if _PLAIN_SIDE.fullmatch(side) else side
     facts = {name: settings[name] for name in _FACTS if settings.get(name) is not None}
+    facts |= {name: value for name, value in told.items() if value and name not in mix}
     return Sample(
         who=OURS if run.what == "sagacity" else run.what,
         variant=", ".join(dict.fromkeys(filter(None, [variant, *marks]))),

@@ -340,7 +340,6 @@ def picture_is_there(folder: Path) -> list[str]:
         (broken(b"7"), "no result of `sagacity bench`"),
         (broken(b"[]"), "no result of `sagacity bench`"),
         (broken(b'{"sagas_per_second": "fast", "machine": 1}'), "no result of `sagacity bench`"),
-        (broken(a_run(settings={"mix": {"new": 1}}).json()), "no result of `sagacity bench`"),
         (broken(a_run(settings={"mix": 7}).json()), "no result of `sagacity bench`"),
         (broken(a_run(latency_histogram="HISTFAAA").json()), "cannot be read"),
         (broken(a_run(format=2).json()), "written by a newer Sagacity: format 2"),
@@ -409,3 +408,9 @@ def test_a_scenario_without_runs_has_a_page_of_its_verdicts(tmp_path: Path) -> N
     text = Elements(page.page(shelf, curves.charts(shelf))).text
     assert "growth, PARTIAL" in text
     assert "877.5" in text
+
+
+def test_a_share_of_the_mix_that_is_new_makes_runs_different_ones(tmp_path: Path) -> None:
+    """Keys are added to results without a new format: they must neither fail nor be passed over."""
+    runs = {f"r{new}": a_run(5000.0 + new, settings={"mix": {"new": new}}) for new in (0, 1, 2)}
+    assert len(samples.grouped(shelf_of(tmp_path, **runs).counted)) == 3
