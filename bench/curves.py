@@ -108,7 +108,7 @@ def charts(shelf: Shelf) -> list[Chart]:
     """Give all plots of a report, in order; those without data say why."""
     groups = grouped(shelf.counted)
     labels = Labels(groups)
-    usual = [group for group in groups if not group.samples[0].marks]
+    usual = [group for group in groups if not group.samples[0].marks] or groups
     peers = sorted({group.who for group in groups} - {OURS, FLOOR})
     found = [
         side_by_side(usual, labels),
