@@ -187,6 +187,14 @@ def test_fail_below_fails_where_it_is_worse_by_more(
     assert ("BELOW" in capfd.readouterr().out) is bool(code)
 
 
+def test_fail_below_does_not_fail_by_chance(tmp_path: Path) -> None:
+    """A median that is 5 % lower among runs that scatter by 20 % is no regression."""
+    file_of(tmp_path / "a.json", [90.0, 95.0, 100.0, 105.0, 110.0])
+    file_of(tmp_path / "b.json", [85.0, 90.0, 95.0, 100.0, 115.0], wall_seconds=10.5)
+    words = [str(tmp_path / name) for name in ("a.json", "b.json")]
+    assert bench.main(["compare", *words, "--fail-below", "0.97"]) == 0
+
+
 def test_fail_below_that_could_never_fail_is_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
