@@ -96,7 +96,9 @@ def test_more_throughput_is_better_and_more_latency_is_worse(tmp_path: Path) -> 
     found = compared(tmp_path, scattered(100, 1), scattered(120, 2))
     assert row_of(found, "throughput").verdict == BETTER
     assert row_of(found, "p99").verdict == BETTER
-    assert row_of(found, "p99").ratio.middle < 1  # type: ignore[union-attr]
+    ratio = row_of(found, "p99").ratio
+    assert ratio is not None
+    assert ratio.middle < 1
     found = compared(tmp_path, scattered(120, 1), scattered(100, 2))
     assert {row_of(found, what).verdict for what in ("throughput", "p50")} == {WORSE}
 
