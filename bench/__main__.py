@@ -25,7 +25,11 @@ COMMANDS = {
     "soak": ("bench.soak", "scenario: hours at half of peak"),
     "in-flight": ("bench.in_flight", "scenario: a hundred thousand that wait"),
     "declines": ("bench.scenarios", "scenario: what a growing share of declines costs"),
+    "sweep": ("bench.sweep", "runs over in flight, rate or share of declines, for a curve"),
+    "report": ("bench.page", "one page with plots and tables, from result files"),
+    "compare": ("bench.compare", "two results beside each other: is it faster, or cannot one tell"),
 }
+NEEDED = {"hdrh": "hdrhistogram", "matplotlib": "matplotlib"}  # packages, by what is imported
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,9 +72,10 @@ def _parser(
             try:
                 module = import_module(home)
             except ModuleNotFoundError as error:
-                if (error.name or "").partition(".")[0] != "hdrh":
+                needed = NEEDED.get((error.name or "").partition(".")[0])
+                if needed is None:
                     raise
-                raise Malformed("it needs hdrhistogram: pip install 'sagacity[bench]'") from None
+                raise Malformed(f"it needs {needed}: pip install 'sagacity[bench]'") from None
             chosen.set_defaults(scenario=name)
             module.add_arguments(chosen)
             run = module.run

@@ -19,6 +19,7 @@ from bench import outside
 from bench.figures import Figures
 from bench.load import ask_each, checkout
 from bench.options import Options
+from bench.result import Mark
 from bench.run import Run
 from bench.scenarios import NoResult, add_result_arguments, check_runs, judged, loaded, part_of
 from bench.staged import Stage, books_fit, staged
@@ -149,6 +150,7 @@ def _blow(
     found, run = stage.load(victim, half, during=blow.during, audits=True)
     if not blow.killed_at:
         raise NoResult("the load was over before anybody was killed")
+    found.marks = [Mark(round(blow.killed_at, 3), f"kill -9 {victim}")]
     books_fit(figures, found)
     hit = run.told[:1] if victim == SHARD else run.told
     gap_ms = max(each.gap_ns for each in hit) / 1_000_000

@@ -37,6 +37,13 @@ class Seconds(Struct, frozen=True):
     refused: list[int] = []
 
 
+class Mark(Struct, frozen=True):
+    """Something that was done to the cluster in the run: `at_s` after its begin."""
+
+    at_s: float
+    what: str  # "kill -9 shard-0"
+
+
 class Machine(Struct, frozen=True):
     """Where it ran. The yardstick is the CPU of one turn of a fixed loop: how fast it was then."""
 
@@ -108,6 +115,7 @@ class Result(Struct, kw_only=True):
     machine: Machine
     settings: dict[str, Any]
     per_second: Seconds = Seconds()
+    marks: list[Mark] = []
     latency_histogram: str = ""
     cpu_s: dict[str, float] = {}
     per_tenth: list[int] = []
@@ -136,26 +144,31 @@ def read(file: Path) -> Result:
         raise Malformed(f"{file} holds no result of a run: {error}") from None
 
 
-def require_new(file: Path, *, force: bool) -> None:
+def require_new(file: Path, *, force: bool, option: str = "--json") -> None:
     """Refuse a file that could not be written later, before anything is measured.
 
     Raises:
         Malformed: it exists (unless `force`), is a folder, or has no folder to stand in.
     """
     if file.is_dir():
-        raise Malformed(f"--json {file}: is a folder")
+        raise Malformed(f"{option} {file}: is a folder")
     if file.exists() and not force:
-        raise Malformed(f"--json {file}: exists already; another name, or --force to replace it")
+        raise Malformed(f"{option} {file}: exists already; another name, or --force to replace it")
     if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
-        raise Malformed(f"--json {file}: {file.parent} is no folder that can be written to")
+        raise Malformed(f"{option} {file}: {file.parent} is no folder that can be written to")
 
 
 def write(result: Result | dict[str, Any], file: Path) -> None:
     """Write a result, or a map with several in it, whole or not at all."""
+    write_whole(_for_people(result), file)
+
+
+def write_whole(content: bytes, file: Path) -> None:
+    """Write a file whole or not at all."""
     handle, new = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(handle, "wb") as opened:
-            opened.write(_for_people(result))
+            opened.write(content)
         os.chmod(new, 0o644)
         os.replace(new, file)
     except BaseException:

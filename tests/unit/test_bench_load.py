@@ -223,6 +223,18 @@ def test_histograms_of_several_generators_add_up_to_one_of_all() -> None:
     assert sum(told.per_second.finished) == 3000
 
 
+def test_a_gap_shows_in_tenths_of_a_second_of_the_first_ten_minutes() -> None:
+    """300 ms without an outcome are none in whole seconds; a week in tenths is no file to read."""
+    tallies = [Tally(BEGIN, SECOND, open_loop=False) for _ in range(2)]
+    for after_ms in (0, 99, 100, 950, 1000, 599_950, 601_000, 602_000):
+        for tally in tallies:
+            tally.finished([BEGIN], [], BEGIN + after_ms * MS)
+    told = together([tally.end(5, 1.0, 0) for tally in tallies])
+    assert told.per_tenth[:11] == [4, 2, 0, 0, 0, 0, 0, 0, 0, 2, 2]
+    assert (len(told.per_tenth), told.per_tenth[-2:]) == (6001, [2, 4])
+    assert told.gap_ns == 598_950 * MS
+
+
 def test_a_histogram_keeps_each_value_to_a_thousandth_and_takes_what_is_absurd() -> None:
     """A percentile that is off by its bucket makes two good runs differ."""
     for value_us in (1, 17, 4_321, 999_999, 59_000_000):
