@@ -85,7 +85,7 @@ museum: $(VENV)/.dev
 	@$(BIN)/python -m tests.museum $(if $(BUGS),--bugs $(BUGS)) $(ARGS)
 
 # The tests of those rooms alone: the whole suite takes no other branch of them, and longer.
-COVERED := admission barrier codec compaction deadlines engine_* executor forgetting forgotten \
+COVERED := admission barrier codec compaction counted deadlines engine_* executor forgetting forgotten \
   found_by_fuzzing generations guard history ids journal journal_file listing loop loop_modes \
   loop_time other_sagas pools ranges rates reserve retention retries segments slots sqlite \
   state_refuses suspects telemetry wal whole_schedules wire

@@ -149,6 +149,17 @@ def test_a_worker_that_nobody_knows_is_given_no_word() -> None:
     assert world.tally.counts["absorbed", "unknown_worker"] == 1
 
 
+def test_an_attempt_that_is_not_the_current_one_is_not_run() -> None:
+    """It was given out before its time ran out, and its worker comes to it only now."""
+    world = turned_back()
+    dies(world)
+    command = world.held[INVENTORY][-1]
+    said = Begun(command.number, command.step, command.direction, command.attempt - 1)
+    (word,) = world.step(CommandBegun(INVENTORY, said)).proceeds
+    assert not word[1].wanted
+    begins(world)  # the current one still is
+
+
 def test_a_refusal_for_room_of_an_old_command_moves_nothing() -> None:
     """SPEC 3: `unavailable` is no outcome; of what its saga no longer asks for it gives up a
     worker's credit alone."""
