@@ -10,6 +10,7 @@ from cluster.meters import ShardMeters
 from cluster.telemetry import get_logger
 from sagacity import errors, wire
 from sagacity.saga import Retry
+from sagacity.slots import SLOTS
 from sagacity.wire import DECLINED, FAILED, OK
 from services.checkout import checkout
 from shard import entries, loop
@@ -217,3 +218,10 @@ def test_a_pool_counts_what_its_queue_waits() -> None:
     assert pool.take() is sagas[2]
     pool.measure(9_000)
     assert (pool.waited_ns, pool.given_out) == (400 + 2 * 600, 3)
+
+
+def test_what_is_looked_at_now_and_then_is_the_pools_and_the_slots() -> None:
+    """Gauges are read when they are served; the hot path keeps none of them."""
+    engine = world().engine
+    assert sorted(pool.service for pool in engine.pools()) == sorted(SERVICES)
+    assert engine.slots == SLOTS
