@@ -212,7 +212,7 @@ class Shop:
                 customers.come(owed)
             for customers, _ in rates:
                 customers.hear(0.0)
-            time.sleep(TURN_S)
+            time.sleep(TURN_S)  # customers come by schedule, whatever is answered
         ended = time.monotonic()
         return [Stretch(customers, begun, ended) for customers, _ in rates]
 
@@ -306,4 +306,4 @@ class Shop:
                     return report
                 if time.monotonic() > give_up:
                     raise RoundFailed(f"sagas run on: {report['sagas']}")
-                time.sleep(0.2)
+                time.sleep(0.2)  # between two looks: each asks every shard

@@ -40,6 +40,20 @@ def dies(world: World) -> Effects:
     return world.step(*world.came("inventory"))
 
 
+def begun_for_too_long() -> World:
+    """Give a world in which the time of a suspect is over that a worker has begun, a last time."""
+    world = turned_back()
+    dies(world)
+    for _ in range(DEATHS_MAX - 1):
+        begins(world)
+        dies(world)
+    begins(world)
+    world.after(1_000)
+    world.step(*world.beats())
+    world.after(2_100)
+    return world
+
+
 def asked_again(world: World) -> Effects:
     body = {"type": "retry", "saga_id": "a", "reason": "mended"}
     return world.step(world.ask(wire.RETRY, "a", body))
@@ -71,15 +85,7 @@ def test_a_stuck_compensation_that_kills_its_workers_is_quarantined_and_counted_
 
 def test_a_suspect_that_is_quarantined_while_it_waits_is_given_out_once_when_asked_for() -> None:
     """Its time ran out, so it waits for a worker that may run it; then the one that had it dies."""
-    world = turned_back()
-    dies(world)
-    for _ in range(DEATHS_MAX - 1):
-        begins(world)
-        dies(world)
-    begins(world)
-    world.after(1_000)
-    world.step(*world.beats())
-    world.after(2_100)
+    world = begun_for_too_long()
     (ended,) = world.step().entries
     assert isinstance(ended, AttemptEnded)
     world.after(200)
@@ -98,15 +104,7 @@ def test_a_suspect_that_is_quarantined_while_it_waits_is_given_out_once_when_ask
 
 def test_a_suspect_that_is_quarantined_while_it_waits_is_not_given_out_unasked() -> None:
     """Its place in the queue is passed over."""
-    world = turned_back()
-    dies(world)
-    for _ in range(DEATHS_MAX - 1):
-        begins(world)
-        dies(world)
-    begins(world)
-    world.after(1_000)
-    world.step(*world.beats())
-    world.after(2_100)
+    world = begun_for_too_long()
     world.step()
     world.after(200)
     world.step()
