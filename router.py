@@ -303,7 +303,7 @@ class Router:
             found.append(forwarded)
 
     def _answer(self, identity: bytes, request: int, kind: int, error: SagacityError) -> None:
-        reply = Reply(request, error.code, wire.pack(error.body()))
+        reply = Reply(request, error.code, wire.pack_error(error))
         self._replies.setdefault(identity, []).append(reply)
         self._meters.refused.add((error.cause,))
         if kind in wire.KINDS:

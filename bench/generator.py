@@ -25,6 +25,7 @@ from bench.schedule import SECOND, ClosedLoop, Loop, OpenLoop, arrivals
 from bench.tally import Tally
 from cluster.child import die_with
 from sagacity import wire
+from sagacity.asks import retry_after_ms
 from sagacity.connection import Connection
 from sagacity.errors import NotTaken
 from sagacity.wire import Reply
@@ -33,10 +34,9 @@ READY: Final = b"ready\n"  # the first that it says: what is announced before wo
 PER_CONNECTION: Final = 1024  # starts that a router takes of one client (its default)
 DRAIN_NS: Final = 5 * SECOND  # for what is open when a run is broken off
 _PATIENCE_NS: Final = 200_000_000  # the longest wait: signals and progress are looked at then
-_GRAIN_NS: Final = 200_000  # arrivals so close together leave together: at most so late
+_GRAIN_NS: Final = 200_000  # arrivals so close together leave together; more with more connections
 _TELL_NS: Final = 500_000_000
 _WORDS_MAX: Final = 120  # of an error, as they are counted
-_REFUSED_NS: Final = 250_000_000  # a rest, where a refusal does not say
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -123,6 +123,7 @@ class Lines:
     def __init__(self, url: str, timeout_s: float, connections_max: int) -> None:
         self._url, self._timeout_s, self._max = url, timeout_s, connections_max
         self._lines: list[Connection] = []
+        self._looked_ns = 0
         self._more()
 
     @property
@@ -144,6 +145,7 @@ class Lines:
         """Send, wait, give what is settled."""
         if len(self._lines) == 1 and wait_ns >= _PATIENCE_NS:
             return self._poll(0, wait_ns / SECOND)
+        self._rest()
         settled = self._poll_all()
         if settled or not wait_ns:
             return settled
@@ -158,6 +160,14 @@ class Lines:
         """Close them."""
         for line in self._lines:
             line.close()
+
+    def _rest(self) -> None:
+        """Look at many connections less often: each look costs all of them."""
+        if len(self._lines) > 1:
+            ahead = self._looked_ns + _GRAIN_NS * len(self._lines) - time.monotonic_ns()
+            if ahead > 0:
+                time.sleep(ahead / SECOND)
+            self._looked_ns = time.monotonic_ns()
 
     def _poll_all(self) -> list[tuple[int, Reply]]:
         if len(self._lines) == 1:
@@ -241,8 +251,7 @@ def _settle(
             (completed if b"COMPLETED" in reply.body else aborted).append(intended)
         elif reply.code == NotTaken.code:
             tally.refused(intended, now)
-            pause_ms = wire.unpack(reply.body).get("retry_after_ms")
-            loop.refused(now + (pause_ms * 1_000_000 if pause_ms else _REFUSED_NS))
+            loop.refused(now + retry_after_ms(reply.body) * 1_000_000)
         else:
             told = wire.unpack(reply.body).get("text", "")
             tally.failed(f"code {reply.code}: {told}"[:_WORDS_MAX], now)

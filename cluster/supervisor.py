@@ -267,7 +267,7 @@ class Supervisor:
         if asked.kind != wire.STATUS:
             kind = wire.KINDS.get(asked.kind, str(asked.kind))
             refusal = NotSupported(f"the supervisor does not answer {kind}")
-            return wire.Reply(asked.request, refusal.code, wire.pack(refusal.body()))
+            return wire.Reply(asked.request, refusal.code, wire.pack_error(refusal))
         return wire.Reply(asked.request, None, wire.pack(self.status(now_ns)))
 
     def _notice_lost_time(self, now_ns: int, waited_ns: int) -> None:

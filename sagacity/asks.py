@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
+from msgspec import Struct
+
 from sagacity import wire
 from sagacity.errors import (
     InternalError,
@@ -44,6 +46,15 @@ _TICK_NS: Final = 8 * MILLISECOND  # of the timer wheel: how late a time may be 
 _NO_HEADERS: Final[Headers] = {}
 _STARTS: Final = frozenset({wire.START, wire.SUBMIT})
 _NONE: Final[frozenset[str]] = frozenset()
+
+
+class _Refused(Struct):
+    """The one key of a refusal that is acted on."""
+
+    retry_after_ms: int = REFUSED_AGAIN_MS
+
+
+_refused = wire.decoder(_Refused)
 
 
 class _Open:
@@ -242,7 +253,7 @@ class Asks:
         opened.shaken = opened.shaken or reply.code == NoOutcome.code
         if reply.code == NotTaken.code:
             # Doubling: who refuses for load is helped by fewer questions, not by more.
-            pause_ms = _retry_after_ms(reply.body) << min(opened.refusals, 16)
+            pause_ms = retry_after_ms(reply.body) << min(opened.refusals, 16)
             opened.refusals += 1
             opened.again_ns = AGAIN_NS
             self._move(token, opened, now + min(pause_ms * MILLISECOND, AGAIN_MAX_NS))
@@ -333,12 +344,13 @@ def _check_headers(headers: Headers) -> None:
     raise Malformed(f"headers have at most {wire.HEADERS_BYTES_MAX} bytes")
 
 
-def _retry_after_ms(body: bytes) -> int:
+def retry_after_ms(body: bytes) -> int:
+    """Give when to ask again, as a refusal says it."""
     try:
-        told = wire.unpack(body).get("retry_after_ms")
-    except Malformed:
+        told: int = _refused(body).retry_after_ms
+    except (ValueError, RecursionError):
         return REFUSED_AGAIN_MS
-    return told if isinstance(told, int) and told > 0 else REFUSED_AGAIN_MS
+    return told if told > 0 else REFUSED_AGAIN_MS
 
 
 def _is_stuck(body: bytes) -> bool:
@@ -349,4 +361,4 @@ def _is_stuck(body: bytes) -> bool:
 
 
 def _reply(token: int, error: SagacityError) -> Reply:
-    return Reply(token, error.code, wire.pack(error.body()))
+    return Reply(token, error.code, wire.pack_error(error))

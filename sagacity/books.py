@@ -15,7 +15,7 @@ from sagacity.barrier import Log
 from sagacity.errors import InternalError, Malformed, NoOutcome, SagacityError
 from sagacity.service import Database, Rows, Service
 from sagacity.sqlite import INTEGER_MIN
-from sagacity.wire import BODY_BYTES_MAX, BodyReader, BooksAsked, BooksPage, Int64, pack
+from sagacity.wire import BODY_BYTES_MAX, BodyReader, BooksAsked, BooksPage, Int64, pack, pack_error
 
 ROWS_MAX: Final = 5_000  # of one page
 
@@ -58,7 +58,7 @@ def page_of(
     except Exception as error:
         log.error("books_failed", service=service.name, error=repr(error))
         refusal = InternalError("the books cannot be read")
-    return BooksPage(asked.token, pack(refusal.body()), refusal.code)
+    return BooksPage(asked.token, pack_error(refusal), refusal.code)
 
 
 def _page(service: Service, db: Database, asked: bytes) -> bytes:

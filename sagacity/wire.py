@@ -15,13 +15,14 @@ where a frozen dataclass costs 1.70 (DESIGN 8).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgpack
 import msgspec
 from msgspec import Meta, Struct
 
-from sagacity.errors import InternalError, Malformed
+from sagacity.errors import InternalError, Malformed, SagacityError
 from sagacity.ranges import Range
 
 PROTOCOL: Final = 1
@@ -34,6 +35,7 @@ HEADERS_BYTES_MAX: Final = 1 << 10  # keys and values of one envelope's headers
 DEPTH_MAX: Final = 16  # containers inside containers, in a body
 CONTAINER_MAX: Final = 10_000  # members of one container, in a body
 FORGET_RANGES_MAX: Final = 4_096  # of one list; 80 KiB at most
+ERRORS_KEPT: Final = 256  # packed; who refuses thousands a second says the same to most of them
 
 # Kinds of request. Those from STATUS on are about the cluster, and name a target (a shard's index
 # or nothing) where the others name a saga.
@@ -399,7 +401,7 @@ def _split(items: Any, encoded: Callable[[Any], bytes]) -> Iterator[bytes]:
         if len(items) == 1:
             if isinstance(items[0], Reply):
                 error = InternalError("the answer is too long to travel")
-                yield encode([Reply(items[0].request, error.code, pack(error.body()))])
+                yield encode([Reply(items[0].request, error.code, pack_error(error))])
             return
     half = len(items) // 2
     yield from _split(items[:half], encoded)
@@ -430,6 +432,16 @@ def pack(body: Any) -> bytes:
     except (TypeError, ValueError, OverflowError, UnicodeEncodeError) as error:
         raise Malformed(f"not a message body: {error}") from None
     return packed
+
+
+def pack_error(error: SagacityError) -> bytes:
+    """Pack an error's body."""
+    return _packed_error(tuple(error.body().items()))
+
+
+@lru_cache(ERRORS_KEPT)
+def _packed_error(members: tuple[tuple[str, object], ...]) -> bytes:
+    return pack(dict(members))
 
 
 def refuse_foreign(value: Any, depth: int = DEPTH_MAX) -> None:

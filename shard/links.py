@@ -40,7 +40,7 @@ from sagacity.wire import (
     command_frames,
     encode,
     frames,
-    pack,
+    pack_error,
     read_requests,
     read_to_shard,
 )
@@ -270,7 +270,7 @@ class Links:
         if not self._to_worker(asked.worker, encode(BooksAsked(self._token, asked.body))):
             del self._books[self._token]
             error = NotTaken("the worker went away, or hangs", retry_after_ms=250)
-            effects.reply(asked.origin, Reply(asked.request, error.code, pack(error.body())))
+            effects.reply(asked.origin, Reply(asked.request, error.code, pack_error(error)))
 
     def close(self) -> None:
         """Close the sockets, after a moment for the replies that are on their way."""

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from cluster.clock import Clock
 from sagacity.errors import NotTaken, check
-from sagacity.wire import Reply, Witness, pack
+from sagacity.wire import Reply, Witness, pack_error
 from shard.effects import Effects, HistoryAsked
 from shard.engine import Engine
 from shard.entries import Entry
@@ -395,7 +395,7 @@ class Loop:
                 self._histories.setdefault((asked.origin, asked.request), asked)  # repeats are one
             else:
                 error = NotTaken("too many histories are asked for", retry_after_ms=250)
-                body = pack(error.body())
+                body = pack_error(error)
                 effects.reply(asked.origin, Reply(asked.request, error.code, body))
         for key in list(self._histories)[:HISTORIES_PER_TURN]:
             asked = self._histories.pop(key)

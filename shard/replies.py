@@ -1,7 +1,7 @@
 """Replies: how a request is answered, or refused with an error of the one table. Pure."""
 
 from sagacity.errors import SagacityError
-from sagacity.wire import Reply, pack, unpack
+from sagacity.wire import Reply, pack, pack_error, unpack
 from shard.effects import Effects
 from shard.sagas import Waiter
 
@@ -15,10 +15,11 @@ def answer(fx: Effects, waiter: Waiter, body: bytes) -> None:
 
 def refuse(fx: Effects, waiter: Waiter, error: SagacityError) -> None:
     """Answer a request with an error of the one table."""
-    body = error.body()
-    if waiter.msg_id is not None:
-        body = in_reply(body, waiter.msg_id)
-    fx.reply(waiter.origin, Reply(waiter.request, error.code, pack(body)))
+    if waiter.msg_id is None:
+        body = pack_error(error)
+    else:
+        body = pack(in_reply(error.body(), waiter.msg_id))
+    fx.reply(waiter.origin, Reply(waiter.request, error.code, body))
 
 
 def in_reply(body: dict[str, object], msg_id: int) -> dict[str, object]:

@@ -43,9 +43,9 @@ class _Typed(Struct):
 
 
 class _Numbered(Struct):
-    """The one key that a wrong body's asker may still know it by."""
+    """The one key that a refused body's asker may know it by."""
 
-    msg_id: int
+    msg_id: int | None = None
 
 
 _STARTS = frozenset((wire.START, wire.SUBMIT))
@@ -73,7 +73,7 @@ class Desk:
         kind = request.kind
         try:
             if kind in _STARTS:
-                self._start(origin, request, now, fx)
+                self._admit(origin, request, now, fx)
             elif kind == wire.RECALL:
                 self._recall(origin, request, now, fx)
             elif kind == wire.CANCEL:
@@ -110,6 +110,19 @@ class Desk:
         return saga_id in self._state.by_id or self._state.finished.find(saga_id) is not None
 
     # -- starts ---------------------------------------------------------------------------------
+
+    def _admit(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
+        """Take a start, unless there is no room and its id is new.
+
+        That is seen before its body is read: under overload most starts are refused, and what they
+        cost is taken from those that are not.
+        """
+        definition, course = self._only or self._definition(request.body), self._course
+        refusal = course.admission.refusal(len(self._state.live), course.wait_ms(definition))
+        if refusal is None or self.knows(request):
+            self._start(origin, request, now, fx)
+        else:
+            self.refuse(origin, request, refusal, fx)
 
     def _start(self, origin: Peer, request: Request, now: Instant, fx: Effects) -> None:
         definition = self._only or self._definition(request.body)
@@ -183,9 +196,6 @@ class Desk:
         if slot not in course.slots:
             text = f"slot {slot} belongs to another shard"
             raise NotTaken(text, retry_after_ms=250, cause="other_shard")
-        refusal = course.admission.refusal(len(state.live), course.wait_ms(definition))
-        if refusal is not None:
-            raise refusal
         unpriced, amount, currency = self._priced(definition, order)
         entry = Started(
             number_of(state.count + 1, course.shard),
@@ -320,9 +330,9 @@ def _raised(definition: Definition, error: Exception) -> InternalError:
 
 
 def _msg_id(body: bytes) -> int | None:
-    """Give the msg_id of a body that is otherwise wrong, where it can be read."""
+    """Give the msg_id of a body that is refused, where it has one that can be read."""
     try:
-        found: int = _number_of(body).msg_id
+        found: int | None = _number_of(body).msg_id
     except (ValueError, RecursionError):
         return None
     return found

@@ -179,7 +179,7 @@ def test_refusals_are_counted_by_why() -> None:
     it.step(it.start("b"))
     it.step(it.start("a", user_id="u7"))
     it.step(it.ask(wire.SHOW, "nobody"))
-    it.step(it.ask(wire.START, "c", b"?"))
+    it.step(it.ask(wire.START, "a", b"?"))
     refused = {key[1]: n for key, n in it.told.counts.items() if key[0] == "refused"}
     assert refused == {"in_flight": 1, "conflict": 1, "unknown_saga": 1, "malformed": 1}
 

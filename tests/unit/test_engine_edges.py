@@ -436,3 +436,34 @@ def test_a_request_that_its_router_forwards_twice_gets_one_reply() -> None:
     world.step(asked)
     told = replies(world.drive("a", wire.OK, wire.OK, wire.OK))
     assert [request for request, *_ in told] == [1]
+
+
+def test_a_start_that_finds_no_room_is_refused_before_it_is_read() -> None:
+    """Under overload most are: what reading them costs is taken from those that are served."""
+    world = serving(Rules(inflight_max=1))
+    world.step(world.start("a"))
+    read: list[bytes] = []
+    definition = world.engine.state.definitions["checkout"]
+    reads = definition.readers.request.decode
+    definition.readers.request.decode = lambda body: read.append(body) or reads(body)
+    refused = world.step(world.start("b", msg_id=7), world.ask(wire.START, "c", b"?"))
+    assert [(code, body.get("in_reply_to")) for _, code, body in replies(refused)] == [
+        (11, 7),
+        (11, None),
+    ]
+    assert read == []
+
+
+def test_what_is_known_is_answered_in_full_where_there_is_no_room() -> None:
+    """SPEC 2: repeats of known ids are never refused for load, whatever they are told."""
+    world = serving(Rules(inflight_max=1))
+    world.step(world.start("a"))
+    told = [
+        replies(world.step(world.start("a", user_id="other"))),
+        replies(world.step(world.ask(wire.START, "a", b"?"))),
+        replies(world.step(world.start("a", wire.SUBMIT))),
+    ]
+    assert [[code for _, code, _ in each] for each in told] == [[22], [12], [None]]
+    world.step(world.start("a"))
+    done = world.drive("a", wire.OK, wire.OK, wire.OK)
+    assert [body["type"] for body in bodies(done)] == ["checkout_complete"] * 2
