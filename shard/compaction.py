@@ -154,7 +154,7 @@ class Compaction:
                 (checkpoint.seq, pack_checkpoint(checkpoint)),
             )
         if made is not None:
-            self._generations.segments.append(made)
+            self._generations.took(*made)
         self._generations.entered(ended)
         self._journal.checkpointed(checkpoint.seq)
 
@@ -201,9 +201,7 @@ class Compaction:
         with self._store.transaction() as cursor:
             for segment in (made, *dead):
                 write_head(cursor, segment, prints)
-        merged = {segment.id for segment in segments}
-        generations.segments = [each for each in generations.segments if each[0].id not in merged]
-        generations.segments.append((made, prints))
+        generations.merged(segments, made, prints)
         generations.dead += dead
 
     # -- what nothing speaks of any more --------------------------------------------------------

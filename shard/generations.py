@@ -35,11 +35,13 @@ from shard.segments import (
     HASH_BYTES,
     Prints,
     Segment,
+    Sieve,
     cut,
     find_in,
     hash_of,
     mark_of,
     part_bits,
+    sifted,
     top_of,
 )
 from shard.store import JournalFailed, Store
@@ -73,6 +75,7 @@ class Generations:
         self._store = store
         self.forgotten = 0  # ordinals below are past retention
         self.segments: list[tuple[Segment, Prints]] = []
+        self._sieves: list[Sieve] = []  # of all segments
         self.dead: list[Segment] = []  # half made, or merged into another: their parts can go
         self._last_id = 0
         self._base = 0  # ordinals below stand in blocks
@@ -97,6 +100,7 @@ class Generations:
                 self.segments.append((segment, self._sound(unpack_prints, prints)))
             else:
                 self.dead.append(segment)
+        self._sieves = sifted(self.segments)
         known = sum(segment.size for segment, _ in self.segments)
         if known != base:  # an id that no segment knows would run again
             raise JournalFailed(
@@ -188,6 +192,26 @@ class Generations:
         write_head(cursor, segment, prints)
         return segment, prints
 
+    def took(self, segment: Segment, prints: Prints) -> None:
+        """A segment is durable: what stands in it is found from now on."""
+        self.segments.append((segment, prints))
+        for sieve in self._sieves:
+            if sieve.bits == prints.bits:
+                sieve.add(segment, prints)
+                return
+        self._sieves += sifted([(segment, prints)])
+
+    def merged(self, segments: Sequence[Segment], made: Segment, prints: Prints) -> None:
+        """A segment that stands for others is durable: those can go."""
+        gone = {segment.id for segment in segments}
+        self.segments = [each for each in self.segments if each[0].id not in gone]
+        kept: list[Sieve] = []
+        for sieve in self._sieves:
+            left = [each for each in sieve.segments if each[0].id not in gone]
+            kept += [sieve] if len(left) == len(sieve.segments) else sifted(left)
+        self._sieves = kept
+        self.took(made, prints)
+
     def part(self, key: int) -> bytes:
         """Give a part's entries."""
         rows = self._store.rows(_PART, key)
@@ -237,11 +261,13 @@ class Generations:
         """Give the ordinal of a saga that stands in a segment; 0 where that has none any more."""
         hashed = hash_of(saga_id)
         top, mark = top_of(hashed), mark_of(hashed)
-        for segment, prints in self.segments:
-            if prints.may_hold(top, mark):
-                entry = find_in(self.part(segment.part_of(top)), segment.width, hashed)
-                if entry is not None:
-                    return int.from_bytes(entry[HASH_BYTES:], "big")
+        for sieve in self._sieves:
+            if sieve.may_hold(top, mark):
+                for segment, prints in sieve.segments:
+                    if prints.may_hold(top, mark):
+                        entry = find_in(self.part(segment.part_of(top)), segment.width, hashed)
+                        if entry is not None:
+                            return int.from_bytes(entry[HASH_BYTES:], "big")
         return None
 
     def _record(self, ordinal: int, saga_id: str) -> Record:

@@ -1,5 +1,6 @@
 """Segments: an id that was used is found, whatever stands there; prints err only towards yes."""
 
+from array import array
 from random import Random
 
 import pytest
@@ -38,6 +39,43 @@ def test_every_id_of_a_run_is_found_with_its_ordinal(size: int) -> None:
         assert prints.may_hold(top, segments.mark_of(hashed))
         entry = segments.find_in(parts[segment.part_of(top)], segment.width, hashed)
         assert entry == segments.entry_of(saga_id, at)
+
+
+@settings(max_examples=30, deadline=None)
+@example([5_000, 5_000], 1)
+@given(st.lists(st.sampled_from([0, 1, 11, 12, 30, 400, 900]), max_size=9), st.integers(0, 9))
+def test_a_sieve_lets_every_id_of_its_segments_through(sizes: list[int], seed: int) -> None:
+    """A11: it stands before the prints of all segments that are alike."""
+    several = [made(size, seed + at) for at, size in enumerate(sizes)]
+    sieves = segments.sifted((segment, prints) for _, segment, prints, _ in several)
+    assert sorted(len(prints.marks) for sieve in sieves for _, prints in sieve.segments) == sorted(
+        2 * size for size in sizes
+    )
+    for ids, _, prints, _ in several:
+        [sieve] = [each for each in sieves if each.bits == prints.bits]
+        for saga_id in ids:
+            hashed = segments.hash_of(saga_id)
+            assert sieve.may_hold(segments.top_of(hashed), segments.mark_of(hashed))
+
+
+def test_a_sieve_holds_back_what_no_segment_has() -> None:
+    """Eight segments' prints in a bucket: some 96 in 65 536 get through."""
+    several = [made(5_000, seed)[1:3] for seed in range(8)]
+    [sieve] = segments.sifted(several)
+    through = 0
+    for at in range(20_000):
+        hashed = segments.hash_of(f"new-{at}")
+        through += sieve.may_hold(segments.top_of(hashed), segments.mark_of(hashed))
+    assert 0 < through <= 60
+
+
+def test_the_prints_of_large_segments_are_held_once() -> None:
+    """A sieve of theirs would cost each id two bytes of memory more for ever."""
+    prints = Prints(segments.SIEVE_BITS_MAX + 1, array("I", [0]), bytearray(b"\xff" * 8))
+    segment = Segment(7, 3, 10, ENTRY_BYTES, 200_000, 1, True)
+    [sieve] = segments.sifted([(segment, prints)])
+    assert sieve.may_hold(0, b"\0\0")
+    assert sieve.segments == [(segment, prints)]
 
 
 def test_a_new_id_is_seldom_looked_for_in_vain() -> None:
