@@ -21,7 +21,7 @@ help:
 	@echo "make museum  plant bugs and see that the proof finds them (BUGS=a,b; all without)"
 	@echo "make coverage  every branch of what decides, keeps and remembers; exit 1 below 100 %"
 	@echo "make campaign  every layer of the proof at full size, about two hours (ARGS='--part 0.1')"
-	@echo "make bench   measure checkouts a second on this machine"
+	@echo "make bench   measure checkouts a second, beside the floor, on this machine (ARGS='--runs 1')"
 	@echo "make fuzz    garbage for every reader (ARGS='--cases 20000000 --seed 1'); fuzz-guided: atheris"
 	@echo "make setup   .venv with what tests need"
 	@echo "make clean   remove .venv and caches; data directories stay"
@@ -103,7 +103,7 @@ fuzz-guided: $(VENV)/.fuzz
 	@$(BIN)/python -m tests.fuzz --engine atheris $(ARGS)
 
 bench: $(VENV)/.bench
-	@$(BIN)/python -m bench.first_light $(ARGS)
+	@$(BIN)/sagacity bench peak $(ARGS)
 
 clean:
 	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

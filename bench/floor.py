@@ -27,12 +27,10 @@ from typing import Any, Final
 import zmq
 
 from bench.floor_files import SHARD_TABLES, Used, database
-from bench.load import alone, closed_loop
 from cluster.child import die_with
 from config.load import Catalog, load_catalog
 from sagacity import wire
 from sagacity.barrier import TABLES, TOMBSTONE
-from sagacity.connection import Connection
 from sagacity.errors import check
 from sagacity.ids import ACTION, barrier_key, number_of, order_id
 from sagacity.messages import Checkout, Order
@@ -486,18 +484,3 @@ class Floor:
                 os.kill(process.pid, signal.SIGKILL)
             process.join()
         shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def run(sagas: int, in_flight: int, lone: int) -> dict[str, float]:
-    """Measure the floor once on a new directory."""
-    found: dict[str, float] = {}
-    with Floor() as url, Connection(url, timeout_s=120) as connection:
-        closed_loop(connection, 500, 16)  # until everybody has found everybody
-        if lone:
-            took = alone(connection, lone)
-            found["floor alone p50 ms"] = took[len(took) // 2]
-        if sagas:
-            closed_loop(connection, 4 * in_flight, in_flight)
-            seconds, _ = closed_loop(connection, sagas, in_flight)
-            found["floor checkouts/s"] = sagas / seconds
-    return found

@@ -7,8 +7,8 @@ retention has no ordinals any more: 16 bytes an id, for ever.
 
 Two bytes more of each entry stand in memory as the segment's *prints*, those of small segments once
 more in a *sieve* of all that are alike. They err only towards yes: once in some five thousand times
-a part is read in vain. An ordinary filter of bits takes 1.3 us an id to build in Python, where slices
-of bytes make these in 0.15.
+a part is read in vain. An ordinary filter of bits takes 1.3 us an id to build in Python, where
+slices of bytes make these in 0.15.
 """
 
 from array import array

@@ -7,7 +7,8 @@
     python -m bench.peers smoke                  set up all, 50 checkouts each
 
 Peers: restate, dbos-postgres, dbos-sqlite, temporal; how each is used, and why: docs/peers.md.
-Exit codes: 0; 1 a peer failed or its books do not balance; 2 what was asked for cannot be done.
+Exit codes: 0; 1 a peer failed or its books do not balance, or what `table` asks of us is not met;
+2 what was asked for cannot be done.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     """Do what is asked; give the exit code."""
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
-    commands: dict[str, Callable[[argparse.Namespace], None]] = {
+    commands: dict[str, Callable[[argparse.Namespace], int | None]] = {
         "setup": _setup,
         "run": _run,
         "sweep": _sweep,
@@ -47,13 +48,12 @@ def main(argv: list[str] | None = None) -> int:
         "smoke": _smoke,
     }
     try:
-        commands[args.command](args)
+        return commands[args.command](args) or 0
     except PeerError as error:
         print(f"python -m bench.peers: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def chosen(names: list[str]) -> list[Peer]:
@@ -145,7 +145,7 @@ def _sweep(args: argparse.Namespace) -> None:
     _write(file, results)
 
 
-def _table(args: argparse.Namespace) -> None:
+def _table(args: argparse.Namespace) -> int:
     peers = chosen(args.peer)
     file = _new_file(args.json)
     for peer in peers:
@@ -159,6 +159,7 @@ def _table(args: argparse.Namespace) -> None:
         )
 
     found: list[table.Round] = []
+    titles = {peer.name: peer.title for peer in peers}
     try:
         table.rounds(
             args.runs,
@@ -169,10 +170,11 @@ def _table(args: argparse.Namespace) -> None:
         )
     finally:
         if found:
-            print(table.markdown(found, {peer.name: peer.title for peer in peers}))
+            print(table.markdown(found, titles))
         if len(found) < args.runs:
             print(f"partial: {len(found)} of {args.runs} runs", flush=True)
         _write(file, table.json(found))
+    return table.judged(found, titles).end()
 
 
 def _smoke(args: argparse.Namespace) -> None:

@@ -1,15 +1,18 @@
-"""Peers beside ours: runs that alternate, and one Markdown table of their medians."""
+"""Peers beside ours: runs that alternate, one Markdown table of their medians, and a verdict."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct, to_builtins
 
+from bench.figures import Figures
 from bench.peers import ours
 from bench.peers.ours import Ours
 from bench.peers.result import Result, words
 
+OF_FLOOR: Final = 0.9
+TIMES_BEST: Final = 10.0  # what the best peer does
 HEADS = (
     "",
     "sagas/s, at its best",
@@ -42,7 +45,7 @@ def rounds(
     tell: Callable[[str], None],
     found: list[Round],
 ) -> None:
-    """Do the runs: ours, each peer, ours again; what the machine does meanwhile meets all.
+    """Do the runs: ours and the floor, each peer, ours again: all have the same minutes.
 
     Args:
         runs: so many of each.
@@ -53,7 +56,10 @@ def rounds(
     """
     for number in range(runs):
         mine = measure_ours()
-        tell(f"run {number + 1}: {ours.TITLE} {mine.sagas_per_second:.0f} sagas/s")
+        tell(
+            f"run {number + 1}: {ours.TITLE} {mine.sagas_per_second:.0f} sagas/s, "
+            f"the floor {mine.floor_per_second:.0f}"
+        )
         others = {}
         for name, measure in peers.items():
             others[name] = measure()
@@ -65,6 +71,26 @@ def rounds(
 def ratios(found: Sequence[Round], name: str) -> list[float]:
     """Give how many times as much ours does, run by run."""
     return [each.ours.sagas_per_second / each.peers[name][0].sagas_per_second for each in found]
+
+
+def judged(found: Sequence[Round], titles: Mapping[str, str]) -> Figures:
+    """Judge ours by the floor, and by the peer that does most; ratios are of runs side by side."""
+    figures = Figures(f"ours beside peers, {len(found)} turns")
+    mine = [each.ours for each in found]
+    figures.add("ours", "1/s", [each.sagas_per_second for each in mine])
+    figures.add("floor", "1/s", [each.floor_per_second for each in mine])
+    of_floor = [each.sagas_per_second / each.floor_per_second for each in mine]
+    figures.add("ours / floor", "", of_floor, at_least=OF_FLOOR)
+    rates = {
+        name: [each.peers[name][0].sagas_per_second for each in found] for name in found[0].peers
+    }
+    for name, rate in rates.items():
+        figures.add(titles[name], "1/s", rate)
+    if rates:
+        best = max(rates, key=lambda name: statistics.median(rates[name]))
+        times = ratios(found, best)
+        figures.add(f"ours / {titles[best]}, the best", "", times, at_least=TIMES_BEST)
+    return figures
 
 
 def markdown(found: Sequence[Round], titles: Mapping[str, str]) -> str:

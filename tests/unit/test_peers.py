@@ -173,13 +173,38 @@ def test_a_result_has_the_one_shape_of_all_peers() -> None:
     assert set(shown["latency_ms"]) == {"p50", "p90", "p99", "p999", "max"}
 
 
+OURS = Ours(
+    sagas_per_second=10_000.0, p50_ms=4.0, p99_ms=8.0, cpu_us=130.0, floor_per_second=12_500.0
+)
+
+
+def test_ours_is_judged_by_the_best_peer_and_by_the_floor() -> None:
+    """Ten times the best of them, and 0.9 of the floor, in the same minutes."""
+    rounds = [
+        table.Round(
+            OURS,
+            {
+                "restate": (a_result(rate), a_result(80.0, 1)),
+                "temporal": (a_result(50.0), a_result(20.0, 1)),
+            },
+        )
+        for rate in (500.0, 1_250.0, 800.0)
+    ]
+    titles = {"restate": "Restate", "temporal": "Temporal"}
+    rows = {row.what: row for row in table.judged(rounds, titles).rows}
+    assert (rows["ours / floor"].middle, rows["ours / floor"].met) == (0.8, False)
+    best = rows["ours / Restate, the best"]
+    assert (best.values, best.met) == ((20.0, 8.0, 12.5), True)
+    assert "ours / Temporal, the best" not in rows
+
+
 def test_the_table_alternates_and_says_what_the_services_are() -> None:
     """What the machine does meanwhile meets all; a reader sees that peers write no databases."""
     asked = []
 
     def mine() -> Ours:
         asked.append("ours")
-        return Ours(sagas_per_second=10_000.0, p50_ms=4.0, p99_ms=8.0, cpu_us=130.0)
+        return OURS
 
     def theirs() -> tuple[Result, Result]:
         asked.append("restate")
