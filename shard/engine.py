@@ -439,11 +439,11 @@ class Engine:
         for pool in self._course.pools.values():
             if pool.suspects:  # first: under load those that wait would leave no credit for them
                 self._assign_suspects(pool, now, fx, broken)
-            while pool.waiting:
+            while pool.queued:
                 worker = pool.freest()
                 if worker is None:
                     break
-                share = -(-len(pool.waiting) // len(pool.workers))
+                share = -(-pool.queued // len(pool.workers))
                 commands = fx.commands.setdefault(worker.peer, [])
                 for _ in range(min(share, worker.capacity - len(worker.out))):
                     saga = pool.take()

@@ -3,6 +3,10 @@
 A worker's credit is the number of commands it takes before it has answered one. A command that
 finds no credit waits here, at no cost to its attempt; so do commands whose worker went away. These
 are suspects: each worker gets one at a time, alone.
+
+Compensations go first, then actions of sagas that have begun, then those that begin one: what is
+half done is undone or finished before more is begun. None is kept away for ever: there are never
+more of the others than sagas in flight.
 """
 
 from collections import deque
@@ -57,7 +61,11 @@ class Pool:
     def __init__(self, service: str) -> None:
         self.service = service
         self.workers: dict[Peer, Worker] = {}
-        self.waiting: deque[Live] = deque()
+        self.undoing: deque[Live] = deque()  # sagas that wait with a compensation
+        self.going_on: deque[Live] = deque()  # with an action that is not their first
+        self.beginning: deque[Live] = deque()  # with their first action
+        self._queues = (self.undoing, self.going_on, self.beginning)
+        self.suspects: deque[Live] = deque()  # with what may have killed a worker
         self.pace_ns = 0  # between two commands given out of late, while some waited; 0: unknown
         self._last_pace_ns = 0  # of the last window alone
         self._guessed_until = 0
@@ -71,51 +79,50 @@ class Pool:
         self._window: tuple[int, int] | None = None  # when it began, what was taken by then
         self._before = (0, 0)  # the window before it, or itself
 
-        self.suspects: deque[Live] = deque()  # what may have killed a worker
-
     @property
     def given_out(self) -> int:
         """Commands given to workers since the start; suspects are not counted."""
         return self._taken
 
+    @property
+    def queued(self) -> int:
+        """Places in its queues, suspects left out; of some the saga waits no more."""
+        return sum(map(len, self._queues))
+
     def offer(self, saga: Live, now_ns: int) -> None:
-        """Queue a saga's current command; one whose saga has a place here takes that."""
-        if saga.suspect is not None and saga.suspected() is not None:
-            if saga.queued_in is not self.suspects:
-                saga.queued_in = self.suspects
-                self.suspects.append(saga)
-        elif saga.queued_in is not self:
-            saga.queued_in = self
+        """Queue a saga's current command; one whose saga has a place there already takes that."""
+        queue = self._queue_of(saga)
+        if saga.queued_in is not queue:
+            saga.queued_in = queue
             saga.queued_at = now_ns
-            self.waiting.append(saga)
+            queue.append(saga)
         saga.where = QUEUED
         saga.worker = None
 
     def offer_again(self, sagas: Iterable[Live], now_ns: int) -> None:
         """Queue commands that a worker had and will not answer; they go first, in their order."""
-        # As old as the one they pass: the first place stays the oldest, whoever has it.
-        queued_at = self.waiting[0].queued_at if self.waiting else now_ns
-        fresh: list[Live] = []
-        suspects: list[Live] = []
-        for saga in sagas:
-            suspected = saga.suspected() is not None
-            (suspects if suspected else fresh).append(saga)
-            saga.queued_in = self.suspects if suspected else self
-            saga.queued_at = queued_at
+        for saga in reversed(list(sagas)):
+            queue = self._queue_of(saga)
+            # As old as the one it passes: the first place stays the oldest, whoever has it.
+            saga.queued_at = queue[0].queued_at if queue else now_ns
+            saga.queued_in = queue
             saga.where = QUEUED
             saga.worker = None
-        self.waiting.extendleft(reversed(fresh))
-        self.suspects.extendleft(reversed(suspects))
+            queue.appendleft(saga)
+
+    def _queue_of(self, saga: Live) -> deque[Live]:
+        if saga.suspect is not None and saga.suspected() is not None:
+            return self.suspects
+        if saga.direction:
+            return self.undoing
+        return self.going_on if saga.step > 1 else self.beginning
 
     def take(self) -> Live | None:
         """Take the next saga whose command still waits here; None when there is none."""
-        while self.waiting:
-            saga = self.waiting.popleft()
-            if saga.queued_in is self:
-                saga.queued_in = None
-                if saga.where == QUEUED:
-                    self._taken += 1
-                    return saga
+        for queue in self._queues:
+            if queue and (saga := _next(queue)) is not None:
+                self._taken += 1
+                return saga
         return None
 
     def measure(self, now_ns: int) -> int:
@@ -126,18 +133,14 @@ class Pool:
             said by its pace then, not by what has been.
         """
         # Between two batches nothing comes and nothing goes: the queue times its age is the wait.
-        self.waited_ns += len(self.waiting) * (now_ns - self._looked_at)
+        self.waited_ns += self.queued * (now_ns - self._looked_at)
         self._looked_at = now_ns
-        while self.waiting:
-            first = self.waiting[0]
-            if first.queued_in is self and first.where == QUEUED:
-                self._calm_since = None
-                self._measure_pace(now_ns)
-                moves = self.pace_ns and now_ns - self._moved_at <= max(WINDOW_NS, 2 * self._gap_ns)
-                return 0 if moves else now_ns - first.queued_at
-            self.waiting.popleft()
-            if first.queued_in is self:
-                first.queued_in = None
+        firsts = [first for queue in self._queues if (first := _first(queue)) is not None]
+        if firsts:
+            self._calm_since = None
+            self._measure_pace(now_ns)
+            moves = self.pace_ns and now_ns - self._moved_at <= max(WINDOW_NS, 2 * self._gap_ns)
+            return 0 if moves else now_ns - min(first.queued_at for first in firsts)
         self._window = None
         self._forget_guess()
         if self.pace_ns:
@@ -201,13 +204,7 @@ class Pool:
 
     def take_suspect(self) -> Live | None:
         """Take the next saga whose command has to be given out alone; None when there is none."""
-        while self.suspects:
-            saga = self.suspects.popleft()
-            if saga.queued_in is self.suspects:
-                saga.queued_in = None
-                if saga.where == QUEUED:
-                    return saga
-        return None
+        return _next(self.suspects)
 
     def freest(self) -> Worker | None:
         """Give the worker with the most credit; None when none has any."""
@@ -222,8 +219,8 @@ class Pool:
     def let_go(self) -> None:
         """Know no worker and no saga any more: each of them knows this pool."""
         self.workers.clear()
-        self.waiting.clear()
-        self.suspects.clear()
+        for queue in (*self._queues, self.suspects):
+            queue.clear()
 
     def forget_before(self, sent_before: int, keeps: Callable[[int, Worker], bool]) -> None:
         """Give back the credit of commands whose attempt has ended without an answer.
@@ -238,6 +235,29 @@ class Pool:
                     break
                 if not keeps(key, worker):
                     del worker.out[key]
+
+
+def _first(queue: deque[Live]) -> Live | None:
+    """Give the first saga whose command still waits in a queue; places before it are given up."""
+    while queue:
+        saga = queue[0]
+        if saga.queued_in is queue:
+            if saga.where == QUEUED:
+                return saga
+            saga.queued_in = None
+        queue.popleft()
+    return None
+
+
+def _next(queue: deque[Live]) -> Live | None:
+    """Take the first saga whose command still waits in a queue; None where none does."""
+    while queue:
+        saga = queue.popleft()
+        if saga.queued_in is queue:
+            saga.queued_in = None
+            if saga.where == QUEUED:
+                return saga
+    return None
 
 
 def sent(worker: Worker, saga: Live, now: int, timeout: int) -> None:

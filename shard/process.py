@@ -230,7 +230,7 @@ class Gauges:
             read["workers"][labels] = len(workers)
             read["credit"][labels] = sum(worker.capacity for worker in workers)
             read["outstanding"][labels] = sum(len(worker.out) for worker in workers)
-            read["waiting"][labels] = len(pool.waiting) + len(pool.suspects)
+            read["waiting"][labels] = pool.queued + len(pool.suspects)
             read["commands"][labels] = pool.given_out
             read["wait_s"][labels] = pool.waited_ns / 1e9
         self.pools = read

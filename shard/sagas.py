@@ -192,7 +192,7 @@ class Live:
         self.exposed_at = 0  # when its first success was known; 0 where that was in another life
         self.sent_at = 0
         self.where = IDLE
-        self.queued_in: object = None  # the pool in whose queue it has a place
+        self.queued_in: object = None  # the queue of a pool in which it has a place
         self.queued_at = 0  # when it got that place
         self.worker: Peer | None = None
         self.suspect: Suspect | None = None  # of this command or, read `suspected`, an earlier one

@@ -474,8 +474,13 @@ def _is_placed(engine: Engine, saga: Live) -> bool:
 def canonical(engine: Engine) -> Any:
     """Give what makes a difference, as the top of this file says; hashable."""
     state = engine.state
+    places = {
+        id(queue): (pool.service, at)
+        for pool in engine._course.pools.values()
+        for at, queue in enumerate((*pool._queues, pool.suspects))
+    }
     return (
-        tuple(_saga(each) for each in state.live.values()),
+        tuple(_saga(each, places) for each in state.live.values()),
         tuple((c.saga_id, c.number, c.phase, c.cancelled) for c in _cards(state)),
         tuple(
             (
@@ -494,9 +499,8 @@ def canonical(engine: Engine) -> Any:
     )
 
 
-def _saga(saga: Live) -> Any:
+def _saga(saga: Live, places: dict[int, tuple[str, int]]) -> Any:
     suspect = saga.suspected()
-    place = saga.queued_in
     attempt = saga.attempt
     if saga.direction == COMPENSATION:
         attempt = min(attempt, RETRY.stuck_after + 1)
@@ -510,7 +514,7 @@ def _saga(saga: Live) -> Any:
         tuple(saga.results),
         (saga.stuck, saga.quarantined, saga.cancelled),
         (saga.where, saga.worker),
-        None if place is None else getattr(place, "service", "suspects"),
+        places.get(id(saga.queued_in)),
         None if suspect is None else suspect.deaths,
         len(saga.waiters),
         # Of a command that waits the same as of one that never did: see `Engine._has_timer`.

@@ -1,6 +1,6 @@
 """Pools: credit, queues, and what a worker that goes leaves behind."""
 
-from sagacity.ids import barrier_key
+from sagacity.ids import ACTION, COMPENSATION, barrier_key
 from sagacity.saga import Retry
 from services.checkout import checkout
 from shard.pools import WINDOW_COMMANDS, WINDOW_NS, Pool, Worker, sent
@@ -26,6 +26,49 @@ def test_commands_come_out_in_the_order_in_which_they_went_in() -> None:
     for each in sagas:
         pool.offer(each, 0)
     assert [pool.take(), pool.take(), pool.take(), pool.take()] == [*sagas, None]
+
+
+def at(number: int, step: int, direction: int = ACTION) -> Live:
+    """Make a saga whose current command is another than its first."""
+    made = saga(number)
+    made.step, made.direction = step, direction
+    return made
+
+
+def test_what_is_half_done_goes_before_what_begins() -> None:
+    """Overload must not keep stock and money in sagas that turn back, or are nearly over."""
+    pool = Pool("inventory")
+    first, second = saga(1), saga(2)
+    later, undone, undone_too = at(3, 2), at(4, 1, COMPENSATION), at(5, 2, COMPENSATION)
+    for each in (first, second, later, undone, undone_too):
+        pool.offer(each, 0)
+    assert [pool.take() for _ in range(6)] == [undone, undone_too, later, first, second, None]
+
+
+def test_a_lost_command_goes_before_its_like_alone() -> None:
+    """A worker that died must not push what begins before compensations."""
+    pool = Pool("inventory")
+    waiting, undone = saga(1), at(2, 1, COMPENSATION)
+    pool.offer(waiting, 10)
+    pool.offer(undone, 20)
+    lost = [saga(3), at(4, 1, COMPENSATION), saga(5)]
+    pool.offer_again(lost, 30)
+    assert [each.queued_at for each in lost] == [10, 20, 10]
+    assert [pool.take() for _ in range(5)] == [lost[1], undone, lost[0], lost[2], waiting]
+
+
+def test_who_turns_back_while_it_waits_takes_its_place_among_those_who_do() -> None:
+    """Its place among those that begin is given up."""
+    pool = Pool("inventory")
+    others = [saga(1), saga(3)]
+    turning = saga(2)
+    for each in (others[0], turning, others[1]):
+        pool.offer(each, 0)
+    settle(turning)
+    turning.direction = COMPENSATION
+    pool.offer(turning, 500)
+    assert (pool.measure(700), pool.queued) == (700, 4)
+    assert [pool.take() for _ in range(4)] == [turning, *others, None]
 
 
 def test_a_command_that_is_no_longer_wanted_is_passed_over() -> None:
@@ -173,12 +216,12 @@ def test_a_queue_that_moves_has_a_pace_and_one_that_stands_has_an_age() -> None:
     pool = Pool("inventory")
     pool.offer(saga(1), 0)
     assert (pool.measure(0), pool.pace_ns) == (0, 0)
-    waiting = pool.waiting[0]
+    waiting = pool.beginning[0]
     for at in (WINDOW_NS // 2, WINDOW_NS):
         taken(pool, 5, at)
-        pool.waiting.clear()
-        pool.waiting.append(waiting)
-        waiting.queued_in = pool
+        pool.beginning.clear()
+        pool.beginning.append(waiting)
+        waiting.queued_in = pool.beginning
         pool.measure(at)
     assert pool.pace_ns == WINDOW_NS // 10
     assert pool.measure(WINDOW_NS * 3 // 2) == 0
@@ -218,13 +261,13 @@ def test_few_commands_tell_no_pace() -> None:
     pool = Pool("inventory")
     pool.offer(saga(1), 0)
     pool.measure(0)
-    [waiting] = pool.waiting
+    [waiting] = pool.beginning
     for at in range(1, WINDOW_COMMANDS + 1):
         assert pool.pace_ns == 0
         taken(pool, 1, at * WINDOW_NS)
-        pool.waiting.clear()
-        pool.waiting.append(waiting)
-        waiting.queued_in = pool
+        pool.beginning.clear()
+        pool.beginning.append(waiting)
+        waiting.queued_in = pool.beginning
         pool.measure(at * WINDOW_NS)
     assert pool.pace_ns == WINDOW_NS
 
