@@ -213,8 +213,8 @@ _LEFT_OUT = {
     Live: """definition saga_id order_id run fingerprint amount headers started_ms due_seq cause
         reason seqs late_seqs deadline_ms deadline due started_at exposed_at sent_at queued_at""",
     Worker: "pool incarnation seen_at",
-    Pool: """workers undoing going_on beginning _queues pace_ns _last_pace_ns _guessed_until _taken _seen _moved_at
-        _calm_since _window _gap_ns _before waited_ns _looked_at""",
+    Pool: """workers undoing going_on beginning _queues pace_ns _last_pace_ns _guessed_until
+        _taken _seen _moved_at _calm_since _window _gap_ns _before waited_ns _looked_at""",
     State: """definitions by_id count epoch wall_ms order_counts compensating stuck stuck_since
         forgotten seen accepted at_risk lists lists_open lists_takers forgotten_counts _services
         marks bygone ran_ms""",
