@@ -74,6 +74,8 @@ class Course:
         self._pace_ns: dict[str, int] = {}  # the slowest pool's, likewise
         self._loaded = False  # any of them is not 0
         self.seq = 0  # of the journal row that the current batch will become
+        self._deadline = 0  # of the sagas that start in it, loop time
+        self.deadline_wall_ms = 0  # the same, wall time
         self.wheel = Wheel()
         services = sorted({name for d in state.definitions.values() for name in d.services})
         self.pools = {name: Pool(name) for name in services}
@@ -86,7 +88,7 @@ class Course:
 
     def begin(self, saga: Live, now: Instant) -> None:
         """Have the first command of a saga given out, and its deadline watched."""
-        saga.deadline = now.ns + self.deadline_ms * MS
+        saga.deadline = self._deadline
         self._give_out(saga, now)
 
     def go_on(self, saga: Live, now: Instant, deadline: int) -> None:
@@ -218,8 +220,12 @@ class Course:
         """Have the current command of a saga given to a worker with credit."""
         self.pools[saga.definition.services[saga.step - 1]].offer(saga, now.ns)
 
-    def measure_queues(self, now: Instant) -> None:
-        """See, once a batch, how long commands wait for workers, and at what pace they go."""
+    def begin_batch(self, now: Instant, seq: int) -> None:
+        """Make ready for a batch: its row and its deadlines, which are one integer for all of it;
+        how long commands wait for workers, and at what pace they go."""
+        self.seq = seq
+        self._deadline = now.ns + self.deadline_ms * MS
+        self.deadline_wall_ms = now.wall_ms + self.deadline_ms
         waited = {name: pool.measure(now.ns) for name, pool in self.pools.items()}
         for name, definition in self.state.definitions.items():
             self._waited_ns[name] = max(waited[service] for service in definition.services)
@@ -254,8 +260,7 @@ class Course:
         """Have a saga looked at by an instant; one place in the wheel is enough."""
         tick = Wheel.tick_of(at_ns)
         if saga.placed == 0 or tick < saga.placed:
-            self.wheel.place(saga.number, tick)
-            saga.placed = tick
+            saga.placed = self.wheel.place(saga.number, tick)
 
     @staticmethod
     def stuck_error(saga: Live) -> Stuck:

@@ -221,8 +221,7 @@ class Engine:
             seq: of the journal row that the entries will become.
             timers_until: loop time; what was due by then fires, after the answers.
         """
-        self._course.seq = seq
-        self._course.measure_queues(now)
+        self._course.begin_batch(now, seq)
         self.state.wall_ms = now.wall_ms
         fx = Effects()
         requests: list[Requests] = []

@@ -98,6 +98,7 @@ class Pool:
             queue.append(saga)
         saga.where = QUEUED
         saga.worker = None
+        saga.due = 0
 
     def offer_again(self, sagas: Iterable[Live], now_ns: int) -> None:
         """Queue commands that a worker had and will not answer; they go first, in their order."""

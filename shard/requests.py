@@ -32,7 +32,7 @@ from shard.replies import answer, refuse
 from shard.sagas import Card, Definition, Live, Tombstone, Waiter
 
 AMOUNT_MAX = (1 << 63) - 1  # minor units
-DECODED_MAX = 8_192  # sagas whose order is kept decoded, 22 MB; more of them are kept as bytes
+DECODED_MAX = 2_048  # sagas whose order is kept decoded, 5 MB; more of them are kept as bytes
 WAITERS_MAX = 64  # requests that wait for one saga; the oldest are told to ask again
 
 
@@ -208,7 +208,7 @@ class Desk:
             state.order_counts[slot] + 1,
             slot,
             state.epoch,
-            now.wall_ms + course.deadline_ms,
+            course.deadline_wall_ms,
             request.headers,
             packed,
         )

@@ -468,7 +468,7 @@ def _cards(state: State) -> list[Card]:
 
 
 def _is_placed(engine: Engine, saga: Live) -> bool:
-    return saga.number in engine._course.wheel._ticks.get(saga.placed, ())
+    return saga.number in engine._course.wheel._ticks.get(saga.placed, ())[1:]
 
 
 def canonical(engine: Engine) -> Any:
