@@ -23,7 +23,7 @@ from sagacity.errors import Malformed
 from sagacity.ranges import Range
 from sagacity.service import Service
 from sagacity.sqlite import set_pragma
-from sagacity.wal import fault_of, sync_wal
+from sagacity.wal import empty_wal, fault_of, sync_wal
 from sagacity.wire import (
     REFUSED_UNAVAILABLE,
     Answer,
@@ -80,6 +80,8 @@ def open_file(path: Path, vfs: str | None = None) -> Connection:
         set_pragma(connection, "journal_mode", "wal")
         set_pragma(connection, "synchronous", "FULL", expect=2)
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
+        with suppress(apsw.FullError, apsw.BusyError):  # then it stays as it was found
+            empty_wal(connection)
     except OSError as error:
         raise Malformed(f"cannot open {path}: {error.strerror}") from None
     except (apsw.Error, UnicodeDecodeError) as error:

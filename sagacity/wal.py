@@ -12,6 +12,10 @@ is wrong where whole commits stand behind the bad frame: those were synced, one 
 
 A flipped bit in the last commit looks like a torn tail; only a witness can know of it.
 
+`empty_wal`: a torn tail stays behind the end. A commit after it goes over its first frames; if
+that is torn, too, and shorter, the end of the older one stands behind it, whole. So no process adds
+to the frames that it has found: it empties the WAL before its first commit.
+
 A commit has one such mark: SQLite repeats its last frame only on a disk of which it does not know
 that a write changes no byte beside it, and its own VFS says that of every disk.
 
@@ -67,6 +71,19 @@ def fault_of(db: apsw.Connection) -> str | None:
         return wal.fault(max(frames, 0))
     finally:
         wal.close()
+
+
+def empty_wal(db: apsw.Connection) -> None:
+    """Copy a WAL that was found to be sound into its file, and empty it; before the first write.
+
+    Frames that nobody reads keep their salts otherwise where they stand at the very begin.
+
+    Raises:
+        apsw.FullError: there is no room; nothing is lost.
+        apsw.BusyError: others read it.
+        apsw.Error: a write or sync failed.
+    """
+    db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
 
 class _Frame:

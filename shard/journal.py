@@ -203,6 +203,7 @@ class SqliteJournal:
         packed = pack_batch(entries, epoch, wall_ms)
         seq = self.last.seq + 1
         chain = link(self.last.chain, seq, packed)
+        self.store.begin_writing()
         try:
             self._db.execute("INSERT INTO journal VALUES(?, ?, ?)", (seq, chain, packed))
         except apsw.Error as error:

@@ -21,6 +21,7 @@ from shard.events import Event, Instant, Peer, Requests, WorkerCame, WorkerWent
 from shard.guard import Gate, Guard
 from shard.history import tell
 from shard.journal import Journal, JournalFull, Receipt
+from shard.requests import no_longer_kept
 from shard.sagas import MS
 
 LATE_NS = 500 * MS  # a turn that is later than this could not work; nobody pays for that time
@@ -405,8 +406,12 @@ class Loop:
             record = state.finished.record(dossier.saga_id)
             if record is None:
                 record = self._journal.history(dossier.number, dossier.seqs)
-            body = tell(dossier, record, state.definitions)
-            effects.reply(asked.origin, Reply(asked.request, None, body))
+            if record:
+                body = tell(dossier, record, state.definitions)
+                effects.reply(asked.origin, Reply(asked.request, None, body))
+            else:  # it went past retention since it was asked
+                gone = no_longer_kept()
+                effects.reply(asked.origin, Reply(asked.request, gone.code, pack_error(gone)))
 
     def _witness(self, receipt: Receipt) -> Witness:
         state = self.engine.state

@@ -345,8 +345,13 @@ def kept(card: Card | Tombstone) -> Card:
         Conflict: the id never runs again.
     """
     if isinstance(card, Tombstone):
-        raise Conflict("id was used; its outcome is no longer kept")
+        raise no_longer_kept()
     return card
+
+
+def no_longer_kept() -> Conflict:
+    """Tell that an id is past retention."""
+    return Conflict("id was used; its outcome is no longer kept")
 
 
 def same_content(first: bytes, now: bytes) -> None:

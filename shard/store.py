@@ -15,7 +15,7 @@ import apsw
 
 from sagacity.errors import Malformed
 from sagacity.sqlite import set_pragma
-from sagacity.wal import fault_of, sync_wal
+from sagacity.wal import empty_wal, fault_of, sync_wal
 from shard.entries import FORMAT
 
 APPLICATION_ID = 0x53414741  # "SAGA", in the file's header
@@ -72,6 +72,7 @@ class Store:
         self.wal_pages_max = WAL_PAGES_MAX
         self._wal_pages = 0
         self._without_room = 0  # pages in the WAL when there was none for copying them
+        self._is_as_found = False  # nothing was written to what an earlier process has left
         try:
             if vfs is None:
                 _make(path)
@@ -101,6 +102,7 @@ class Store:
             raise JournalRefused(f"{self.path} is damaged: {fault}")
         if not new:
             self._require_whole_pages()
+            self._is_as_found = True
         set_pragma(db, "journal_mode", "wal")
         set_pragma(db, "synchronous", "FULL", expect=2)
         set_pragma(db, "wal_autocheckpoint", 0)  # SQLite swallows errors of its own checkpoints
@@ -152,6 +154,7 @@ class Store:
             JournalFull: there was no room; nothing of it is there.
             JournalFailed: its fate is unknown.
         """
+        self.begin_writing()
         try:
             cursor = self.db.cursor()
             cursor.execute("BEGIN IMMEDIATE")
@@ -165,6 +168,22 @@ class Store:
         except apsw.Error as error:
             raise self.failure("a transaction", error) from error
         self.write_back()
+
+    def begin_writing(self) -> None:
+        """Call it before a write; the first one adds nothing to the WAL that was found.
+
+        Not when the file is opened: what is refused, by its rows or by a witness, stays as it was.
+
+        Raises:
+            JournalFull: there is no room.
+            JournalFailed: a write or sync failed.
+        """
+        if self._is_as_found:
+            try:
+                empty_wal(self.db)
+            except apsw.Error as error:
+                raise self.failure("the first write-back", error) from error
+            self._is_as_found = False
 
     def failure(self, what: str, error: apsw.Error) -> JournalFailed:
         """Give what an error of SQLite means; after one for room the next transaction can begin."""

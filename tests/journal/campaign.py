@@ -2,7 +2,7 @@
 
     python -m tests.journal.campaign                    everything
     python -m tests.journal.campaign --seeds 3 --deep 40 --stride 61        some of it, minutes
-    python -m tests.journal.campaign --case small/120-torn-1/5-drop         one crash again
+    python -m tests.journal.campaign --case small/120-torn-1/11-drop         one crash again
     python -m tests.journal.campaign --case in_the_wal/519501               one flipped bit again
 
 Prints what it reached, and for each violation the command that repeats it; exits 1 if there was

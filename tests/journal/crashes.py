@@ -1,8 +1,8 @@
 """Crashes: at each operation of a story, everything that a crash may leave is recovered from.
 
-A case is named by how to reach it: `small/120-torn-1/5-drop` is the workload `small`, which crashed
-before operation 120 and left the last write torn; the shard that recovered from that crashed before
-its own operation 5 and left only what was synced.
+A case is named by how to reach it: `small/120-torn-1/11-drop` is the workload `small`, which
+crashed before operation 120 and left the last write torn; the shard that recovered from that
+crashed before its own operation 11 and left only what was synced.
 """
 
 import sys
