@@ -76,7 +76,8 @@ def fault_of(db: apsw.Connection) -> str | None:
 def empty_wal(db: apsw.Connection) -> None:
     """Copy a WAL that was found to be sound into its file, and empty it; before the first write.
 
-    Frames that nobody reads keep their salts otherwise where they stand at the very begin.
+    Emptied, not only begun anew: a WAL without a whole frame would keep its salts then, and what
+    stands behind its first frames would still seem to belong to it.
 
     Raises:
         apsw.FullError: there is no room; nothing is lost.
