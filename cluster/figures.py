@@ -90,14 +90,14 @@ class Sample(Struct, frozen=True):
         wall_ms: wall time, of the reader.
         status: the answer to `status`.
         scrapes: what each process served; who did not answer is not there.
-        stuck: sagas, oldest first; None where they could not be listed.
+        stuck: sagas, oldest first, as far as they could be listed.
     """
 
     at_ns: int
     wall_ms: int
     status: Mapping[str, Any]
     scrapes: Mapping[Place, Scrape]
-    stuck: Sequence[StuckSaga] | None = ()
+    stuck: Sequence[StuckSaga] = ()
 
     def processes(self, role: str | None = None) -> list[Mapping[str, Any]]:
         """Give the rows of `status`, of one role or all."""
@@ -262,7 +262,7 @@ def figures(samples: Sequence[Sample]) -> Figures:
         amount_at_risk=_now(now, places, "saga_amount_at_risk"),
         shards=shards,
         pools=_pools(now, places, longest),
-        stuck_sagas=list(now.stuck or ()),
+        stuck_sagas=list(now.stuck),
         books=_books(now),
     )
     return _with_needs(found, now)

@@ -97,7 +97,7 @@ class Watcher:
         self._client: Asked | None = None
         self._samples: list[Sample] = []
         self._details: dict[str, _Detail] = {}
-        self._stuck: Sequence[StuckSaga] | None = ()
+        self._stuck: Sequence[StuckSaga] = ()
         self._listed_ns: int | None = None
 
     def __enter__(self) -> Self:
@@ -124,7 +124,7 @@ class Watcher:
             # What comes back may be another one, at another address; nothing compares with it.
             self.close()
             self._samples.clear()
-            self._listed_ns = None
+            self._forget_stuck()
             raise
         kept_ns = sample.at_ns - int(SAMPLES_KEPT_S * 1e9)
         older = [each for each in self._samples if each.at_ns >= kept_ns]
@@ -147,13 +147,12 @@ class Watcher:
 
     def _list_stuck(
         self, client: Asked, status: Mapping[str, Any], now_ns: int
-    ) -> Sequence[StuckSaga] | None:
-        """Give the stuck sagas, the oldest first; a shard that is down keeps none of them back."""
+    ) -> Sequence[StuckSaga]:
+        """Give the stuck sagas, the oldest first, as far as they are known."""
         shards: Sequence[Mapping[str, Any]] = status.get("shards", ())
         if not any(shard.get("stuck") for shard in shards):
-            self._stuck, self._listed_ns = (), None
-            self._details.clear()
-            return self._stuck
+            self._forget_stuck()
+            return ()
         if any(shard["state"] != _UP for shard in shards):
             return self._stuck  # a list asks every shard, and would wait for that one
         if self._listed_ns is not None and now_ns - self._listed_ns < LIST_AGAIN_NS:
@@ -166,6 +165,10 @@ class Watcher:
         self._listed_ns = now_ns
         self._stuck = [self._told(row) for row in rows]
         return self._stuck
+
+    def _forget_stuck(self) -> None:
+        self._stuck, self._listed_ns = (), None
+        self._details.clear()
 
     def _ask_details(self, client: Asked, saga_ids: Sequence[str], now_ns: int) -> None:
         self._details = {each: at for each, at in self._details.items() if each in set(saga_ids)}

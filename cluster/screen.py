@@ -4,6 +4,7 @@ Pure but for `Screen`, which holds the terminal: it is given back as it was, how
 Every text is a `Text`: what comes from a cluster is no markup and steers nothing.
 """
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import IO, Final, Literal, NamedTuple, Self
@@ -278,11 +279,11 @@ class Screen:
 
 def console(out: IO[str] | None = None) -> Console:
     """Give stdout as rich sees it: colours and width of a terminal, else none."""
-    file = out or sys.stdout
+    file = out or sys.stdout or io.StringIO()  # closed by who started us: as if nobody read
     off = not file.isatty()
     return Console(
         file=file,
-        force_terminal=None if not off else False,
+        force_terminal=False if off else None,
         no_color=True if off else None,
         color_system=None if off else "auto",
         width=PLAIN_WIDTH if off else None,
@@ -297,6 +298,8 @@ def can_move(on: Console) -> bool:
     return on.is_terminal and not on.is_dumb_terminal
 
 
-def printed(found: Figures, on: Console) -> None:
-    """Print one page."""
-    on.print(page(found, width=on.width))
+def text(found: Figures, on: Console) -> str:
+    """Write one page as it would stand there, without the last newline."""
+    with on.capture() as captured:
+        on.print(page(found, width=on.width))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -25,6 +25,8 @@ PAST_RETENTION: Final = (
     "still tell. The id never runs again: a new checkout needs a new id."
 )
 
+_STATUSES: Final = ("RUNNING", "COMPENSATING", "COMPLETED", "ABORTED")
+
 Body = Mapping[str, Any]
 
 
@@ -119,6 +121,8 @@ def story_of(body: Body, lanes: Lanes) -> Story:
 def _why(body: Body, lanes: Lanes, status: str) -> str:
     if status == "RUNNING":
         return _running(lanes)
+    if status not in _STATUSES:  # of a newer shard
+        return f"Its status is {status}, which this version does not know."
     if status == "COMPLETED":
         made = [_made(lane) for lane in lanes.actions.values()]
         return _sentence(_listed(made) or "All steps succeeded", _answer(body, lanes))
@@ -308,7 +312,8 @@ def _verdict(lanes: Lanes, status: str, stuck: bool) -> str:
     if stuck:
         name = _name(_under_way(lanes))
         return f"It is stuck: {name} does not succeed; a person has to look."
-    return "It is turning back." if status == "COMPENSATING" else "It is running."
+    told = {"RUNNING": "It is running.", "COMPENSATING": "It is turning back."}
+    return told.get(status, f"It is {status}.")
 
 
 def _under_way(lanes: Lanes) -> Lane | None:

@@ -109,7 +109,7 @@ def _on_terminal(on: "Console", watcher: Watcher, options: argparse.Namespace) -
     from cluster import screen  # noqa: PLC0415 - an extra; `_console` has said where it is not there
 
     if options.once or not screen.can_move(on):
-        screen.printed(two_looks(watcher, options.interval), on)
+        _print(screen.text(two_looks(watcher, options.interval), on))
         return
     first = watcher.look()  # fails as every command does, before the terminal is taken
     with _ended_by_signals(), screen.Screen(on) as shows:
@@ -146,8 +146,8 @@ def watch(looks: Looks, shows: Shows, first: Figures, wait: Callable[[], None]) 
     A cluster that does not answer is said above its last figures, and asked again.
     """
     found = first
-    shows.show(found)
     try:
+        shows.show(found)
         while True:
             wait()
             try:
@@ -181,9 +181,9 @@ def _url(options: argparse.Namespace) -> str:
     return url or find_running()
 
 
-def _print(line: str) -> None:
+def _print(text: str) -> None:
     if sys.stdout is None:  # closed by who started us
         return
     # Bytes: a terminal's or pipe's encoding does not change what scripts read.
-    sys.stdout.buffer.write(f"{line}\n".encode())
+    sys.stdout.buffer.write(f"{text}\n".encode())
     sys.stdout.buffer.flush()

@@ -28,7 +28,7 @@ def require_new(file: Path, *, force: bool, option: str) -> None:
 
 
 def write_whole(content: bytes, file: Path, *, force: bool, option: str) -> None:
-    """Write a file whole or not at all, for its user alone: it may hold addresses.
+    """Write a file whole or not at all, for its user alone: it may hold what customers wrote.
 
     Raises:
         Malformed: it exists by now (unless `force`), or cannot be written.

@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -171,8 +172,7 @@ def test_off_a_terminal_there_is_no_colour_and_no_movement() -> None:
     out = io.StringIO()
     console = screen.console(out)
     assert not screen.can_move(console)
-    screen.printed(busy_cluster(), console)
-    said = out.getvalue()
+    said = screen.text(busy_cluster(), console)
     assert "\x1b" not in said
     assert max(map(len, said.splitlines())) <= screen.PLAIN_WIDTH
     assert "checkout43" not in said
@@ -187,6 +187,14 @@ def test_a_dumb_terminal_gets_one_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     console = screen.console(Terminal())
     assert screen.can_move(console)
-    screen.printed(busy_cluster(), console)
-    assert isinstance(console.file, Terminal)
-    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", console.file.getvalue())
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", screen.text(busy_cluster(), console))
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    coloured = screen.text(busy_cluster(), screen.console(Terminal()))
+    assert re.search(r"\x1b\[[0-9;]*3[0-9]m", coloured)
+
+
+def test_a_stdout_that_is_closed_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sagacity top >&-`: nobody reads, nothing breaks."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert not screen.can_move(screen.console())

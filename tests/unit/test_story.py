@@ -277,6 +277,8 @@ def test_whatever_is_known_there_is_a_page(status: str, stuck: bool) -> None:
     """A newer shard may say less, or more, than this reader knows."""
     body = {"saga_id": "a", "status": status, "stuck": stuck, "amount": 0, "history": []}
     assert page(body)
+    if status == "SOMETHING NEW":
+        assert "which this version does not know" in page(body)
     started = {"at_ms": 1, "event": "started", "body": {}}
     strange = {"at_ms": 2, "event": "something new"}
     assert page({**body, "history": [started, strange]})

@@ -219,7 +219,6 @@ def test_what_needs_a_person_is_said_the_most_urgent_first() -> None:
 def test_sagas_that_are_stuck_are_counted_where_they_cannot_be_listed() -> None:
     made = Made()
     made.facts = {**made.facts, "stuck": 1}
-    made.stuck = None
     assert needs(two(made)) == [
         ("stuck", "2 sagas are stuck; see: sagacity list --status stuck")  # one of each shard
     ]

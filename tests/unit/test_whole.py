@@ -10,7 +10,7 @@ from sagacity.errors import Malformed
 
 
 def test_a_new_file_is_written_for_its_user_alone(tmp_path: Path) -> None:
-    """A page may hold an address."""
+    """A page may hold what a customer wrote."""
     file = tmp_path / "page.html"
     require_new(file, force=False, option="--html")
     write_whole(b"page", file, force=False, option="--html")

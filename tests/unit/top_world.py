@@ -16,7 +16,7 @@ class Made:
 
     def __init__(self, shards: int = 2) -> None:
         self.now_ns = 0
-        self.stuck: list[StuckSaga] | None = []
+        self.stuck: list[StuckSaga] = []
         self.rows: dict[Place, dict[str, Any]] = {}
         self.values: dict[Place, dict[str, dict[tuple[tuple[str, str], ...], float]]] = {}
         self.facts = {"epoch": 1, "in_flight": 0, "compensating": 0, "stuck": 0}
