@@ -296,9 +296,11 @@ class _Span:
         told = [each for each in grown if each is not None]
         return round(sum(told) * _S / self.taken_ns, 3) if told else None
 
-    def beats_ns(self, place: Place) -> int:
-        """Give the time between the heartbeats that refreshed a process's gauges."""
-        return self.now.beaten_ns(place) - self.before.beaten_ns(place)
+    def rate_by_beats(self, name: str, place: Place, **labels: str) -> float | None:
+        """Give how much a counter that heartbeats refresh grew a second, between such beats."""
+        grown = self.grown(name, place, **labels)
+        between_ns = self.now.beaten_ns(place) - self.before.beaten_ns(place)
+        return None if grown is None or between_ns <= 0 else grown * _S / between_ns
 
     def buckets(self, name: str, places: Iterable[Place]) -> dict[float, float]:
         """Give how a histogram grew: what is counted up to each edge, seconds, ascending."""
@@ -377,6 +379,7 @@ def _shard(now: Sample, row: Mapping[str, Any], last: _Span, longest: _Span) -> 
     scrape = now.scrapes.get(place)
     modes = [m for m in SHARD_MODES if scrape and scrape.total("saga_shard_mode", mode=m)]
     commits = last.buckets("saga_journal_commit_duration_seconds", [place])
+    busy = longest.rate_by_beats("saga_event_loop_busy_seconds_total", place)
     return ShardFigures(
         shard=index,
         state=str(row["state"]),
@@ -387,18 +390,9 @@ def _shard(now: Sample, row: Mapping[str, Any], last: _Span, longest: _Span) -> 
         stuck=row.get("stuck"),
         started=last.rate("saga_started_total", [place]),
         ended=last.rate("saga_finished_total", [place]),
-        busy=_busy(longest, place),
+        busy=None if busy is None else round(min(1.0, busy), 3),
         commit_p99_ms=_ms(quantile(commits, 0.99)),
     )
-
-
-def _busy(span: _Span, place: Place) -> float | None:
-    """Give the share of time in which a loop worked, between the beats that say so."""
-    grown_s = span.grown("saga_event_loop_busy_seconds_total", place)
-    between_ns = span.beats_ns(place)
-    if grown_s is None or between_ns <= 0:
-        return None
-    return round(min(1.0, grown_s * _S / between_ns), 3)
 
 
 def _pools(now: Sample, shards: Sequence[Place], span: _Span) -> list[PoolFigures]:
@@ -410,7 +404,9 @@ def _pool(now: Sample, service: str, shards: Sequence[Place], span: _Span) -> Po
     states = [str(row["state"]) for row in now.processes(service)]
 
     def rate(name: str) -> float | None:
-        return span.rate(name, shards, service=service)
+        rates = [span.rate_by_beats(name, place, service=service) for place in shards]
+        told = [each for each in rates if each is not None]
+        return round(sum(told), 3) if told else None
 
     def gauge(name: str) -> int | None:
         return _now(now, shards, name, service=service)
