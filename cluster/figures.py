@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from cluster.fleet import QUARANTINED, SHARD, STANDBY, UP
 from cluster.metrics import BY_NAME, FINISHED_OUTCOMES, SHARD_MODES, TURNING_CAUSES
-from cluster.render import moment, seconds
+from cluster.render import moment
 from config.schema import RESERVED_NAMES
 from sagacity import money
 
@@ -512,7 +512,7 @@ def stuck_line(saga: StuckSaga, now_ms: int) -> str:
 def duration(ms: int) -> str:
     """Write how long something lasts, in its two largest units."""
     if ms < 60_000:
-        return seconds(max(0, ms)).replace(" ", "")
+        return f"{max(0, ms) // 1000}s"
     minutes = ms // 60_000
     days, hours, rest = minutes // 1440, minutes // 60 % 24, minutes % 60
     if days:

@@ -41,7 +41,7 @@ def page(
     """
     wanted = [len(found.shards), len(found.pools), max(1, len(found.needs))]
     shown = wanted if height is None else shares(wanted, height - _FIXED)
-    parts: list[RenderableType] = [_head(found, away), *_numbers(found, width), Text()]
+    parts: list[RenderableType] = [_head(found, away), *_numbers(found), Text()]
     shards, pools = ([_shard(each) for each in found.shards], [_pool(each) for each in found.pools])
     parts += [_table(_SHARDS, shards, shown[0], width), Text()]
     parts += [_table(_POOLS, pools, shown[1], width), Text()]
@@ -81,8 +81,8 @@ def _head(found: Figures, away: str) -> Text:
     return _line(("Sagacity ", "bold"), name, "  ", state, (f"  {at}  {counted}", _DIM))
 
 
-def _numbers(found: Figures, width: int) -> list[Text]:
-    over = "" if found.interval_ms is None else f"  over {found.interval_ms / 1000:.1f} s"
+def _numbers(found: Figures) -> list[Text]:
+    over = "" if found.interval_ms is None else f" over {found.interval_ms / 1000:.1f} s"
     ended = found.latency
     lines = [
         _line(
@@ -93,12 +93,11 @@ def _numbers(found: Figures, width: int) -> list[Text]:
                 "   refused ",
                 _rate(found.refused, _BAD),
             ),
-            (over if width >= NARROW else "", _DIM),
         ),
         _line(
             *("latency p50 ", _latency(ended.p50_ms if ended else None)),
             *("   p99 ", _latency(ended.p99_ms if ended else None)),
-            (f"   of {ended.ended} that ended" if ended else "   measuring", _DIM),
+            (f"   of {ended.ended} that ended{over}" if ended else "   measuring", _DIM),
         ),
         _line(
             *(

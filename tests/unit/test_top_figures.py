@@ -227,8 +227,8 @@ def test_sagas_that_are_stuck_are_counted_where_they_cannot_be_listed() -> None:
 @pytest.mark.parametrize(
     ("ms", "told"),
     [
-        (-5, "0.000s"),
-        (1_500, "1.500s"),
+        (-5, "0s"),
+        (1_500, "1s"),
         (61_000, "1m1s"),
         (3_600_000, "1h0m"),
         (90_061_000, "1d1h"),
