@@ -134,14 +134,12 @@ class Watcher:
     def _sample(self) -> Sample:
         if self._client is None:
             self._client = self._connect(self._find())
+            # Of the first scrape of their lives processes load what serves it, some 0.2 s: their
+            # heartbeats would come between `status`, which tells of these, and the gauges.
+            self._scrape(_ports(self._client.status()))
         status = self._client.status()
         at_ns = self._monotonic_ns()
-        ports = {
-            (str(row["role"]), int(row["index"])): int(row["metrics_port"])
-            for row in status.get("processes", ())
-            if row.get("metrics_port") and row["state"] != STANDBY
-        }
-        scrapes = self._scrape(ports)
+        scrapes = self._scrape(_ports(status))
         stuck = self._list_stuck(self._client, status, at_ns)
         return Sample(at_ns, self._wall_ns() // 1_000_000, status, scrapes, stuck)
 
@@ -191,6 +189,15 @@ class Watcher:
             amount=int(row["amount"]),
             reason=str(row["reason"]),
         )
+
+
+def _ports(status: Mapping[str, Any]) -> dict[Place, int]:
+    """Give where processes serve their metrics; a standby has nothing to tell."""
+    return {
+        (str(row["role"]), int(row["index"])): int(row["metrics_port"])
+        for row in status.get("processes", ())
+        if row.get("metrics_port") and row["state"] != STANDBY
+    }
 
 
 def _detail(body: Mapping[str, Any], now_ns: int) -> _Detail:
