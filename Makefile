@@ -42,7 +42,7 @@ $(VENV)/.made:
 
 $(VENV)/.run: pyproject.toml $(VENV)/.made
 	@echo "installing into $(VENV)"
-	@$(PIP) -e .
+	@$(PIP) -e '.[top]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.made

@@ -14,11 +14,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cluster import render, requests, verifying
+from cluster import render, requests, story, storypage, verifying
 from cluster.audit import audit as audit_books
 from cluster.directory import DataDirectory, find_running
 from cluster.private import start_private
-from cluster.timeline import timeline
+from cluster.whole import require_new, write_whole
 from config import load as configuration
 from sagacity import listing, wire
 from sagacity.client import Client
@@ -26,6 +26,7 @@ from sagacity.errors import (
     EXIT_ABORTED,
     EXIT_COMPLETED,
     EXIT_UNBALANCED,
+    Conflict,
     Malformed,
     NoOutcome,
     SagacityError,
@@ -62,10 +63,18 @@ def checkout_arguments(parser: argparse.ArgumentParser) -> None:
 
 def show_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `show`."""
+    parser.description = (
+        "Tell a saga on one page: its timeline, what was tried and why it failed, the money, why "
+        "it ended so or where it stands, and what a person can do."
+    )
     parser.add_argument("id", metavar="ID")
     parser.add_argument(
-        "--events", action="store_true", help="every event as a table, in place of the timeline"
+        "--events", action="store_true", help="every event as a table, in place of the page"
     )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write the page for a browser, all in one file"
+    )
+    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
     _common_arguments(parser)
 
 
@@ -240,12 +249,27 @@ def show(options: argparse.Namespace) -> int:
     """Tell a saga's history."""
     with _errors_as_json(options.json):
         check_saga_id(options.id)
+        if options.html is not None:
+            require_new(options.html, force=options.force, option="--html")
+        elif options.force:
+            raise Malformed("--force replaces the file of --html: there is none")
         with Client(_url(options), timeout_s=READ_WAIT_S) as client:
-            body = client.show(options.id)
+            try:
+                body = client.show(options.id)
+            except Conflict:
+                _say(story.PAST_RETENTION)
+                raise
+        if options.html is not None:
+            content = storypage.html(body).encode()
+            write_whole(content, options.html, force=options.force, option="--html")
+            _say(f"written: {options.html}")
         if options.json:
             _print(render.json_line(body))
-        else:
-            _print(render.saga(body) if options.events else timeline(body))
+        elif options.events:
+            _print(render.saga(body))
+        elif options.html is None:
+            _print(story.page(body))
+            return 0  # the page says what can be done
         if body.get("stuck"):
             _say(f"to ask it again now: sagacity retry {options.id} --reason ...")
         return 0

@@ -25,6 +25,8 @@ _EVENTS = {
     "finished": "finished",
 }
 
+EVENT_HEADS = ("after", "event", "step", "direction", "attempt", "outcome", "what")
+
 RATED = ("started", "completed", "aborted")  # what a shard counts in its window
 
 
@@ -135,10 +137,14 @@ def saga(body: Mapping[str, Any]) -> str:
     One line says what it is, one line each what happened and when, the last why it ended so.
     """
     history: Sequence[Mapping[str, Any]] = body.get("history", [])
+    rows = event_rows(history)
+    return "\n".join([headline(body), "", table(EVENT_HEADS, rows), "", plain(why(body, history))])
+
+
+def event_rows(history: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """Give a history's events as rows under EVENT_HEADS."""
     first = history[0]["at_ms"] if history else 0
-    rows = [_event_row(event, event["at_ms"] - first) for event in history]
-    heads = ("after", "event", "step", "direction", "attempt", "outcome", "what")
-    return "\n".join([headline(body), "", table(heads, rows), "", plain(why(body, history))])
+    return [_event_row(event, event["at_ms"] - first) for event in history]
 
 
 def headline(body: Mapping[str, Any]) -> str:

@@ -1,8 +1,5 @@
 """The timeline: a saga's steps as lanes, actions above, compensations below. Knows no socket.
 
-    checkout43  ABORTED  order o1603  amount 200.00
-    started 2026-01-31 18:00:00.123, took 0.041 s
-
                               0                      0.041 s
     actions
       1 ReserveInventory     |========                       |    0.010 s  ok
@@ -11,23 +8,23 @@
     compensations
       1 ReleaseReservation   |             ==================|    0.021 s  ok
 
-    It was turned back (Payment declined: no funds), and everything it had done is undone.
-
+What it means is said in `story`, and drawn for a browser in `storypage`.
 Times are wall times as journalled: of the rows in which things were written down.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec import Struct, field
 
-from cluster.render import headline, moment, plain, reasons, seconds, why
+from cluster.render import plain, reasons, seconds
 
 COLUMNS: Final = 100
 BAR: Final = 32  # columns for the whole of the saga's time
 NAME_MAX: Final = 28
 NOTES_TOLD: Final = (3, 3)  # of a lane: the first and the last ones
 UNDER_WAY, ENDED, OPEN, TURN = "=", "x", ">", "^"
+NAMELESS: Final = "a command"  # of a definition that is not there any more
 
 Event = Mapping[str, Any]
 
@@ -51,6 +48,10 @@ class Lane(Struct):
         cause: why, where the answer says so.
         ended_attempts: when attempts failed or timed out, or were their workers' end.
         notes: attempts and requests to try again.
+        asked: the command's body as it was first sent, where it is told.
+        said: the body of the answer that counts.
+        deaths: workers that it ended before it was quarantined.
+        is_late: its answer came when the saga had turned back.
     """
 
     step: int
@@ -62,6 +63,10 @@ class Lane(Struct):
     cause: str = ""
     ended_attempts: list[int] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    asked: Event = field(default_factory=dict)
+    said: Event = field(default_factory=dict)
+    deaths: int = 0
+    is_late: bool = False
 
 
 class Lanes(Struct):
@@ -72,31 +77,22 @@ class Lanes(Struct):
     actions: dict[int, Lane] = field(default_factory=dict)
     compensations: dict[int, Lane] = field(default_factory=dict)
     turned_back: Event | None = None
-    is_final: bool = False
+    final: Event | None = None  # the body of the final answer
+
+    @property
+    def span_ms(self) -> int:
+        """From the first to the last that was written down."""
+        return self.last_ms - self.first_ms
+
+    @property
+    def turned_ms(self) -> int | None:
+        """When the saga turned back, if it did."""
+        return None if self.turned_back is None else int(self.turned_back["at_ms"])
 
     def column(self, at_ms: int) -> int:
         """Give an instant's column in a bar; a clock that was set back leaves none."""
         span = max(1, self.last_ms - self.first_ms)
         return min(max((at_ms - self.first_ms) * (BAR - 1) // span, 0), BAR - 1)
-
-
-def timeline(body: Mapping[str, Any]) -> str:
-    """Write a saga's history (the answer to SHOW) for people, as lanes."""
-    history: Sequence[Event] = body.get("history", [])
-    lanes = lanes_of(history)
-    lines = [headline(body)]
-    if history:
-        word = "took" if lanes.is_final else "last change after"
-        lines.append(
-            f"started {moment(lanes.first_ms)}, {word} {seconds(lanes.last_ms - lanes.first_ms)}"
-        )
-    lines.append("")
-    names = [lane.name for lane in (*lanes.actions.values(), *lanes.compensations.values())]
-    if names:
-        width = min(NAME_MAX, max(map(len, names)))
-        lines += [*_drawn(lanes, width), ""]
-    lines.append(plain(why(body, history)))
-    return "\n".join(lines)
 
 
 def lanes_of(history: Sequence[Event]) -> Lanes:
@@ -109,7 +105,7 @@ def lanes_of(history: Sequence[Event]) -> Lanes:
         if kind == "turned_back":
             lanes.turned_back = event
         elif kind == "finished":
-            lanes.is_final = True
+            lanes.final = event.get("body") or {}
             lanes.last_ms = at_ms
         elif kind == "left_out" and lane is not None:
             lane.notes.append(Note(at_ms, f"{event['attempts']} attempts are not kept"))
@@ -120,6 +116,9 @@ def lanes_of(history: Sequence[Event]) -> Lanes:
         elif kind in ("command", "answer", "attempt_ended", "quarantined"):
             lane = _lane_of(lanes, event)
             _take(lane, event)
+            if kind == "answer" and event["direction"] == "action":
+                # By the order of events: two of one row have one time, and clocks are set.
+                lane.is_late = lanes.turned_back is not None
     return lanes
 
 
@@ -128,9 +127,21 @@ def _lane_of(lanes: Lanes, event: Event) -> Lane:
     alike = lanes.actions if is_action else lanes.compensations
     found = alike.get(event["step"])
     if found is None:
-        name = plain(str((event.get("body") or {}).get("type", "a command")))
+        body = event.get("body") or {}
+        asked = body if event["event"] == "command" else {}
+        name = plain(str(asked.get("type") or _asked_for(body)))
         found = alike[event["step"]] = Lane(event["step"], name[:NAME_MAX], event["at_ms"])
+        found.asked = asked
     return found
+
+
+def _asked_for(said: Event) -> str:
+    """Give the name of the command that was answered so; SPEC 1 names answers after commands."""
+    kind = str(said.get("type", ""))
+    for ending in ("_ok", "_failed"):
+        if kind.endswith(ending):
+            return kind.removesuffix(ending)
+    return NAMELESS
 
 
 def _take(lane: Lane, event: Event) -> None:
@@ -138,7 +149,8 @@ def _take(lane: Lane, event: Event) -> None:
     lane.attempt = max(lane.attempt, attempt)
     if event["event"] == "answer":
         lane.ended_ms, lane.outcome = at_ms, event["outcome"]
-        lane.cause = reasons(event.get("body") or {})
+        lane.said = event.get("body") or {}
+        lane.cause = reasons(lane.said)
     elif event["event"] == "attempt_ended":
         outcome = event["outcome"].replace("_", " ")
         text = f": {event['text']}" if event.get("text") else ""
@@ -146,11 +158,17 @@ def _take(lane: Lane, event: Event) -> None:
         lane.notes.append(Note(at_ms, f"attempt {attempt} {outcome}{text}"))
     elif event["event"] == "quarantined":
         lane.ended_attempts.append(at_ms)
-        lane.notes.append(Note(at_ms, f"quarantined: {event['deaths']} workers died of it"))
+        lane.deaths = event["deaths"]
+        lane.notes.append(Note(at_ms, f"quarantined: {lane.deaths} workers died of it"))
 
 
-def _drawn(lanes: Lanes, width: int) -> list[str]:
-    total = seconds(lanes.last_ms - lanes.first_ms)
+def drawn(lanes: Lanes) -> list[str]:
+    """Write the lanes for a terminal, a line each and some below; none where nothing was sent."""
+    names = [lane.name for lane in (*lanes.actions.values(), *lanes.compensations.values())]
+    if not names:
+        return []
+    width = min(NAME_MAX, max(map(len, names)))
+    total = seconds(lanes.span_ms)
     indent = " " * (width + 5)
     lines = [f"{indent} 0{total.rjust(BAR - 1)}", "actions"]
     for lane in lanes.actions.values():
@@ -170,17 +188,30 @@ def _drawn(lanes: Lanes, width: int) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _lane(lanes: Lanes, lane: Lane, width: int, *, action: bool) -> list[str]:
-    turned_ms = lanes.turned_back["at_ms"] if lanes.turned_back is not None else None
-    end_ms, outcome, is_open = lane.ended_ms, lane.outcome, False
-    if end_ms is None and action and turned_ms is not None:
-        end_ms, outcome = turned_ms, "unknown"
-    elif end_ms is None:
-        end_ms, outcome, is_open = lanes.last_ms, "no answer yet", True
-    elif action and turned_ms is not None and end_ms > turned_ms:
-        outcome += ", late"
+class End(NamedTuple):
+    """Where a lane ends in a drawing, and what is said of it there."""
+
+    at_ms: int
+    outcome: str
+    is_open: bool
+
+
+def end_of(lanes: Lanes, lane: Lane, *, action: bool) -> End:
+    """Say how a lane ends: with its answer, as unknown where the saga turned back, or not yet."""
+    turned_ms = lanes.turned_ms
+    if lane.ended_ms is not None:
+        end = End(lane.ended_ms, f"{lane.outcome}{', late' * lane.is_late}", False)
+    elif action and turned_ms is not None:
+        end = End(turned_ms, "unknown", False)
+    else:
+        end = End(lanes.last_ms, "no answer yet", True)
     if lane.attempt > 1:
-        outcome += f", attempt {lane.attempt}"
+        return end._replace(outcome=f"{end.outcome}, attempt {lane.attempt}")
+    return end
+
+
+def _lane(lanes: Lanes, lane: Lane, width: int, *, action: bool) -> list[str]:
+    end_ms, outcome, is_open = end_of(lanes, lane, action=action)
     took = seconds(end_ms - lane.begun_ms)
     line = f"{lane.step:>3} {lane.name:<{width}} |{_bar(lanes, lane, end_ms, is_open)}| {took:>11}"
     line += f"  {plain(outcome)}"

@@ -83,6 +83,7 @@ FLOORS: Final = (
         (
             *_of("cluster", "__main__ audit cli commands conversation demo judge maelstrom"),
             *_of("cluster", "checking measuring render requests timeline up verifying"),
+            *_of("cluster", "figures sampling screen story storypage top whole"),
             *("sagacity.testing", "sagacity.simulation", "sagacity.simulation.*"),
             *("sagacity.conformance", "sagacity.conformance.*"),
         ),
@@ -106,6 +107,8 @@ BLIND: Final[Mapping[str, frozenset[str]]] = {
         frozenset({"random", "secrets", "select", "socket", "time", "zmq"}),
     ),
     "cluster.child": frozenset({"zmq"}),
+    **dict.fromkeys(_of("cluster", "figures story storypage"), IMPURE | {"http", "rich"}),
+    **dict.fromkeys(_of("cluster", "sampling top"), frozenset({"zmq"})),
 }
 
 # Buildings that meet on the wire alone; who may import whose.

@@ -139,6 +139,31 @@ def test_show_tells_the_history(fresh: Fresh) -> None:
     assert readable.endswith("undone.\n")
 
 
+def test_show_explains_and_writes_a_page_for_a_browser(fresh: Fresh, tmp_path: Path) -> None:
+    """Issue 6: the sentence why; the page is one file, and none is overwritten unasked."""
+    readable = " ".join(fresh.run("show", "checkout43").stdout.decode().split())
+    assert (
+        "Payment was declined (DECLINED), so the reservation r3 was released; "
+        "the customer was told 'Payment declined: DECLINED'."
+    ) in readable
+    file = tmp_path / "checkout43.html"
+    written = fresh.run("show", "checkout43", "--html", str(file))
+    assert (written.returncode, written.stdout) == (0, b"")
+    assert written.stderr.decode() == f"written: {file}\n"
+    page = file.read_text()
+    assert page.startswith("<!doctype html>")
+    assert "so the reservation r3 was released" in page
+    assert "<svg" in page
+    file.write_text("mine")
+    assert fresh.run("show", "checkout43", "--html", str(file)).returncode == 2
+    assert file.read_text() == "mine"
+    again = fresh.run("show", "checkout43", "--html", str(file), "--force", "--json")
+    assert json.loads(again.stdout)["saga_id"] == "checkout43"
+    assert file.read_text() == page
+    assert fresh.run("show", "nobody", "--html", str(tmp_path / "none.html")).returncode == 3
+    assert not (tmp_path / "none.html").exists()
+
+
 def test_an_unknown_saga_is_said(fresh: Fresh) -> None:
     assert fresh.json("show", "nobody")[0] == 3
     assert fresh.json("cancel", "nobody", "--reason", "r")[0] == 3

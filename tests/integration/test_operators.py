@@ -186,6 +186,45 @@ def test_status_tells_rates_pools_and_shards(operated: Operated) -> None:
     assert "0/256" in told
 
 
+def test_top_tells_figures_and_what_needs_a_person(operated: Operated) -> None:
+    """Issue 6, for scripts: through the doors of status and list, and /metrics of each process."""
+    code, found = operated.json("top", "--once", "--interval", "0.2")
+    assert code == 0
+    assert (found["ready"], found["stuck"], found["in_flight"]) == (True, 1, 1)
+    assert found["started"] is not None
+    assert found["interval_ms"] >= 200
+    [saga] = found["stuck_sagas"]
+    assert (saga["saga_id"], saga["step"]) == ("stuck", "ReleaseReservation")
+    assert saga["amount"] == 100.0
+    assert saga["since_ms"] > 1_700_000_000_000
+    assert [need["kind"] for need in found["needs"]] == ["stuck"]
+    assert [shard["mode"] for shard in found["shards"]] == ["serving"] * 2
+    assert [pool["service"] for pool in found["pools"]] == ["inventory", "payment", "shipping"]
+    assert all(pool["active"] == 1 and pool["credit"] for pool in found["pools"])
+
+
+def test_top_off_a_terminal_is_one_plain_page(operated: Operated) -> None:
+    """Like --once: `sagacity top | cat` ends."""
+    ended = operated.run("top", "--interval", "0.2")
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    told = ended.stdout.decode()
+    assert "\x1b" not in told
+    assert all(len(line) <= 100 for line in told.splitlines())
+    assert "stuck 100.00 ReleaseReservation for" in told
+    assert "latency p50" in told
+
+
+def test_show_says_what_a_person_can_do(operated: Operated) -> None:
+    """Read at night: the page of a stuck saga names the command and the runbook."""
+    told = " ".join(operated.run("show", "stuck").stdout.decode().split())
+    assert (
+        "Payment was declined (DECLINED), so the reservation r7 is not released yet "
+        "(attempt 1 failed: the warehouse is closed)"
+    ) in told
+    assert "sagacity retry stuck --reason WHY" in told
+    assert "docs/runbooks/Stuck.md" in told
+
+
 def test_show_draws_a_timeline_and_events_where_asked(operated: Operated) -> None:
     told = operated.run("show", "done0").stdout.decode().splitlines()
     assert told[0].startswith("done0  COMPLETED  order o")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import cli
+from cluster import cli, commands
 from config.schema import SECTIONS
+from sagacity.errors import Conflict
 
 CHECKOUT = ["checkout", "--user", "u42", "--item", "abc123=1", "--address", "a", "--id", "x"]
 NOWHERE = ["--connect", "ipc:///nonexistent/router.sock"]
@@ -57,7 +58,13 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ["config"],
         ["config", "set"],
         ["config", "show", "--connect", "u"],
-        ["top"],
+        ["top", "extra"],
+        ["top", "--interval"],
+        ["top", "--interval", "0"],
+        ["top", "--interval", "nan"],
+        ["top", "--interval", "fast"],
+        ["top", "--onc"],
+        ["show", "x", "--html"],
     ],
 )
 def test_a_wrong_usage_ends_with_two(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +82,8 @@ def test_a_wrong_usage_ends_with_two(words: list[str], capfd: pytest.CaptureFixt
         ["checkout", "--help"],
         ["list", "--help"],
         ["audit", "--help"],
+        ["show", "--help"],
+        ["top", "--help"],
         ["journal", "--help"],
         ["journal", "verify", "--help"],
         ["config", "show", "--help"],
@@ -153,6 +162,7 @@ def test_a_malformed_checkout_is_refused_before_it_is_sent(
         ["config", "show", "--config", "/nonexistent.toml"],
         ["status", "--connect", "nonsense"],
         ["status", "--connect", "tcp://"],
+        ["top", "--connect", "tcp://"],
         ["audit", "--data", "d", "--connect", "u"],
         ["audit", "--data", "/nonexistent"],
     ],
@@ -167,6 +177,66 @@ def test_a_malformed_command_is_refused(
     assert said.err.startswith("sagacity: ")
 
 
+class Forgetful:
+    """The client of a cluster in which every saga is past retention."""
+
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        self.asked: list[str] = []
+
+    def __enter__(self) -> "Forgetful":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.asked.clear()
+
+    def show(self, saga_id: str) -> dict[str, object]:
+        self.asked.append(saga_id)
+        raise Conflict("id was used; its outcome is no longer kept")
+
+
+@pytest.mark.parametrize("json_wanted", [False, True])
+def test_what_is_past_retention_is_explained(
+    json_wanted: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Exit code 4 and one line for scripts; for people what is true of it now. No page is made."""
+    monkeypatch.setattr(commands, "Client", Forgetful)
+    page = tmp_path / "page.html"
+    words = ["show", "x", "--html", str(page), *NOWHERE, *(["--json"] if json_wanted else [])]
+    assert cli.main(words) == 4
+    said = capfd.readouterr()
+    assert [json.loads(line)["code"] for line in said.out.splitlines()] == [22] * json_wanted
+    assert "completed or aborted, longer ago than outcomes are kept" in said.err
+    assert "The id never runs again" in said.err
+    assert not page.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--html", "there.html"], "exists already"),
+        (["--html", "missing/page.html"], "no folder that can be written to"),
+        (["--html", "."], "is a folder"),
+        (["--force"], "there is none"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_asked(
+    flags: list[str],
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing is connected to, nothing is overwritten."""
+    monkeypatch.chdir(tmp_path)
+    Path("there.html").write_text("mine")
+    assert cli.main(["show", "x", *flags, *NOWHERE]) == 2
+    assert why in capfd.readouterr().err
+    assert Path("there.html").read_text() == "mine"
+
+
 def test_an_audit_makes_no_directory(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     assert cli.main(["audit", "--data", str(missing)]) == 2
@@ -177,6 +247,8 @@ def test_an_audit_makes_no_directory(tmp_path: Path) -> None:
     "command",
     [
         ["status"],
+        ["top"],
+        ["top", "--once"],
         CHECKOUT,
         ["show", "x"],
         ["audit"],
@@ -197,6 +269,8 @@ def test_without_a_cluster_it_says_how_to_start_one(
         (["list", "--limit", "0"], 12),
         (["list", "--status", "nonsense"], 12),
         (["list"], 11),
+        (["top", "--once"], 11),
+        (["top", "--connect", "\udcff"], 12),
         (["retry", "a b", "--reason", "r"], 12),
         (["journal", "verify", "--data", "/nonexistent"], 12),
         (["config", "show", "--config", "/nonexistent.toml"], 12),
