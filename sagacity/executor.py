@@ -23,6 +23,7 @@ from sagacity.errors import Malformed
 from sagacity.ranges import Range
 from sagacity.service import Service
 from sagacity.sqlite import set_pragma
+from sagacity.wal import HEADER_BYTES as WAL_HEADER_BYTES
 from sagacity.wal import empty_wal, fault_of, sync_wal
 from sagacity.wire import (
     REFUSED_UNAVAILABLE,
@@ -95,7 +96,7 @@ def _require_whole(path: Path) -> None:
     size = path.stat().st_size if path.exists() else 0
     if size == 1:
         raise Malformed(f"{path} is no database")
-    if size == 0 and wal.exists() and wal.stat().st_size > 0:
+    if size == 0 and wal.exists() and wal.stat().st_size > WAL_HEADER_BYTES:
         raise Malformed(f"{path} is damaged: its WAL is there, the file itself is gone")
 
 

@@ -15,6 +15,7 @@ import apsw
 
 from sagacity.errors import Malformed
 from sagacity.sqlite import set_pragma
+from sagacity.wal import HEADER_BYTES as WAL_HEADER_BYTES
 from sagacity.wal import empty_wal, fault_of, sync_wal
 from shard.entries import FORMAT
 
@@ -252,7 +253,7 @@ def _make(path: Path) -> None:
     size = path.stat().st_size if path.exists() else 0
     if size == 1:  # SQLite reads a single byte as an empty database
         raise JournalRefused(f"{path} is no database")
-    if size == 0 and wal.exists() and wal.stat().st_size > 0:
+    if size == 0 and wal.exists() and wal.stat().st_size > WAL_HEADER_BYTES:
         # SQLite would delete the WAL: acknowledged facts gone without a word.
         raise JournalRefused(f"{path} is damaged: its WAL is there, the file itself is gone")
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))

@@ -30,6 +30,8 @@ from typing import Any, Final
 import apsw
 from msgspec import Struct
 
+from sagacity.wal import HEADER_BYTES
+
 CREATE, DELETE, WRITE, TRUNCATE, SYNC, SYNC_NAMES = range(6)
 KINDS: Final = ("create", "delete", "write", "truncate", "sync", "sync_names")
 PAGE: Final = 4096
@@ -74,8 +76,12 @@ class Image(Struct, frozen=True):
     inodes: dict[str, int] = {}
 
     def is_lost_by_name(self, name: str) -> bool:
-        """Say whether a shard would find a WAL without its file, which it refuses."""
-        return not self.files.get(name) and bool(self.files.get(f"{name}-wal"))
+        """Say whether a shard would find a WAL without its file, which it refuses.
+
+        A header alone holds nothing: two crashes, of the making of a file and of the next start,
+        which rolls that back, leave one.
+        """
+        return not self.files.get(name) and len(self.files.get(f"{name}-wal", b"")) > HEADER_BYTES
 
 
 class MemoryDisk(apsw.VFS):

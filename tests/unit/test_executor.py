@@ -12,6 +12,7 @@ from sagacity.books import ROWS_MAX
 from sagacity.errors import Malformed
 from sagacity.executor import OPEN_PATIENCE_MS, BatchExecutor, make_tables, open_file
 from sagacity.service import Call, Database, Ok, Result, Rows, Service
+from sagacity.wal import HEADER_BYTES
 from sagacity.wire import BooksAsked, Commands, Witness
 from services.inventory import service as inventory
 from services.payment import service as payment
@@ -321,12 +322,13 @@ def test_a_database_cut_to_a_byte_is_refused(tmp_path: Path) -> None:
 def test_a_wal_without_its_database_is_refused(tmp_path: Path, there: bool) -> None:
     """SQLite would delete it: effects that were answered gone without a word."""
     file, wal = tmp_path / "toy.db", tmp_path / "toy.db-wal"
-    wal.write_bytes(b"effects")
+    held = bytes(HEADER_BYTES) + b"effects"
+    wal.write_bytes(held)
     if there:
         file.touch()
     with pytest.raises(Malformed, match="its WAL is there"):
         open_file(file)
-    assert (file.exists(), wal.read_bytes()) == (there, b"effects")
+    assert (file.exists(), wal.read_bytes()) == (there, held)
 
 
 def test_a_long_wal_is_written_back(tmp_path: Path) -> None:

@@ -176,3 +176,33 @@ def test_a_services_database_whose_wal_is_damaged_is_refused(tmp_path: Path) -> 
     with pytest.raises(Malformed, match="WAL"):
         open_file(whole)
     assert wal_of(whole).read_bytes() == held
+
+
+def test_a_file_that_was_never_made_whole_is_made_again(tmp_path: Path) -> None:
+    """Two crashes, of its making and of the next start: it is empty, its WAL a header."""
+    header = bytes(killed(tmp_path / "other.db"))[:HEADER]
+    path, toy = tmp_path / "journal.db", tmp_path / "toy.db"
+    for each in (path, toy):
+        each.touch()
+        wal_of(each).write_bytes(header)
+    journal = open_at(path)
+    assert replayed(journal) == []
+    filled(journal, 2)
+    journal.close()
+    open_file(toy).close()
+
+
+def test_a_wal_with_a_frame_whose_file_is_empty_is_refused_and_left_as_it_is(
+    tmp_path: Path,
+) -> None:
+    """SQLite would delete it, and what was acknowledged with it."""
+    held = bytes(killed(tmp_path / "other.db"))
+    path, toy = tmp_path / "journal.db", tmp_path / "toy.db"
+    for each in (path, toy):
+        each.touch()
+        wal_of(each).write_bytes(held[: HEADER + 1])
+    with pytest.raises(JournalRefused, match="its WAL is there"):
+        open_at(path)
+    with pytest.raises(Malformed, match="its WAL is there"):
+        open_file(toy)
+    assert wal_of(path).read_bytes() == wal_of(toy).read_bytes() == held[: HEADER + 1]
