@@ -234,21 +234,33 @@ async def export(
         from_start: begin with the oldest that is kept.
         once: end when nothing is left.
     """
-    from cluster.otel import Sender  # noqa: PLC0415 - an extra that may not be there
+    from cluster.otel import Sender, heard  # noqa: PLC0415 - an extra that may not be there
 
     sender = Sender(exporter)
     try:
-        async with AsyncClient(url) as client:
-            status = await client.status()
-            shards = [int(shard["shard"]) for shard in status["shards"]]
-            follower = Follower(client, shards, sender.send, log, from_start=from_start)
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, follower.stopping.set)
-            await _follow(follower, log, once=once)
-            return follower.counts
+        with heard(log):
+            return await _export(url, sender.send, log, from_start=from_start, once=once)
     finally:
         sender.close()
+
+
+async def _export(
+    url: str,
+    send: Callable[[Sequence[SagaSpans]], bool],
+    log: Log,
+    *,
+    from_start: bool,
+    once: bool,
+) -> Counts:
+    async with AsyncClient(url) as client:
+        status = await client.status()
+        shards = [int(shard["shard"]) for shard in status["shards"]]
+        follower = Follower(client, shards, send, log, from_start=from_start)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, follower.stopping.set)
+        await _follow(follower, log, once=once)
+        return follower.counts
 
 
 async def _follow(follower: Follower, log: Log, *, once: bool) -> None:

@@ -3,8 +3,10 @@
 The one room that imports their packages, which the extra `otel` brings; nothing else needs them.
 """
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
@@ -15,9 +17,13 @@ from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
 from cluster.spans import ERROR, OK, UNSET, SagaSpans, Span
+from cluster.telemetry import Log
 from sagacity import __version__
 
+_THEIRS = logging.getLogger("opentelemetry")
+
 _MS = 1_000_000  # nanoseconds
+_SAID_MAX = 500  # characters of one message
 _STATUSES = {
     OK: Status(StatusCode.OK),
     ERROR: Status(StatusCode.ERROR),
@@ -33,6 +39,31 @@ def otlp(endpoint: str | None = None) -> SpanExporter:
             http://localhost:4318/v1/traces.
     """
     return OTLPSpanExporter(endpoint=endpoint)
+
+
+class _Heard(logging.Handler):
+    """Passes on what OpenTelemetry says: why a collector did not take spans, above all."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it as a line of ours."""
+        self._log.warning("opentelemetry_said", text=record.getMessage()[:_SAID_MAX])
+
+
+@contextmanager
+def heard(log: Log) -> Iterator[None]:
+    """Have what OpenTelemetry says be lines of a log, not words on stderr beside it."""
+    handler, propagated = _Heard(log), _THEIRS.propagate
+    _THEIRS.addHandler(handler)
+    _THEIRS.propagate = False
+    try:
+        yield
+    finally:
+        _THEIRS.removeHandler(handler)
+        _THEIRS.propagate = propagated
 
 
 class Sender:

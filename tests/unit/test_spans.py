@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from cluster import exporting
 from cluster.exporting import Counts, Follower, Stopped
-from cluster.otel import Sender
+from cluster.otel import Sender, heard
 from cluster.spans import ERROR, OK, UNSET, SagaSpans, Span, spans_of
-from cluster.telemetry import get_logger
+from cluster.telemetry import configure_logging, get_logger
 from sagacity import listing, wire
 from sagacity.errors import Conflict, NoOutcome, NotTaken, SagacityError
 from sagacity.saga import Retry
@@ -299,6 +300,17 @@ def test_the_service_is_called_as_the_environment_says(monkeypatch: pytest.Monke
     answered(world, "a", wire.DECLINED)
     [saga, _] = exported(spans(world))
     assert saga.resource.attributes["service.name"] == "shop"
+
+
+def test_what_opentelemetry_says_is_a_line_of_our_log(capfd: pytest.CaptureFixture[str]) -> None:
+    """Its own handler would write bare words; and as few of them as of any other event."""
+    log = configure_logging("spans", 0)
+    with heard(log):
+        logging.getLogger("opentelemetry.exporter").error("no %s there", "collector")
+    (line,) = capfd.readouterr().err.splitlines()
+    said = json.loads(line)
+    assert (said["event"], said["text"]) == ("opentelemetry_said", "no collector there")
+    assert logging.getLogger("opentelemetry").propagate
 
 
 # -- from a cluster --------------------------------------------------------------------------------
