@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from cluster import render
 from cluster.directory import find_running
@@ -55,7 +55,8 @@ class Counts(Struct):
         sagas: exported.
         spans: theirs.
         dropped: sagas that the exporter did not take in TRIES.
-        lost: finished sagas, traced or not, that went past retention before they were asked for.
+        lost: finished sagas, traced or not, that went past retention before they were asked for,
+            or whose history cannot be told.
     """
 
     sagas: int = 0
@@ -155,7 +156,7 @@ class Follower:
         self._log.error("spans_dropped", sagas=len(sagas))
 
     async def _spans(self, saga_id: str) -> SagaSpans | None:
-        """Give a saga's spans; None once it is past retention."""
+        """Give a saga's spans; None where its history is not to be had, past retention above all."""
         while True:
             try:
                 return spans_of(await self._client.show(saga_id))
@@ -215,11 +216,16 @@ def run_spans(options: argparse.Namespace) -> int:
     counts = asyncio.run(
         export(url, exporter, log, from_start=options.all or options.once, once=options.once)
     )
-    said = f"{counts.sagas} sagas exported, {counts.spans} spans"
-    said += f"; {counts.dropped} sagas dropped, {counts.lost} lost to retention"
-    body = {"type": "spans", **{name: getattr(counts, name) for name in counts.__struct_fields__}}
-    print(render.json_line(body) if options.json else said, flush=True)  # noqa: T201 - what it says
+    print(summary(counts, as_json=options.json), flush=True)  # noqa: T201 - what it says
     return NoOutcome.exit_code if counts.dropped else 0
+
+
+def summary(counts: Counts, *, as_json: bool) -> str:
+    """Write what a run has done, for people or for scripts."""
+    if as_json:
+        return render.json_line({"type": "spans", **structs.asdict(counts)})
+    said = f"{counts.sagas} sagas exported, {counts.spans} spans"
+    return f"{said}; {counts.dropped} sagas dropped, {counts.lost} lost"
 
 
 async def export(

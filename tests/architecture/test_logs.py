@@ -125,11 +125,16 @@ def _dicts(function: ast.AST) -> dict[str, list[ast.expr | None]]:
 
 
 def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    """Give names and what is assigned to them: `a = x`, `a, b = x, y`."""
-    if not isinstance(node, ast.Assign):
+    """Give names and what becomes a part of them: `a = x`, `a, b = x, y`, `a |= x`, `a["k"] = x`."""
+    if isinstance(node, ast.AnnAssign | ast.AugAssign):
+        target, value = node.target, node.value
+    elif isinstance(node, ast.Assign):
+        target, value = node.targets[0], node.value
+    else:
         return
-    target, value = node.targets[0], node.value
-    if isinstance(target, ast.Name):
+    if isinstance(target, ast.Subscript) and value is not None:
+        target, value = target.value, ast.Dict([target.slice], [value])
+    if isinstance(target, ast.Name) and value is not None:
         yield target.id, value
     elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
         for name, each in zip(target.elts, value.elts, strict=True):
@@ -293,6 +298,8 @@ def test_one_room_alone_knows_how_lines_are_written() -> None:
         ('log.info("saga_seen", **vars(x))', "seen through"),
         ('said = {"what": 1, **more}\n    log.info("saga_seen", **said)', "seen through"),
         ('said = {"user": 1}\n    log.info("saga_seen", **said)', "the field user"),
+        ('said: dict = {}\n    said["user"] = 1\n    log.info("saga_seen", **said)', "the field user"),
+        ('said = {}\n    said |= {"user": 1}\n    log.info("saga_seen", **said)', "the field user"),
         ('log("saga_seen", user=1)', "the field user"),
     ],
 )

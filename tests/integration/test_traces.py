@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from cluster.private import ClusterProcess, start_private
 from sagacity.client import AsyncClient, Client
-from tests.integration.faces import run
+from tests.integration.faces import COMMAND, run
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
@@ -28,6 +29,7 @@ class Collector:
 
     def __init__(self) -> None:
         taken = self.spans = []  # type: list[Any]
+        came = self.came = threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
@@ -36,6 +38,7 @@ class Collector:
                 for resource in request.resource_spans:
                     for scope in resource.scope_spans:
                         taken.extend(scope.spans)
+                came.set()
                 self.send_response(200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -117,7 +120,26 @@ def test_a_trace_goes_in_at_the_command_line_and_out_at_a_collector(
     assert ADDRESS not in text
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", PARENT.upper(), "0" * 5_000, "\u2603"])
+def test_it_follows_what_ends_until_it_is_told_to_stop(
+    traced: Traced, collector: Collector
+) -> None:
+    """As a service beside the cluster; in the end it says what it did."""
+    command = [*COMMAND, "spans", "--all", "--connect", traced.url, "--endpoint", collector.url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        ended = run(traced.url, "checkout", *ORDER, "--traceparent", PARENT)
+        assert ended.returncode == 0
+        assert collector.came.wait(30)
+        process.terminate()
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, err) == (0, b"")
+    assert b"0 sagas dropped, 0 lost" in out
+
+
+@pytest.mark.parametrize("text", ["nonsense", "0" * 5_000 + "\u2603"])
 def test_a_malformed_trace_fails_no_checkout(traced: Traced, text: str) -> None:
     """From the command line; whoever made it has another problem."""
     ended = run(traced.url, "checkout", *ORDER, "--traceparent", text)

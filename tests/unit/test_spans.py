@@ -510,6 +510,17 @@ def test_what_no_try_could_export_is_dropped_and_counted() -> None:
     assert (ids, counts) == (["b"], Counts(sagas=1, spans=2, dropped=1))
 
 
+def test_a_run_says_what_it_has_done() -> None:
+    """Dropped and lost ones, too: who reads traces must know what is not there."""
+    counts = Counts(sagas=2, spans=8, dropped=1, lost=3)
+    said = exporting.summary(counts, as_json=False)
+    assert said == "2 sagas exported, 8 spans; 1 sagas dropped, 3 lost"
+    assert json.loads(exporting.summary(counts, as_json=True)) == {
+        "type": "spans",
+        **{"sagas": 2, "spans": 8, "dropped": 1, "lost": 3},
+    }
+
+
 def test_what_it_holds_and_asks_at_once_is_bounded() -> None:
     """A shard tells four histories a turn: checkouts go on in between."""
 
