@@ -22,7 +22,7 @@ from cluster.directory import find_running
 from cluster.spans import SagaSpans, spans_of
 from cluster.telemetry import Log, configure_logging
 from sagacity.client import AsyncClient
-from sagacity.errors import Malformed, NoOutcome, NotTaken, SagacityError
+from sagacity.errors import Malformed, NoOutcome, NotTaken, SagacityError, places
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -144,7 +144,7 @@ class Follower:
             return
         again_s = self._again_s
         for tries in range(1, TRIES + 1):
-            if await asyncio.to_thread(self._send, sagas):
+            if await self._taken(sagas):
                 self.counts.sagas += len(sagas)
                 self.counts.spans += sum(1 + len(each.attempts) for each in sagas)
                 return
@@ -154,6 +154,14 @@ class Follower:
                 again_s = min(2 * again_s, AGAIN_MAX_S)
         self.counts.dropped += len(sagas)
         self._log.error("spans_dropped", sagas=len(sagas))
+
+    async def _taken(self, sagas: Sequence[SagaSpans]) -> bool:
+        """Export sagas; an exporter that raises has not taken them."""
+        try:
+            return await asyncio.to_thread(self._send, sagas)
+        except Exception as error:  # another's code: it may raise anything
+            self._log.warning("exporter_raised", error=type(error).__name__, at=places(error))
+            return False
 
     async def _spans(self, saga_id: str) -> SagaSpans | None:
         """Give a saga's spans; None where its history is not to be had, past retention above all."""

@@ -495,6 +495,27 @@ def test_a_collector_that_is_back_in_time_gets_everything() -> None:
     assert (ids, counts) == (["a"], Counts(sagas=1, spans=2))
 
 
+def test_an_exporter_that_raises_has_taken_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """It is another's code; the run goes on, and its saga with the next try."""
+
+    class Raising(Collector):
+        def send(self, sagas: Sequence[SagaSpans]) -> bool:
+            if self.refuses:
+                self.refuses -= 1
+                raise RuntimeError("mark-user")
+            return super().send(sagas)
+
+    async def run() -> list[str]:
+        collector = Raising(refuses=2)
+        await follower(Shards(shop("a")), collector).turn()
+        return collector.ids
+
+    assert asyncio.run(run()) == ["a"]
+    said = capfd.readouterr().err
+    assert said.count("exporter_raised") == 2
+    assert "mark-user" not in said
+
+
 def test_what_no_try_could_export_is_dropped_and_counted() -> None:
     """And the run goes on with the next."""
 
