@@ -164,7 +164,7 @@ class Follower:
             return False
 
     async def _spans(self, saga_id: str) -> SagaSpans | None:
-        """Give a saga's spans; None where its history is not to be had, past retention above all."""
+        """Give a saga's spans; None where its history is not to be had: past retention, mostly."""
         while True:
             try:
                 return spans_of(await self._client.show(saga_id))

@@ -125,16 +125,14 @@ def _dicts(function: ast.AST) -> dict[str, list[ast.expr | None]]:
 
 
 def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    """Give names and what becomes a part of them: `a = x`, `a, b = x, y`, `a |= x`, `a["k"] = x`."""
-    if isinstance(node, ast.AnnAssign | ast.AugAssign):
-        target, value = node.target, node.value
-    elif isinstance(node, ast.Assign):
-        target, value = node.targets[0], node.value
-    else:
+    """Give names and what is put into them: `a = x`, `a, b = x, y`, `a |= x`, `a["k"] = x`."""
+    if not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) or node.value is None:
         return
-    if isinstance(target, ast.Subscript) and value is not None:
+    target: ast.expr = node.targets[0] if isinstance(node, ast.Assign) else node.target
+    value: ast.expr = node.value
+    if isinstance(target, ast.Subscript):
         target, value = target.value, ast.Dict([target.slice], [value])
-    if isinstance(target, ast.Name) and value is not None:
+    if isinstance(target, ast.Name):
         yield target.id, value
     elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
         for name, each in zip(target.elts, value.elts, strict=True):
@@ -298,7 +296,7 @@ def test_one_room_alone_knows_how_lines_are_written() -> None:
         ('log.info("saga_seen", **vars(x))', "seen through"),
         ('said = {"what": 1, **more}\n    log.info("saga_seen", **said)', "seen through"),
         ('said = {"user": 1}\n    log.info("saga_seen", **said)', "the field user"),
-        ('said: dict = {}\n    said["user"] = 1\n    log.info("saga_seen", **said)', "the field user"),
+        ('said = {}\n    said["user"] = 1\n    log.info("saga_seen", **said)', "the field user"),
         ('said = {}\n    said |= {"user": 1}\n    log.info("saga_seen", **said)', "the field user"),
         ('log("saga_seen", user=1)', "the field user"),
     ],
