@@ -131,7 +131,8 @@ def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
     target: ast.expr = node.targets[0] if isinstance(node, ast.Assign) else node.target
     value: ast.expr = node.value
     if isinstance(target, ast.Subscript):
-        target, value = target.value, ast.Dict([target.slice], [value])
+        key = target.slice
+        target, value = target.value, ast.Dict([key], [value])
     if isinstance(target, ast.Name):
         yield target.id, value
     elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):

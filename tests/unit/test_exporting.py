@@ -230,7 +230,10 @@ def test_a_run_says_what_it_has_done() -> None:
     assert said == "2 sagas exported, 8 spans; 1 sagas dropped, 3 lost"
     assert json.loads(exporting.summary(counts, as_json=True)) == {
         "type": "spans",
-        **{"sagas": 2, "spans": 8, "dropped": 1, "lost": 3},
+        "sagas": 2,
+        "spans": 8,
+        "dropped": 1,
+        "lost": 3,
     }
 
 
