@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.commands import checkout_arguments
-from cluster.requests import checkout as asked_of_node
 from cluster.render import saga as events
+from cluster.requests import checkout as asked_of_node
 from cluster.story import page
 from cluster.storypage import html
 from sagacity import client, traces, wire
