@@ -88,7 +88,7 @@ museum: $(VENV)/.dev
 COVERED := admission barrier codec compaction counted deadlines engine_* executor forgetting forgotten \
   found_by_fuzzing generations guard history ids journal journal_file listing loop loop_modes \
   loop_time other_sagas pools ranges rates reserve retention retries segments slots sqlite \
-  state_refuses suspects telemetry wal whole_schedules wire
+  state_refuses suspects telemetry wal whole_schedules wire facts exporting traces
 coverage: $(VENV)/.dev
 	@$(BIN)/coverage run -m pytest -q $(COVERED:%=tests/unit/test_%.py)
 	@$(BIN)/coverage report

@@ -21,7 +21,7 @@ from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
 from cluster.directory import DataDirectory, RunDirectory
 from cluster.meters import RouterMeters
-from cluster.telemetry import Log, MetricsServer, configure_logging
+from cluster.telemetry import Log, MetricsServer, configure_logging, guarded
 from config.load import load
 from sagacity import sockets, wire
 from sagacity.errors import (
@@ -587,7 +587,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     peers.append(Peer(ctx, router.supervisor, run.supervisor))
     child.metrics_port = MetricsServer(meters).start()
     loop = Loop(router, front, ctx.poller(), peers, child, meters, clock, log)
-    log.info("router_started", address=address)
+    log.info("router_started", router=address)
     loop.run(config.supervisor.drain_ms * MILLISECOND)
     sockets.close_politely(front)
     ctx.destroy()
@@ -597,4 +597,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -30,6 +30,7 @@ COMMANDS = {
     "journal": "verify the journals of a stopped cluster",
     "config": "show the configuration, and where each value comes from",
     "bench": "measure how fast a cluster is: sagacity bench run --help",
+    "spans": "export finished sagas as OpenTelemetry spans",
     "maelstrom": "speak the Maelstrom protocol on stdin and stdout",
 }
 # Where each command lives: a module with add_arguments(parser), and a function of the options.
@@ -44,6 +45,7 @@ _HOMES = {
     "check": ("cluster.checking", "add_arguments", "run_check"),
     "top": ("cluster.top", "add_arguments", "run_top"),
     "bench": ("cluster.measuring", "add_arguments", "run_bench"),
+    "spans": ("cluster.exporting", "add_arguments", "run_spans"),
     "journal": ("cluster.commands", "journal_arguments", "verify_journal"),
     "config": ("cluster.commands", "config_arguments", "show_config"),
 }

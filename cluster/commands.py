@@ -33,6 +33,7 @@ from sagacity.errors import (
     Stuck,
 )
 from sagacity.ids import check_saga_id, new_saga_id
+from sagacity.traces import TRACEPARENT
 
 READ_WAIT_S = 10.0  # who only reads need not wait as long as a saga may take
 _ITEM = re.compile(r"([^=]*)=(-?[0-9]{1,18})")
@@ -51,6 +52,11 @@ def checkout_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--address", required=True, metavar="A", help="where to ship")
     parser.add_argument("--id", metavar="ID", help="the saga's id: asked again, the same answer")
+    parser.add_argument(
+        "--traceparent",
+        metavar="TP",
+        help="the trace that it belongs to (W3C): given to the services' handlers, shown by `show`",
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--no-wait", action="store_true", help="return as soon as the start is durable"
@@ -210,7 +216,8 @@ def _checkout(
 ) -> int:
     begun = time.monotonic_ns()
     try:
-        final = client.submit(body) if options.no_wait else client.start(body)
+        ask = client.submit if options.no_wait else client.start
+        final = ask(body, {TRACEPARENT: options.traceparent} if options.traceparent else None)
     except Stuck:
         _say(f"{saga_id} is stuck; see: sagacity show {saga_id}")
         raise

@@ -70,6 +70,7 @@ SHARD_FAULTS: Final = (
     "frame",
     "refused_compensated",
     "refused_forgotten",
+    "traceparent",
     "worker_turned_away",
 )
 ROUTER_FAULTS: Final = ("frame", "request")

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from config.schema import RESERVED_NAMES
-from sagacity import money
+from sagacity import money, traces
 
 # What an event of a history is called for people; other names stand for themselves.
 _EVENTS = {
@@ -138,7 +138,8 @@ def saga(body: Mapping[str, Any]) -> str:
     """
     history: Sequence[Mapping[str, Any]] = body.get("history", [])
     rows = event_rows(history)
-    return "\n".join([headline(body), "", table(EVENT_HEADS, rows), "", plain(why(body, history))])
+    head = [headline(body), *traced(body)]
+    return "\n".join([*head, "", table(EVENT_HEADS, rows), "", plain(why(body, history))])
 
 
 def event_rows(history: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
@@ -156,6 +157,12 @@ def headline(body: Mapping[str, Any]) -> str:
         head.append(f"order {body['order_id']}")
     head.append(f"amount {money.show(body.get('amount', 0))}")
     return plain("  ".join(head))
+
+
+def traced(body: Mapping[str, Any]) -> list[str]:
+    """Give the line that names the trace of a saga; none where it has none."""
+    parent = traces.read(body.get("traceparent"))
+    return [] if parent is None else [f"trace {parent.trace_id}"]
 
 
 def reasons(body: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from cluster.render import headline, moment, plain, reasons, seconds
+from cluster.render import headline, moment, plain, reasons, seconds, traced
 from cluster.timeline import COLUMNS, NAMELESS, Lane, Lanes, drawn, lanes_of
 from sagacity import money
 
@@ -80,7 +80,7 @@ def page(body: Body) -> str:
     lines = [headline(body)]
     if body.get("history"):
         lines.append(times(lanes))
-    lines.append("")
+    lines += [*traced(body), ""]
     drawing = drawn(lanes)
     lines += [*drawing, ""] if drawing else []
     lines += textwrap.wrap(told.why, COLUMNS, break_on_hyphens=False)

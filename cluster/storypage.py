@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
-from cluster.render import EVENT_HEADS, event_rows, moment, plain, seconds
+from cluster.render import EVENT_HEADS, event_rows, moment, plain, seconds, traced
 from cluster.story import story_of, times
 from cluster.timeline import Lane, Lanes, end_of, lanes_of
 from sagacity import money
@@ -64,6 +64,7 @@ def html(body: Mapping[str, Any]) -> str:
     facts = [f"price {money.show(body.get('amount', 0))}"]
     facts += [f"order {body['order_id']}"] if body.get("order_id") else []
     facts += [times(lanes)] if history else []
+    facts += traced(body)
     mark = f'<span class="status {_KINDS.get(status, "open")}">{_text(status)}</span>'
     parts = [
         f"<h1>{_text(body['saga_id'])} {mark}</h1>",

@@ -12,24 +12,60 @@ import select
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.meters import Durations, Meters
 from cluster.metrics import COUNTER
-from sagacity.errors import Malformed
+from sagacity.errors import InternalError, InvariantBroken, Malformed, places
 
 if TYPE_CHECKING:
     from http.server import ThreadingHTTPServer
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
+LINES_MAX: Final = 100  # of one event in one window; a fault a command must not fill a disk
+WINDOW_S: Final = 10.0
+
+
+class RateLimit:
+    """How many lines of one event are written; those that are not are counted.
+
+    Args:
+        lines_max: in one window.
+        window_s: from an event's first line in it.
+    """
+
+    def __init__(self, lines_max: int = LINES_MAX, window_s: float = WINDOW_S) -> None:
+        self._lines_max = lines_max
+        self._window_s = window_s
+        self._windows: dict[str, tuple[float, int]] = {}  # event -> its end, lines asked for in it
+
+    def admit(self, event: str, now_s: float) -> int | None:
+        """Take note of a line.
+
+        Args:
+            event: its name, of a closed list.
+            now_s: monotonic.
+
+        Returns:
+            None for a line that is held back; else how many were, before it.
+        """
+        end, asked = self._windows.get(event, (now_s, 0))
+        if now_s < end:
+            self._windows[event] = (end, asked + 1)
+            return 0 if asked < self._lines_max else None
+        self._windows[event] = (now_s + self._window_s, 1)
+        return max(0, asked - self._lines_max)
+
 
 class _Root:
     """What all loggers of a process share."""
 
     def __init__(self) -> None:
+        self.limit = RateLimit()
         self.level = _LEVELS["info"]
         self.fields: dict[str, object] = {}
         self.lock = threading.Lock()
@@ -43,6 +79,8 @@ class Log:
     """Events in the past tense, with fields: `log.info("step_compensated", step="ChargePayment")`.
 
     A filtered event costs a comparison. A line that cannot be written is lost: nobody dies of it.
+    Of one event LINES_MAX lines are written in WINDOW_S, at level debug all; the next one says how
+    many were `held_back`.
 
     Args:
         fields: stand in every line of this logger.
@@ -52,6 +90,11 @@ class Log:
 
     def __init__(self, fields: dict[str, object]) -> None:
         self._fields = fields
+
+    @property
+    def tells_debug(self) -> bool:
+        """Whether lines at level debug are written."""
+        return _root.level <= 10
 
     def bind(self, **fields: object) -> "Log":
         """Give a logger with more fields in every line."""
@@ -80,7 +123,22 @@ class Log:
         """An error with the traceback of the exception that is being handled."""
         self._write("error", event, {"exc_info": True, **fields})
 
+    def bug(self, error: BaseException) -> None:
+        """What ends a process and should not be: its type and places.
+
+        The words of a broken invariant are ours; any other's may quote what a client has sent.
+        """
+        words = {"text": str(error)} if isinstance(error, InvariantBroken) else {}
+        self.error("bug_found", error=type(error).__name__, at=places(error), **words)
+
     def _write(self, level: str, event: str, fields: dict[str, object]) -> None:
+        if level != "debug":
+            with _root.lock:
+                held = _root.limit.admit(event, time.monotonic())
+            if held is None:
+                return
+            if held:
+                fields = {**fields, "held_back": held}
         try:
             getattr(_lines(), level)(event, **{**_root.fields, **self._fields, **fields})
         except (OSError, ValueError):  # stderr is gone or closed
@@ -101,12 +159,26 @@ def configure_logging(role: str, index: int) -> Log:
     _root.level = _LEVELS[text]
     _root.fields = {"role": role, "index": index, "pid": os.getpid()}
     _root.lines = None
+    _root.limit = RateLimit()
     return get_logger()
 
 
 def get_logger(**fields: object) -> Log:
     """Give a logger; it may be asked for before `configure_logging`."""
     return Log(fields)
+
+
+def guarded(main: Callable[[], int]) -> int:
+    """Run a process; what ends it and should not be is a line of its log, as everything it says.
+
+    Returns:
+        Its exit code.
+    """
+    try:
+        return main()
+    except (InvariantBroken, Exception) as error:
+        get_logger().bug(error)
+        return InternalError.exit_code
 
 
 def _lines() -> Any:

@@ -17,19 +17,19 @@ An action's row and its compensation's are neighbours, key and key | 1, so that 
 both. They stand in order of the saga's number: 4 us an insert, 17.7 under a random key.
 """
 
-import traceback
 from typing import Any, Final, Protocol
 
 import apsw
 from apsw import Connection
 
-from sagacity.errors import broken
+from sagacity.errors import broken, places
 from sagacity.forgotten import Forgotten, read_rows
 from sagacity.ids import ACTION, COMPENSATION, SHARDS_MAX, STEP_BITS, STEPS_MAX, count_of
 from sagacity.ranges import Range, are_normal
 from sagacity.service import Call, Database, Declined, Failed, Ok, Service
 from sagacity.slots import slot_of
 from sagacity.sqlite import INTEGER_MAX
+from sagacity.traces import bound
 from sagacity.wire import (
     BODY_BYTES_MAX,
     DECLINED,
@@ -94,7 +94,6 @@ _SEE: Final = (
 )
 
 _NUMBER_MAX: Final = INTEGER_MAX >> (STEP_BITS + 1)  # of a saga, so that its keys fit
-_PLACES_MAX: Final = 10  # lines of a handler's traceback that are logged
 _ERROR_LENGTH_MAX: Final = 256  # characters of a failure's text that travel
 
 
@@ -274,13 +273,13 @@ class Barrier:
                 raise MustUndo from error
             self._log.error(
                 "handler_raised",
-                saga_id=command.saga_id,
+                **bound(command.saga_id, command.headers),
                 step=command.step,
                 direction=command.direction,
                 attempt=command.attempt,
                 # Not its words: they may quote what a client has sent.
                 error=type(error).__name__,
-                at=_places(error),
+                at=places(error),
             )
             outcome, reply = FAILED, _text(f"{type(error).__name__}: {error}")
         if not connection.in_transaction:
@@ -295,7 +294,8 @@ class Barrier:
     def _handle(self, command: Command) -> tuple[int, bytes]:
         direction = command.direction
         body = self._readers[direction](command.body)
-        call = Call(command.saga_id, command.number, command.step, command.attempt, body)
+        headers = command.headers
+        call = Call(command.saga_id, command.number, command.step, command.attempt, body, headers)
         result = self._handlers[direction][type(body)](self._lent, call)
         if type(result) is Ok:
             outcome = OK
@@ -315,19 +315,13 @@ class Barrier:
         """Answer what no healthy shard sends: nothing is done and nothing undone."""
         self._log.error(
             "command_faulty",
-            saga_id=command.saga_id,
+            **bound(command.saga_id, command.headers),
             number=command.number,
             step=command.step,
             direction=command.direction,
             text=text,
         )
         return answer_to(command, FAILED, _text(text))
-
-
-def _places(error: Exception) -> list[str]:
-    """Give the lines through which an exception came, the handler's own last."""
-    frames = traceback.extract_tb(error.__traceback__)[-_PLACES_MAX:]
-    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
 
 
 def _text(text: str) -> bytes:

@@ -12,7 +12,7 @@ import apsw
 from msgspec import Meta, Struct
 
 from sagacity.barrier import Log
-from sagacity.errors import InternalError, Malformed, NoOutcome, SagacityError
+from sagacity.errors import InternalError, Malformed, NoOutcome, SagacityError, places
 from sagacity.service import Database, Rows, Service
 from sagacity.sqlite import INTEGER_MIN
 from sagacity.wire import BODY_BYTES_MAX, BodyReader, BooksAsked, BooksPage, Int64, pack, pack_error
@@ -56,7 +56,8 @@ def page_of(
     except (OverflowError, ValueError, TypeError) as error:
         refusal = Malformed(f"no such page: {error!a:.200}")
     except Exception as error:
-        log.error("books_failed", service=service.name, error=repr(error))
+        kind = type(error).__name__  # not its words: they may quote a row
+        log.error("books_failed", service=service.name, error=kind, at=places(error))
         refusal = InternalError("the books cannot be read")
     return BooksPage(asked.token, pack_error(refusal), refusal.code)
 

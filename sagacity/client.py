@@ -21,6 +21,7 @@ from sagacity.asks import STARTS_MAX, WAIT_S
 from sagacity.connection import Connection
 from sagacity.errors import InternalError, Malformed, from_body
 from sagacity.ids import new_saga_id
+from sagacity.traces import TRACEPARENT, sendable
 from sagacity.wire import Reply
 
 __all__ = ["AsyncClient", "Body", "Client", "Connection", "answer"]
@@ -29,19 +30,39 @@ Body = Mapping[str, Any] | Struct
 """A body of SPEC 1: a map, or a Struct of `sagacity.messages`."""
 
 
+Headers = Mapping[str, str]
+"""What travels beside a body, to every command of its saga: `traceparent`, `tracestate`.
+
+OpenTelemetry's `propagate.inject(headers)` fills such a map. All together they have at most 1 KiB.
+"""
+
+_NONE: wire.Headers = {}
+
+
 class _Call(NamedTuple):
     """What one method asks: the same for both clients."""
 
     kind: int
     saga_id: str
     body: bytes
+    headers: wire.Headers = _NONE
 
 
-def _start(kind: int, body: Body) -> _Call:
+def _start(kind: int, body: Body, headers: Headers | None = None) -> _Call:
     saga_id = getattr(body, "saga_id", None) if isinstance(body, Struct) else body.get("saga_id")
     if not isinstance(saga_id, str):
         raise Malformed("saga_id: a text is required")
-    return _Call(kind, saga_id, wire.pack(body))
+    return _Call(kind, saga_id, wire.pack(body), _sendable(headers) if headers else _NONE)
+
+
+def _sendable(headers: Headers) -> wire.Headers:
+    """Give headers that can travel: an order does not fail for a trace that is none."""
+    found = dict(headers)
+    if not all(isinstance(text, str) for pair in found.items() for text in pair):
+        raise Malformed("headers: keys and values are texts")
+    if TRACEPARENT in found:
+        found[TRACEPARENT] = sendable(found[TRACEPARENT])
+    return found
 
 
 def _checkout(
@@ -50,6 +71,7 @@ def _checkout(
     shipping_address: str,
     saga_id: str | None,
     wait: bool,
+    headers: Headers | None,
 ) -> _Call:
     body = {
         "type": "checkout",
@@ -58,7 +80,7 @@ def _checkout(
         "items": [dict(item) for item in items],
         "shipping_address": shipping_address,
     }
-    return _start(wire.START if wait else wire.SUBMIT, body)
+    return _start(wire.START if wait else wire.SUBMIT, body, headers)
 
 
 def _cancel(saga_id: str, reason: str) -> _Call:
@@ -74,6 +96,10 @@ def _retry(saga_id: str, reason: str) -> _Call:
 def _page(ask: listing.Ask) -> _Call:
     shard, body = ask
     return _Call(wire.LIST, str(shard), wire.pack(body))
+
+
+def _traced(shard: int, place: int | None) -> _Call:
+    return _page((shard, {"part": listing.TRACED, "before": place, "limit": listing.PAGE_ROWS}))
 
 
 def _shards(status: Mapping[str, Any]) -> Sequence[int]:
@@ -122,6 +148,7 @@ class Client:
         shipping_address: str,
         saga_id: str | None = None,
         wait: bool = True,
+        headers: Headers | None = None,
     ) -> dict[str, Any]:
         """Check out.
 
@@ -131,19 +158,20 @@ class Client:
             shipping_address: where to.
             saga_id: the idempotency key; a new one if left out.
             wait: for the outcome; else only until the start is durable.
+            headers: for the handlers of its commands, such as `{"traceparent": "00-..."}`.
 
         Returns:
             The body of `checkout_complete` or `checkout_failed`, or of `checkout_accepted`.
         """
-        return self._answer(_checkout(user_id, items, shipping_address, saga_id, wait))
+        return self._answer(_checkout(user_id, items, shipping_address, saga_id, wait, headers))
 
-    def start(self, body: Body) -> dict[str, Any]:
+    def start(self, body: Body, headers: Headers | None = None) -> dict[str, Any]:
         """Start a saga from its whole body and wait for its outcome; give the final body."""
-        return self._answer(_start(wire.START, body))
+        return self._answer(_start(wire.START, body, headers))
 
-    def submit(self, body: Body) -> dict[str, Any]:
+    def submit(self, body: Body, headers: Headers | None = None) -> dict[str, Any]:
         """Start a saga; answered when the start is durable, finally if it is final already."""
-        return self._answer(_start(wire.SUBMIT, body))
+        return self._answer(_start(wire.SUBMIT, body, headers))
 
     def cancel(self, saga_id: str, reason: str) -> dict[str, Any]:
         """Turn a saga back; the body of `cancel_ok`."""
@@ -189,6 +217,20 @@ class Client:
         except StopIteration as end:
             return {"type": "list", "sagas": end.value}
 
+    def traced(self, shard: int, place: int | None = None) -> dict[str, Any]:
+        """Give the next finished sagas of a shard whose client records a trace.
+
+        Args:
+            shard: its index.
+            place: `next` of the page before; 0 for the oldest that is kept, None for none of those
+                that have ended already.
+
+        Returns:
+            A body with `rows`, saga_ids in the order in which they ended, maybe none; `next`; how
+            many finished sagas are `left` behind it; how many before it were `lost` to retention.
+        """
+        return self._answer(_traced(shard, place))
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
@@ -205,7 +247,7 @@ class Client:
         self.close()
 
     def _answer(self, call: _Call) -> dict[str, Any]:
-        token = self._connection.ask(*call)
+        token = self._connection.ask(call.kind, call.saga_id, call.body, headers=call.headers)
         try:
             while True:
                 for settled, reply in self._connection.poll(3600.0):
@@ -247,17 +289,19 @@ class AsyncClient:
         shipping_address: str,
         saga_id: str | None = None,
         wait: bool = True,
+        headers: Headers | None = None,
     ) -> dict[str, Any]:
         """Check out, as Client.checkout."""
-        return await self._answer(_checkout(user_id, items, shipping_address, saga_id, wait))
+        call = _checkout(user_id, items, shipping_address, saga_id, wait, headers)
+        return await self._answer(call)
 
-    async def start(self, body: Body) -> dict[str, Any]:
+    async def start(self, body: Body, headers: Headers | None = None) -> dict[str, Any]:
         """Start a saga and wait for its outcome, as Client.start."""
-        return await self._answer(_start(wire.START, body))
+        return await self._answer(_start(wire.START, body, headers))
 
-    async def submit(self, body: Body) -> dict[str, Any]:
+    async def submit(self, body: Body, headers: Headers | None = None) -> dict[str, Any]:
         """Start a saga, as Client.submit."""
-        return await self._answer(_start(wire.SUBMIT, body))
+        return await self._answer(_start(wire.SUBMIT, body, headers))
 
     async def cancel(self, saga_id: str, reason: str) -> dict[str, Any]:
         """Turn a saga back, as Client.cancel."""
@@ -292,6 +336,10 @@ class AsyncClient:
         except StopIteration as end:
             return {"type": "list", "sagas": end.value}
 
+    async def traced(self, shard: int, place: int | None = None) -> dict[str, Any]:
+        """Give the next finished sagas whose client records a trace, as Client.traced."""
+        return await self._answer(_traced(shard, place))
+
     async def close(self) -> None:
         """Close the connection; what is still awaited is cancelled."""
         if self._loop is not None:
@@ -320,7 +368,7 @@ class AsyncClient:
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
             loop.add_reader(self._connection.fd, self._turn)
-        token = self._connection.ask(*call)
+        token = self._connection.ask(call.kind, call.saga_id, call.body, headers=call.headers)
         future = self._waiting[token] = loop.create_future()
         self._again(0.0)
         try:

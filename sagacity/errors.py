@@ -4,7 +4,9 @@ An error says whether the request took effect: *definite* errors say no, indefin
 know. A broken invariant is neither: `check` stops the process that found it, even under `-O`.
 """
 
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, Final, NoReturn
+
+PLACES_MAX: Final = 10  # lines of a traceback that are logged
 
 
 class SagacityError(Exception):
@@ -130,6 +132,17 @@ def from_body(body: dict[str, Any]) -> SagacityError:
 
 class InvariantBroken(BaseException):
     """What must always hold does not. Not an Exception: nothing may catch it and go on."""
+
+
+def places(error: BaseException) -> list[str]:
+    """Give the lines through which an exception came, where it was raised last.
+
+    For a log, in place of its words: they may quote what a client has sent.
+    """
+    import traceback  # noqa: PLC0415 - slow to import, and rarely wanted
+
+    frames = traceback.extract_tb(error.__traceback__)[-PLACES_MAX:]
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
 
 
 def check(holds: object, text: str, **seen: object) -> None:

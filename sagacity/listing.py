@@ -14,6 +14,7 @@ LIMIT_MAX: Final = 10_000  # sagas of one answer, all of which are held in memor
 PAGE_ROWS: Final = 500
 LIVE: Final = "live"  # the parts of a shard's sagas
 FINISHED: Final = "finished"
+TRACED: Final = "traced"  # of the finished ones, those whose client records a trace; oldest first
 STUCK: Final = "STUCK"  # a mark, not a phase: who asks for COMPENSATING gets the stuck ones too
 STATUSES_OF: Final = {
     LIVE: ("RUNNING", "COMPENSATING", STUCK),

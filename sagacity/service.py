@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from sagacity.ids import ACTION
 from sagacity.saga import tag_of
-from sagacity.wire import BodyReader, Command
+from sagacity.wire import BodyReader, Command, Headers
 
 # What handlers get for their statements: a cursor of the connection that is in the transaction,
 # the same each time (making one costs 1.2 us). Take all rows of a statement before the next one;
@@ -41,6 +41,7 @@ class Call(Struct, Generic[B], gc=False):
         step: of the saga, from 1.
         attempt: of the step, from 1; another delivery of the same attempt has the same.
         body: of the type under which the handler stands.
+        headers: as they came with the saga's start; `traceparent`, if it is there, can be read.
     """
 
     saga_id: str
@@ -48,6 +49,7 @@ class Call(Struct, Generic[B], gc=False):
     step: int
     attempt: int
     body: B
+    headers: Headers = {}
 
 
 class Ok(Struct, frozen=True, gc=False):

@@ -2,7 +2,8 @@
 
 import sys
 
+from cluster.telemetry import guarded
 from services.pool import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

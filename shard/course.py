@@ -142,7 +142,7 @@ class Course:
         try:
             final = saga.final_body(phase)
         except Exception as error:  # the definition's own code may raise anything
-            self.tally.faulted("definition_answer", type(error).__name__)
+            self.tally.faulted("definition_answer", type(error).__name__, saga)
             final = saga.plain_body(phase)
         entry = Finished(saga.number, phase, final)
         fx.entries.append(entry)
@@ -189,7 +189,7 @@ class Course:
         """
         builder = "command" if saga.direction == ACTION else "undo"
         text = told_of(error)
-        self.tally.faulted(f"definition_{builder}", type(error).__name__)
+        self.tally.faulted(f"definition_{builder}", type(error).__name__, saga)
         saga.sent_at = now.ns
         self.attempt_ended(saga, "failed", f"{builder} raised {text}"[:256], now, fx)
 

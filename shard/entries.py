@@ -43,7 +43,7 @@ class Started(Struct, frozen=True, array_like=True, tag=10):
         slot: that owns the saga.
         slot_epoch: of that slot at the start.
         deadline_ms: wall time at which it turns back.
-        headers: as they came with the request.
+        headers: as they came with the request, but for a traceparent that is none.
         order: the accepted request, packed.
     """
 

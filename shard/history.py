@@ -8,6 +8,7 @@ saga whose definition has another version by now the facts are told, and no comm
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sagacity import traces
 from sagacity.errors import Malformed
 from sagacity.ids import DIRECTIONS
 from sagacity.wire import OUTCOMES, Answer, encode, pack, unpack
@@ -47,12 +48,14 @@ def tell(dossier: Dossier, rows: Sequence[Row], definitions: Mapping[str, Defini
         {
             "type": "saga",
             "saga_id": dossier.saga_id,
+            "saga": dossier.saga,
             "status": phases.PHASES[dossier.phase],
             "stuck": dossier.stuck,
             "order_id": dossier.order_id,
             "amount": dossier.amount,
             "cause": teller.cause,
             "reason": teller.reason,
+            "traceparent": teller.traceparent,
             "history": teller.events,
         }
     )
@@ -68,6 +71,7 @@ class _Teller:
         self.events: list[Event] = []
         self.cause: str | None = None
         self.reason: str | None = None
+        self.traceparent: str | None = None
 
     def row(self, batch: Row) -> None:
         """Tell one row; what it caused left after all of it was durable."""
@@ -126,6 +130,8 @@ class _Teller:
 
     def _event(self, entry: Entry) -> Event:
         if isinstance(entry, Started):
+            parent = traces.of(entry.headers)
+            self.traceparent = None if parent is None else parent.text()
             return {"event": "started", "body": unpack(entry.order)}
         if isinstance(entry, Answer):
             return {

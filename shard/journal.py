@@ -52,7 +52,9 @@ class Receipt(Struct, frozen=True, gc=False):
 class Journal(Protocol):
     """Where a shard's facts are kept. Two implementations pass the same conformance tests."""
 
-    last: Receipt
+    @property
+    def last(self) -> Receipt:
+        """What everything that is written has come to."""
 
     def checkpoint(self) -> Checkpoint | None:
         """Give what stands for the rows that are gone; None while all rows are there.

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from sagacity import traces
 from sagacity.errors import Malformed
-from sagacity.listing import FINISHED, LIVE, PAGE_ROWS, STATUSES, STUCK
+from sagacity.listing import FINISHED, LIVE, PAGE_ROWS, STATUSES, STUCK, TRACED
 from sagacity.wire import BODY_BYTES_MAX, BodyReader, Int64, decoder, encode
 from shard import phases
 from shard.sagas import Card, Live
@@ -33,8 +34,9 @@ class ListRequest(Struct, forbid_unknown_fields=True):
     """Which page.
 
     Args:
-        part: LIVE or FINISHED.
-        before: the place that a page before this one named; None for the first page.
+        part: LIVE, FINISHED or TRACED.
+        before: the place that a page before this one named; None for the first page, of TRACED for
+            where the next saga to end will stand.
         statuses: of STATUSES; none of them for all.
         since_ms: wall time; sagas that ended before it, or live ones that started before it, are
             left out.
@@ -72,12 +74,15 @@ def page_of(state: State, shard: int, request: bytes) -> bytes:
     for status in asked.statuses:
         if status not in STATUSES:
             raise Malformed(f"there is no status {status!r}: {', '.join(STATUSES)}")
+    if asked.part == TRACED:
+        return encode({"type": "list", "shard": shard, "part": TRACED, **_traced(state, asked)})
     if asked.part == LIVE:
         rows, place = _live(state, asked)
     elif asked.part == FINISHED:
         rows, place = _finished(state, asked)
     else:
-        raise Malformed(f"a list has the parts {LIVE} and {FINISHED}, not {asked.part!r}")
+        parts = f"{LIVE}, {FINISHED} and {TRACED}"
+        raise Malformed(f"a list has the parts {parts}, not {asked.part!r}")
     body = {"type": "list", "shard": shard, "part": asked.part, "rows": rows, "next": place}
     return encode(body)  # every row is ours: `pack` would look for what no body holds, 6 us a row
 
@@ -119,6 +124,26 @@ def _finished(state: State, asked: ListRequest) -> tuple[list[Row], int | None]:
         if not wanted or phases.PHASES[card.phase] in wanted:
             page.add(_row_of_card(card))
     return page.rows, place if place and len(cards) == LOOKED_AT_MAX else None
+
+
+def _traced(state: State, asked: ListRequest) -> dict[str, Any]:
+    """Give the ids of finished sagas whose client records a trace, in the order of their ends.
+
+    Whoever asks from place to place is told of each once. `lost` are those, traced or not, that
+    went past retention before they were asked for, `left` those behind this page.
+    """
+    end = len(state.finished)
+    start = end if asked.before is None else min(max(asked.before, 0), end)
+    kept_from = max(start, state.forgotten)
+    cards = state.finished.page(kept_from, end, min(asked.limit, LOOKED_AT_MAX))
+    place = kept_from + len(cards)
+    rows = [card.saga_id for card in cards if card.traceparent and _is_sampled(card)]
+    return {"rows": rows, "next": place, "lost": kept_from - start, "left": end - place}
+
+
+def _is_sampled(card: Card) -> bool:
+    parent = traces.read(card.traceparent)  # older journals hold whatever came
+    return parent is not None and parent.sampled
 
 
 class _Page:

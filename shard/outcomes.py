@@ -55,10 +55,10 @@ class Outcomes:
             and ACTION <= direction <= COMPENSATION
             and OK <= outcome <= REFUSED_UNAVAILABLE
         ):
-            self._tally.faulted("answer_out_of_range")
+            self._tally.faulted("answer_out_of_range", about=saga)
             return
         if definition.services[step - 1] != worker.pool.service:
-            self._tally.faulted("answer_wrong_pool")
+            self._tally.faulted("answer_wrong_pool", about=saga)
             return
         current = step == saga.step and direction == saga.direction
         if outcome >= REFUSED:
@@ -69,7 +69,7 @@ class Outcomes:
             else:
                 self._tally.absorbed("answer_late")
         elif not definition.readable(got):
-            self._tally.faulted("answer_malformed")
+            self._tally.faulted("answer_malformed", about=saga)
         elif direction == ACTION:
             self._action_settled(saga, got, current, now, fx)
         elif current and saga.phase == COMPENSATING:
@@ -98,7 +98,7 @@ class Outcomes:
                 worker.pool.offer_again([saga], now.ns)
             self._tally.absorbed("refused_unavailable")
         elif current and saga.where == OUT and self._is_latest(saga, got):
-            self._tally.faulted(OUTCOMES[got.outcome])
+            self._tally.faulted(OUTCOMES[got.outcome], about=saga)
         else:
             self._tally.absorbed(OUTCOMES[got.outcome])
 
@@ -112,7 +112,8 @@ class Outcomes:
             if known == COMPENSATED or settled_as == outcome:
                 self._tally.absorbed("answer_repeated")
             else:
-                self._tally.faulted("answer_contradicts")  # the first stands; or no command did
+                # The first stands; or no command did.
+                self._tally.faulted("answer_contradicts", about=saga)
             return
         is_late = saga.phase == COMPENSATING
         if is_late and outcome == DECLINED:

@@ -22,6 +22,7 @@ from cluster.metrics import BY_NAME
 from cluster.telemetry import Log, MetricsServer, configure_logging
 from config.load import load, load_catalog, load_sagas
 from config.schema import Config
+from sagacity import traces
 from sagacity.errors import InternalError, InvariantBroken, Malformed, SagacityError
 from sagacity.ids import DIRECTIONS
 from sagacity.saga import Retry
@@ -31,6 +32,7 @@ from sagacity.wire import MSGPACK_VERSION
 from shard.admission import Admission
 from shard.compaction import Compaction
 from shard.engine import Engine
+from shard.facts import ToldJournal
 from shard.generations import Generations
 from shard.guard import StartOver
 from shard.journal import JournalFailed, JournalRefused, SqliteJournal
@@ -40,7 +42,7 @@ from shard.pools import Pool
 from shard.rates import Rates
 from shard.reserve import ReserveFile
 from shard.retries import RetryBudget
-from shard.sagas import MS, Definition
+from shard.sagas import MS, Definition, Live
 from shard.state import State
 from shard.tally import Unwritten
 
@@ -109,12 +111,14 @@ class MeteredTally:
         """A message had no effect."""
         self._meters.duplicates.add((where,))
 
-    def faulted(self, what: str, text: str = "") -> None:
+    def faulted(self, what: str, text: str = "", about: Live | None = None) -> None:
         """Something happened that never should."""
         self._meters.faults.add((what,))
         self._faults[what] += 1
         if self._faults[what] % FAULTS_PER_LINE == 1:
-            self._log.warning("fault_put_aside", what=what, text=text, count=self._faults[what])
+            ids = {} if about is None else traces.bound(about.saga_id, about.headers)
+            said = {"what": what, "text": text, "count": self._faults[what], **ids}
+            self._log.warning("fault_put_aside", **said)
 
     def recovered(self, sagas: int) -> None:
         """Sagas go on."""
@@ -309,7 +313,7 @@ class Shard:
         self._reserve = ReserveFile(data.shard(index) / "reserve")
         self._loop = Loop(
             engine,
-            self._journal,
+            ToldJournal(self._journal, log) if log.tells_debug else self._journal,
             self._links,
             clock,
             cluster.cluster_id,
@@ -458,7 +462,7 @@ def serve(make: Callable[[], Shard], log: Log) -> int:
         log.error("shard_ended", cause=type(error).__name__, text=str(error))
         _end_at_once(1)
     except (InvariantBroken, Exception) as error:
-        log.error("bug_found", text=f"{type(error).__name__}: {error}", exc_info=True)
+        log.bug(error)
         _end_at_once(InternalError.exit_code)
     return 0
 

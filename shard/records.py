@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from sagacity.errors import check
 from sagacity.ids import order_id
+from sagacity.traces import TRACEPARENT
 from shard.entries import CANCELLED, AttemptEnded, Entry, Finished, RetryAsked, Started, TurnedBack
 from shard.sagas import LATE_ROWS_TOLD, ROWS_TOLD, Card
 
@@ -79,4 +80,5 @@ def card_of_record(record: Record) -> Card:
         b"",
         record[0].wall_ms,
         record[-1].wall_ms,
+        started.headers.get(TRACEPARENT, ""),
     )

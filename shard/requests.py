@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct
 
-from sagacity import wire
+from sagacity import traces, wire
 from sagacity.errors import (
     Conflict,
     InternalError,
@@ -209,7 +209,7 @@ class Desk:
             slot,
             state.epoch,
             course.deadline_wall_ms,
-            request.headers,
+            self._accepted_headers(request.headers) if request.headers else request.headers,
             packed,
         )
         fx.entries.append(entry)
@@ -224,6 +224,13 @@ class Desk:
             course.turn_back(saga, UNPRICED, unpriced, now, fx)
         else:
             course.begin(saga, now)
+
+    def _accepted_headers(self, headers: wire.Headers) -> wire.Headers:
+        """Leave out a traceparent that cannot be read: no order fails for it."""
+        kept = traces.accepted(headers)
+        if len(kept) < len(headers):
+            self._course.tally.faulted("traceparent")
+        return kept
 
     def _priced(self, definition: Definition, order: Struct) -> tuple[str | None, int, str]:
         """Give why an order cannot start, or None; its amount and currency.

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from sagacity.ids import ACTION, order_id
 from sagacity.saga import Readers, Retry, Run, Saga
+from sagacity.traces import TRACEPARENT
 from sagacity.wire import OK, Answer, encode
 from shard.events import Peer
 from shard.phases import COMPLETED, PHASES, RUNNING
@@ -294,6 +295,7 @@ class Card(Struct, frozen=True, gc=False):
         seqs: journal rows that speak of it, packed as an array of 64-bit integers.
         started_ms: wall time of its first row; for people.
         ended_ms: wall time of its last row; likewise.
+        traceparent: as it came with the start; empty where none did.
     """
 
     number: int
@@ -308,6 +310,7 @@ class Card(Struct, frozen=True, gc=False):
     seqs: bytes
     started_ms: int = 0
     ended_ms: int = 0
+    traceparent: str = ""
 
     def dossier(self) -> "Dossier":
         """Give what `show` needs to find and tell its history."""
@@ -342,6 +345,7 @@ def card_of(saga: Live, phase: int, answer: bytes, ended_ms: int) -> Card:
         array("q", saga.rows()).tobytes(),
         saga.started_ms,
         ended_ms,
+        saga.headers.get(TRACEPARENT, ""),
     )
 
 

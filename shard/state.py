@@ -14,6 +14,7 @@ from sagacity.errors import Malformed, broken, check
 from sagacity.ids import ACTION, COMPENSATION, count_of, number_of, order_id
 from sagacity.ranges import Range, Ranges, are_normal
 from sagacity.slots import SLOTS
+from sagacity.traces import TRACEPARENT
 from sagacity.wire import DECLINED, OK, Answer
 from shard import phases
 from shard.entries import (
@@ -546,6 +547,7 @@ class Bygone:
             array("q", self.seqs).tobytes(),
             self.started_ms,
             ended_ms,
+            started.headers.get(TRACEPARENT, ""),
         )
 
 

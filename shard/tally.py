@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import Protocol
 
+from shard.sagas import Live
+
 
 class Tally(Protocol):
     """Told of each fact once, when it is decided."""
@@ -38,8 +40,14 @@ class Tally(Protocol):
     def absorbed(self, where: str) -> None:
         """A repeat, late or foreign message had no effect."""
 
-    def faulted(self, what: str, text: str = "") -> None:
-        """Something happened that never should; `text` tells more for the log, where there is."""
+    def faulted(self, what: str, text: str = "", about: Live | None = None) -> None:
+        """Something happened that never should.
+
+        Args:
+            what: of a closed list.
+            text: tells more for the log, where there is.
+            about: the saga to which it happened, where that is known.
+        """
 
     def recovered(self, sagas: int) -> None:
         """Sagas were running when the shard was taken over."""
@@ -112,7 +120,12 @@ class PlainTally:
         """Count it."""
         self.counts["absorbed", where] += 1
 
-    def faulted(self, what: str, text: str = "") -> None:  # noqa: ARG002 - for a log
+    def faulted(
+        self,
+        what: str,
+        text: str = "",  # noqa: ARG002 - for a log
+        about: Live | None = None,  # noqa: ARG002 - likewise
+    ) -> None:
         """Count it."""
         self.counts["faulted", what] += 1
 

@@ -22,7 +22,7 @@ from shard.events import Answered
 from shard.journal import Receipt
 from shard.links import Links
 from shard.loop import Received
-from shard.sagas import MS
+from shard.sagas import MS, Live
 from shard.tally import PlainTally, Unwritten
 
 NO_FD = -1
@@ -131,7 +131,7 @@ class Tally(PlainTally):
         """What was decided is not written."""
         self._unwritten.clear()
 
-    def faulted(self, what: str, text: str = "") -> None:
+    def faulted(self, what: str, text: str = "", about: Live | None = None) -> None:
         """Count it; what the log would tell is told with it."""
         self.counts["faulted", f"{what} {text}".strip()] += 1
 

@@ -33,7 +33,7 @@ FLOORS: Final = (
         "vocabulary",
         (
             *("sagacity", *_of("sagacity", "errors ids listing messages money ranges saga slots")),
-            *_of("sagacity", "versions wire"),
+            *_of("sagacity", "traces versions wire"),
             *("config", "config.*"),
         ),
     ),
@@ -64,7 +64,8 @@ FLOORS: Final = (
     Floor(
         "adapters",
         (
-            *_of("shard", "codec compaction generations journal links loop reserve store verify"),
+            *_of("shard", "codec compaction facts generations journal links loop reserve store"),
+            "shard.verify",
             *_of("sagacity", "asks barrier books client connection executor machine service"),
             *_of("sagacity", "forgotten sockets sqlite wal worker"),
             *("cluster", *_of("cluster", "child clock directory fleet meters metrics private")),
@@ -82,6 +83,7 @@ FLOORS: Final = (
         "faces",
         (
             *_of("cluster", "__main__ audit cli commands conversation demo judge maelstrom"),
+            *_of("cluster", "exporting otel spans"),
             *_of("cluster", "checking measuring render requests timeline up verifying"),
             *_of("cluster", "figures sampling screen story storypage top whole"),
             *("sagacity.testing", "sagacity.simulation", "sagacity.simulation.*"),

@@ -168,4 +168,7 @@ def test_every_process_has_logged_and_the_faults_are_told(logs: list[str]) -> No
     }
     told = {event["event"] for event in events}
     assert told >= {"process_state_changed", "process_ended", "report_dropped", "line_skipped"}
+    facts = {"saga_started", "step_succeeded", "step_declined", "saga_turned_back", "saga_finished"}
+    assert told >= {*facts, "step_compensated", "attempt_ended"}
+    assert all(event["saga_id"] for event in events if event["event"] in facts)
     assert {event["level"] for event in events} >= {"debug", "info", "warning"}

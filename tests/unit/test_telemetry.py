@@ -14,13 +14,24 @@ import pytest
 from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster import telemetry
 from cluster.meters import Meters, RouterMeters, ShardMeters, SupervisorMeters, WorkerMeters
 from cluster.metrics import COUNTER, HISTOGRAM, METRICS
-from cluster.telemetry import MetricsServer, PortTaken, configure_logging, get_logger, render
-from sagacity.errors import Malformed
-from sagacity.saga import Saga
+from cluster.telemetry import (
+    LINES_MAX,
+    MetricsServer,
+    PortTaken,
+    RateLimit,
+    configure_logging,
+    get_logger,
+    guarded,
+    render,
+)
+from sagacity.errors import Malformed, broken
+from sagacity.saga import Retry, Saga
 from services.checkout import checkout
 from shard.process import MeteredTally
+from shard.sagas import Definition, Live
 
 COMMANDS = [("ReserveInventory", "action"), ("ReserveInventory", "compensation")]
 
@@ -358,3 +369,107 @@ def test_the_heavy_libraries_are_loaded_only_when_needed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=30)
     assert done.stdout == b"set()\n"
+
+
+def test_of_one_event_a_bounded_number_of_lines_is_written_and_the_rest_counted() -> None:
+    """A handler that raises at each command must not fill a disk; what was left out is told."""
+    limit = RateLimit(lines_max=3, window_s=10.0)
+    assert [limit.admit("raised", at) for at in (100.0, 101.0, 109.9)] == [0, 0, 0]
+    assert [limit.admit("raised", 109.9) for _ in range(5)] == [None] * 5
+    assert limit.admit("raised", 110.0) == 5
+    assert [limit.admit("raised", 111.0) for _ in range(3)] == [0, 0, None]
+    assert limit.admit("raised", 500.0) == 1
+    assert limit.admit("raised", 501.0) == 0
+
+
+def test_one_event_does_not_take_the_lines_of_another() -> None:
+    """The one that matters comes in the middle of a storm."""
+    limit = RateLimit(lines_max=1, window_s=10.0)
+    assert [limit.admit("raised", 1.0) for _ in range(3)] == [0, None, None]
+    assert limit.admit("disk_full", 1.0) == 0
+
+
+def test_every_process_limits_its_lines_but_not_who_looks_for_a_mistake(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debug is asked for by a person, for a while."""
+    monkeypatch.setenv("SAGACITY_LOG", "debug")
+    log = configure_logging("shard", 0)
+    for _ in range(LINES_MAX + 50):
+        log.error("handler_raised")
+        log.debug("step_succeeded")
+    told = [json.loads(line)["event"] for line in capfd.readouterr().err.splitlines()]
+    assert told.count("handler_raised") == LINES_MAX
+    assert told.count("step_succeeded") == LINES_MAX + 50
+    configure_logging("shard", 0).error("handler_raised")
+    assert "held_back" not in capfd.readouterr().err
+
+
+def test_the_line_after_a_storm_says_how_many_were_held_back(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads a log later must not take a hundred for all."""
+    monkeypatch.delenv("SAGACITY_LOG", raising=False)
+    log = configure_logging("shard", 0)
+    monkeypatch.setattr(telemetry._root, "limit", RateLimit(lines_max=1, window_s=0.0))
+    log.warning("first")
+    monkeypatch.setattr(telemetry._root, "limit", Late(7))
+    log.warning("second", text="x")
+    first, second = (json.loads(line) for line in capfd.readouterr().err.splitlines())
+    assert "held_back" not in first
+    assert (second["held_back"], second["text"]) == (7, "x")
+
+
+class Late(RateLimit):
+    """A limit that has held back so many."""
+
+    def __init__(self, held: int) -> None:
+        super().__init__()
+        self._held = held
+
+    def admit(self, event: str, now_s: float) -> int:
+        return self._held
+
+
+@pytest.mark.parametrize("error", [ValueError("mark-user"), KeyError("mark-user")])
+def test_a_bug_that_ends_a_process_is_one_line_without_the_words_of_an_exception(
+    error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They may quote an order; type and place are what helps. And no line is other than JSON."""
+    configure_logging("router", 0)
+
+    def main() -> int:
+        raise error
+
+    assert guarded(main) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    said = json.loads(line)
+    assert (said["event"], said["error"]) == ("bug_found", type(error).__name__)
+    assert said["at"][-1].endswith(" main")
+    assert "mark-user" not in line
+    assert guarded(lambda: 7) == 7
+
+
+def test_a_broken_invariant_tells_its_words(capfd: pytest.CaptureFixture[str]) -> None:
+    """They are ours, and hold numbers and ids alone."""
+    configure_logging("router", 0)
+
+    def main() -> int:
+        broken("a hole", seq=7)
+
+    assert guarded(main) == 1
+    assert json.loads(capfd.readouterr().err)["text"] == "a hole seq=7"
+
+
+def test_a_fault_names_its_saga_and_its_trace(capfd: pytest.CaptureFixture[str]) -> None:
+    """Who finds the line wants to see the saga; `show` and the collector know both ids."""
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    saga = Live(
+        Definition(checkout, Retry()), 1, "s1", b"", b"", 1, 1, 1, 0, {"traceparent": parent}
+    )
+    tally = MeteredTally(ShardMeters([checkout]), configure_logging("shard", 0))
+    tally.faulted("answer_contradicts", about=saga)
+    tally.faulted("frame")
+    first, second = (json.loads(line) for line in capfd.readouterr().err.splitlines())
+    assert (first["saga_id"], first["trace_id"]) == ("s1", parent[3:35])
+    assert "saga_id" not in second
