@@ -69,7 +69,7 @@ FLOORS: Final = (
             *_of("sagacity", "asks barrier books client connection executor machine service"),
             *_of("sagacity", "forgotten sockets sqlite wal worker"),
             *("cluster", *_of("cluster", "child clock directory fleet meters metrics private")),
-            *_of("cluster", "resting supervisor telemetry"),
+            *_of("cluster", "dashboards panels resting supervisor telemetry"),
         ),
     ),
     Floor(
