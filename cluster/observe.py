@@ -133,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="keep the cluster's directory")
     given = parser.parse_args(argv)
-    before = signal.signal(signal.SIGTERM, _on_sigterm)
+    # SIGINT too: a shell that starts it in the background has had it ignored.
+    before = {n: signal.signal(n, _on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         return _observe(given)
     except SagacityError as error:
@@ -143,10 +144,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell("\nEnded: load, Prometheus and cluster.")
         return 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
+def _on_signal(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 

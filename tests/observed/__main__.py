@@ -18,6 +18,7 @@ if it cannot be run here.
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.dashboards import DASHBOARDS
-from cluster.prometheus import find
+from cluster.prometheus import NoPrometheus, find
 from cluster.render import table
 from sagacity.errors import SagacityError, UnknownSaga
 from tests.chaos.cluster import RoundFailed
@@ -81,12 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw the dashboards there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     given = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # worlds put away
     try:
         find()
         rows = _part(given.only[0], given) if len(given.only) == 1 else _parts(given)
     except (SagacityError, RoundFailed, NoStrace) as error:
         print(error, file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, NoPrometheus | NoStrace) else 1
     if given.json is not None:
         given.json.write_text(json.dumps(rows, indent=1) + "\n")
     wrong = [row for row in rows if row["wrong"]]
@@ -152,7 +154,8 @@ def _start(name: str, given: argparse.Namespace, folder: Path) -> subprocess.Pop
     if given.pictures is not None:
         command += ["--pictures", str(given.pictures)]
     with open(folder / f"{name}.log", "wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        # A terminal's SIGINT is for us: each is then told to end, once.
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, process_group=0)
 
 
 def _rows_of(name: str, code: int, folder: Path) -> list[Row]:
@@ -232,7 +235,7 @@ def _draw(world: World, folder: Path, begin: float, end: float) -> None:
         print(f"drawn: {file}", flush=True)
 
 
-# -- no alert --------------------------------------------------------------------------------------
+# -- no alert ----------------------------------------------------------------------------------
 
 
 def _clean(seconds: float) -> list[Row]:
@@ -258,7 +261,7 @@ def _clean(seconds: float) -> list[Row]:
     return [{"part": CLEAN, "said": said, "wrong": wrong}]
 
 
-# -- each alert ------------------------------------------------------------------------------------
+# -- each alert --------------------------------------------------------------------------------
 
 
 def _alert(fault: Fault, *, pending: bool) -> Row:
@@ -281,14 +284,18 @@ def _alert(fault: Fault, *, pending: bool) -> Row:
     }
     with World(fault.env) as world:
         world.settle(fault.steady_s)
-        early = world.prometheus.alerts()
+        early = {
+            f"{name} {state}"
+            for name, severity, state in world.prometheus.alerts()
+            if state == "firing" or (name, severity) == (fault.alert, fault.severity)
+        }
         fault.plant(world)
         there = time.monotonic()
         fired_s, others = _wait_for(world, fault, there + limit_s + SLACK_S, pending=pending)
     row |= {"fired_s": fired_s, "others": sorted(others), "wrong": ""}
     word = "pending" if pending else "fired"
     if early:
-        row["wrong"] = f"before its fault: {early}"
+        row["wrong"] = f"before its fault: {', '.join(sorted(early))}"
     elif fired_s is None:
         row["wrong"] = f"not {word} within {limit_s + SLACK_S:g} s"
     elif fired_s > limit_s:

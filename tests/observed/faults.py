@@ -19,7 +19,9 @@ from tests.observed.world import World
 INTERVAL_S: Final = 5.0  # scrape_interval and evaluation_interval of prometheus.yml
 WAIT_S: Final = 20.0
 BIG: Final = ("u42", "abc123", "no_carrier", 1000)  # 100 000.00, refunded
-NEVER: Final = {"SAGACITY_SAGA__ATTEMPTS": "1000", "SAGACITY_SAGA__DEADLINE_MS": "3600000"}
+
+_NEVER: Final = {"SAGACITY_SAGA__ATTEMPTS": "1000", "SAGACITY_SAGA__DEADLINE_MS": "3600000"}
+_IMPATIENT: Final = {"SAGACITY_SAGA__ATTEMPTS": "1", "SAGACITY_SAGA__ATTEMPT_TIMEOUT_MS": "1000"}
 
 _SLOW: Final = (("u_slow_2s", "abc123", "1 Slow St"),)
 _DECLINED: Final = (("u999", "abc123", "1 Elm St"),)
@@ -108,9 +110,9 @@ FAULTS: Final = (
         "page",
         "10 of 30 checkouts a second turn back by a time-out",
         _some(10, _UNHEARD),
-        2.0,
-        "0.5 s until the first times out, then 1.44 % of the starts of the window",
-        {"SAGACITY_SAGA__ATTEMPTS": "1", "SAGACITY_SAGA__ATTEMPT_TIMEOUT_MS": "500"},
+        3.0,
+        "1 s until the first times out, then 1.44 % of the starts of the window",
+        _IMPATIENT,
         recorded=True,
     ),
     Fault(
@@ -118,9 +120,9 @@ FAULTS: Final = (
         "ticket",
         "10 of 30 checkouts a second turn back by a time-out",
         _some(10, _UNHEARD),
-        2.0,
-        "0.5 s until the first times out, then 0.6 % of the starts of the window",
-        {"SAGACITY_SAGA__ATTEMPTS": "1", "SAGACITY_SAGA__ATTEMPT_TIMEOUT_MS": "500"},
+        3.0,
+        "1 s until the first times out, then 0.6 % of the starts of the window",
+        _IMPATIENT,
         recorded=True,
     ),
     Fault(
@@ -146,7 +148,7 @@ FAULTS: Final = (
         _sick(FAILS),
         60.0,
         "it looks at a minute in which none ends",
-        NEVER,
+        _NEVER,
     ),
     Fault(
         "CompensationSurge",
