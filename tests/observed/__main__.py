@@ -282,7 +282,7 @@ def _alert(fault: Fault, *, pending: bool) -> Row:
         "for_s": for_s,
         "limit_s": limit_s,
     }
-    with World(fault.env) as world:
+    with World(fault.env, deck=fault.deck) as world:
         world.settle(fault.steady_s)
         early = {
             f"{name} {state}"

@@ -3,6 +3,7 @@
 Needs matplotlib, which the extra `dev` has.
 """
 
+import io
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image
 
 from bench.plots import LIGHT
 from cluster.panels import COUNT, SHARE, Dashboard, Graph, Numbers
@@ -20,6 +22,7 @@ from tests.observed.answers import STEP_S, Answer, named, shown
 COLUMN_IN: Final = 0.62  # inches of one of Grafana's columns
 ROW_IN: Final = 0.38
 DPI: Final = 90
+COLOURS: Final = 96  # more are not seen, and make a file three times as large
 RED, INK, GREY, FAINT = "#c4162a", "#1b1f24", "#5b6470", "#e4e7eb"
 GREEN: Final = "#1a7f37"
 LINES_MAX: Final = 9  # named in a legend
@@ -63,7 +66,10 @@ def draw(
                 _numbers(figure, panel, answers, (*box, tall))
             else:
                 _graph(figure, panel, answers, (*box, tall)).set_xlim(span)
-        figure.savefig(file, metadata={"Software": None})
+        written = io.BytesIO()
+        figure.savefig(written, format="png")
+    with Image.open(written) as drawn:
+        drawn.convert("RGB").quantize(COLOURS).save(file, format="PNG", optimize=True)
 
 
 def _numbers(figure: Figure, panel: Numbers, answers: list[Answer], box: Any) -> None:

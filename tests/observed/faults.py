@@ -12,9 +12,10 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from cluster.observe import DECK
 from cluster.prometheus import FILES
 from tests.observed.sick import FAILS, NO_REFUNDS
-from tests.observed.world import World
+from tests.observed.world import Deck, World
 
 INTERVAL_S: Final = 5.0  # scrape_interval and evaluation_interval of prometheus.yml
 WAIT_S: Final = 20.0
@@ -23,6 +24,7 @@ BIG: Final = ("u42", "abc123", "no_carrier", 1000)  # 100 000.00, refunded
 _NEVER: Final = {"SAGACITY_SAGA__ATTEMPTS": "1000", "SAGACITY_SAGA__DEADLINE_MS": "3600000"}
 _IMPATIENT: Final = {"SAGACITY_SAGA__ATTEMPTS": "1", "SAGACITY_SAGA__ATTEMPT_TIMEOUT_MS": "1000"}
 
+_CHARGED: Final = (("u42", "abc123", "123 Main St"),)
 _SLOW: Final = (("u_slow_2s", "abc123", "1 Slow St"),)
 _DECLINED: Final = (("u999", "abc123", "1 Elm St"),)
 _UNHEARD: Final = (("u_timeout", "abc123", "1 Far St"),)
@@ -39,6 +41,7 @@ class Fault(Struct, frozen=True):
         needs_s: until what the alert looks at is above its limit; 0: at once.
         why: it takes so long.
         env: of the world's cluster.
+        deck: of its steady customers.
         steady_s: of the steady load before.
         recorded: the alert looks at a recorded rule, which is evaluated before it.
     """
@@ -50,6 +53,7 @@ class Fault(Struct, frozen=True):
     needs_s: float = 0.0
     why: str = ""
     env: dict[str, str] = {}
+    deck: Deck = DECK
     steady_s: float = 20.0
     recorded: bool = False
 
@@ -149,6 +153,7 @@ FAULTS: Final = (
         60.0,
         "it looks at a minute in which none ends",
         _NEVER,
+        _CHARGED,  # who finds no stock ends without payment
     ),
     Fault(
         "CompensationSurge",

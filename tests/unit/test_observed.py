@@ -51,15 +51,13 @@ def test_a_dashboard_is_drawn_from_any_answers(tmp_path: Path) -> None:
     labels = {"shard": "0", "state": "running", "cause": "declined"}
     broken = Series(labels, [(1000.0 + at, float(at)) for at in (0, 5, 10, 60, 65)])
     quiet = Series(labels, [(1000.0, 0.0), (1005.0, 0.0)])
-    for dashboard in DASHBOARDS:
-        drawn = []
-        for at, panel in enumerate(dashboard.panels):
-            given = [[broken], [quiet], [quiet, broken], []][at % 4]
-            if isinstance(panel, Numbers):
-                given = [broken]
-            drawn.append(
-                (panel, [Answer("", legend, COUNT, given) for legend in panel.queries]),
-            )
-        file = tmp_path / "dashboard.png"
-        drawing.draw(dashboard, drawn, (1000.0, 1065.0), "a test", file)
-        assert file.read_bytes().startswith(b"\x89PNG")
+    dashboard = DASHBOARDS[0]
+    drawn = []
+    for at, panel in enumerate(dashboard.panels):
+        given = [[broken], [quiet], [quiet, broken], []][at % 4]
+        if isinstance(panel, Numbers):
+            given = [broken]
+        drawn.append((panel, [Answer("", legend, COUNT, given) for legend in panel.queries]))
+    file = tmp_path / "dashboard.png"
+    drawing.draw(dashboard, drawn, (1000.0, 1065.0), "a test", file)
+    assert file.read_bytes().startswith(b"\x89PNG")
