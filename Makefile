@@ -11,11 +11,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test prove museum campaign fuzz fuzz-guided bench coverage clean
+.PHONY: help setup demo up observe test prove museum campaign fuzz fuzz-guided bench coverage clean
 
 help:
 	@echo "make demo    start a cluster, a checkout that completes and each way a step refuses, audit"
 	@echo "make up      run a cluster in the foreground (options: ARGS='--shards 4'); Ctrl-C drains"
+	@echo "make observe cluster, steady load with declines, Prometheus with rules and alerts; Ctrl-C ends it"
 	@echo "make test    format, lint, types, tests"
 	@echo "make prove   play seeds of the simulation (SEEDS=1000 START=1); exit 1 on a violation"
 	@echo "make museum  plant bugs and see that the proof finds them (BUGS=a,b; all without)"
@@ -68,6 +69,9 @@ demo: $(VENV)/.run
 
 up: $(VENV)/.run
 	@$(BIN)/python -m cluster up $(ARGS)
+
+observe: $(VENV)/.run
+	@$(BIN)/python -m cluster.observe $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -69,7 +69,7 @@ FLOORS: Final = (
             *_of("sagacity", "asks barrier books client connection executor machine service"),
             *_of("sagacity", "forgotten sockets sqlite wal worker"),
             *("cluster", *_of("cluster", "child clock directory fleet meters metrics private")),
-            *_of("cluster", "resting supervisor telemetry"),
+            *_of("cluster", "dashboards panels prometheus resting supervisor telemetry"),
         ),
     ),
     Floor(
@@ -84,7 +84,7 @@ FLOORS: Final = (
         (
             *_of("cluster", "__main__ audit cli commands conversation demo judge maelstrom"),
             *_of("cluster", "exporting otel spans"),
-            *_of("cluster", "checking measuring render requests timeline up verifying"),
+            *_of("cluster", "checking measuring observe render requests timeline up verifying"),
             *_of("cluster", "figures sampling screen story storypage top whole"),
             *("sagacity.testing", "sagacity.simulation", "sagacity.simulation.*"),
             *("sagacity.conformance", "sagacity.conformance.*"),

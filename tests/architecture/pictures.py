@@ -1,10 +1,11 @@
-"""Pictures that the docs print from the code's own tables.
+"""Pictures that the docs print from the code's own tables; and Grafana's dashboards.
 
-python -m tests.architecture.pictures          write them into the docs
+python -m tests.architecture.pictures          write them into docs and config/grafana
 """
 
 from cluster.metrics import METRICS, Label, Metric
 from shard.phases import FACTS, PHASES, TRANSITIONS
+from tests.architecture import grafana
 from tests.architecture.floors import ROOT, picture
 
 PLACES = {
@@ -66,6 +67,8 @@ def main() -> None:
     for place, name in PLACES.items():
         page = ROOT / place
         page.write_text(printed(page.read_text(), name))
+    for file, text in grafana.files().items():
+        (grafana.PLACE / file).write_text(text)
 
 
 if __name__ == "__main__":
