@@ -52,6 +52,7 @@ FLOORS: Final = (
                 "forgetting history listing outcomes phases pools rates records replies requests",
             ),
             *_of("shard", "retention retries sagas segments state tally"),
+            "cluster.balance",
             *(
                 "sagacity.checker",
                 *_of(
@@ -68,7 +69,7 @@ FLOORS: Final = (
             *_of("sagacity", "asks barrier books client connection executor machine service"),
             *_of("sagacity", "forgotten sockets sqlite wal worker"),
             *("cluster", *_of("cluster", "child clock directory fleet meters metrics private")),
-            *_of("cluster", "resting supervisor telemetry"),
+            *_of("cluster", "resting rounds supervisor telemetry"),
         ),
     ),
     Floor(
@@ -76,6 +77,7 @@ FLOORS: Final = (
         (
             *("router", *_of("shard", "__main__ evidence process")),
             *("services", "services.*"),
+            "cluster.auditor",
         ),
     ),
     Floor(
