@@ -21,10 +21,11 @@ from cluster.clock import Clock, SystemClock
 from cluster.directory import DataDirectory, RunDirectory
 from cluster.fleet import AUDITOR
 from cluster.meters import AuditorMeters
-from cluster.rounds import Rounds, StartedOver
-from cluster.telemetry import Log, MetricsServer, configure_logging
+from cluster.rounds import Reader, Rounds, StartedOver
+from cluster.telemetry import MetricsServer, configure_logging
 from config.load import load
 from sagacity import wire
+from sagacity.barrier import Log
 from sagacity.client import answer
 from sagacity.connection import Connection
 from sagacity.errors import InternalError, SagacityError
@@ -105,7 +106,7 @@ class Auditor:
     """Makes round after round.
 
     Args:
-        asker: to ask.
+        reader: to ask.
         shards: their indices.
         clock: tells the time.
         meters: to count in.
@@ -113,11 +114,11 @@ class Auditor:
     """
 
     def __init__(
-        self, asker: Asker, shards: Sequence[int], clock: Clock, meters: AuditorMeters, log: Log
+        self, reader: Reader, shards: Sequence[int], clock: Clock, meters: AuditorMeters, log: Log
     ) -> None:
-        self._asker, self._shards, self._clock = asker, list(shards), clock
+        self._reader, self._shards, self._clock = reader, list(shards), clock
         self._meters, self._log = meters, log
-        self._rounds = Rounds(asker, self._shards)
+        self._rounds = Rounds(reader, self._shards)
         self._totals: dict[str, int] = {}
         self._fails = False
         meters.books_imbalance.source = self._imbalance
@@ -134,7 +135,7 @@ class Auditor:
             rounds.round()
         except StartedOver:
             self._log.error("books_started_over")  # a journal is not what it was
-            self._rounds = Rounds(self._asker, self._shards)
+            self._rounds = Rounds(self._reader, self._shards)
             return
         except SagacityError as error:
             if not self._fails:  # once, until a round is finished again

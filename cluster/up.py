@@ -76,8 +76,7 @@ def run_up(args: argparse.Namespace) -> int:
         _require_free(args.port)
     with ExitStack() as stack:
         data = DataDirectory(config.supervisor.data)
-        audited = [AUDITOR] if _is_audited(config, private=args.private) else []
-        meters = SupervisorMeters([ROUTER, SHARD, *audited, *config.services.pools])
+        meters = SupervisorMeters([ROUTER, SHARD, AUDITOR, *config.services.pools])
         routes = _Routes()
         server = MetricsServer(meters, routes.table())
         metrics_port = _serve_metrics(server, config, private=args.private)
@@ -102,11 +101,8 @@ def run_up(args: argparse.Namespace) -> int:
         )
         ctx = context()
         stack.callback(ctx.term)
-        commands = _commands(args, config, data, run, cluster.shards)
-        if not audited:
-            del commands[AUDITOR, 0]
         supervisor = Supervisor(
-            commands,
+            _commands(args, config, data, run, cluster.shards),
             run,
             SystemClock(),
             ctx,
@@ -266,8 +262,9 @@ def _commands(
         for index in range(config.services.workers):
             place = ("--service", name, "--index", str(index))
             commands[name, index] = python("services", *place, *accepts)
-    where = ("--index", "0", "--router", _url(args, run))
-    commands[AUDITOR, 0] = python("cluster.auditor", *where)
+    if _is_audited(config, private=args.private):
+        where = ("--index", "0", "--router", _url(args, run))
+        commands[AUDITOR, 0] = python("cluster.auditor", *where)
     return commands
 
 

@@ -142,7 +142,7 @@ PLANTS: Final = [
     Plant("BooksDoNotBalance", "alerts.yml", "(saga_books_imbalance) > 0", "(saga_books_imbalance) >= 0"),
     Plant("BooksDoNotBalance", "alerts.yml", "sum by (book) (saga", "sum (saga"),
     Plant("BooksDoNotBalance", "alerts.yml", "(saga_books_imbalance)", "(rate(saga_books_imbalance[1m]))"),
-    Plant("BooksDoNotBalance", "alerts.yml", "for: 0s", "for: 5m"),
+    Plant("BooksDoNotBalance", "alerts.yml", "for: 15s", "for: 5m"),
     Plant("BooksUnread", "alerts.yml", "_seconds) > 300", "_seconds) > 3000"),
     Plant("BooksUnread", "alerts.yml", "_seconds) > 300", "_seconds) > 30"),
     Plant("BooksUnread", "alerts.yml", "saga_books_round_timestamp_seconds", "saga_books_history_timestamp_seconds"),
