@@ -410,7 +410,11 @@ class Rounds:
         within = [(-1, from_, _COUNTS_END)]
         first = next(iter(self._places))
         effects: dict[int, Effects] = {}
-        for service, name in ((INVENTORY, "inventory"), (PAYMENT, "payment"), (SHIPPING, "shipping")):
+        for service, name in (
+            (INVENTORY, "inventory"),
+            (PAYMENT, "payment"),
+            (SHIPPING, "shipping"),
+        ):
             body = _body(service, "sagas", 0, BEYOND_MAX, within)
             for number, rows, a, b in self._reader.ask(first, body, OfSagas).rows:
                 known = effects.get(number, NOTHING)

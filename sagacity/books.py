@@ -3,8 +3,8 @@
 Holds how a page is asked, read and cut to a body's size; whatever is asked, the worker lives. Which
 tables there are is the service's to say. Knows nothing of sockets, nor of a shard's own books.
 
-A page is what comes after a key; or, with `within`, what a table that is audited continuously has of
-certain sagas. What that costs is bounded by what may be asked, since it is asked again and again.
+A page is what comes after a key; or, with `within`, what a table that is audited continuously has
+of certain sagas. What that costs is bounded by what may be asked: it is asked again and again.
 """
 
 from collections.abc import Callable

@@ -73,10 +73,12 @@ _PIECES: Final = (
     " (place.value ->> 2) << 10 | (place.value ->> 0)"
     " AND number & 1023 = place.value ->> 0 AND released = 0 GROUP BY reservation.sku"
 )
-_PIECES_PAGE: Final = f"SELECT sku, pieces FROM ({_PIECES}) WHERE sku > ? ORDER BY sku LIMIT ?"
+_PIECES_PAGE: Final = (
+    f"SELECT sku, pieces FROM ({_PIECES}) WHERE sku > ? ORDER BY sku LIMIT ?"  # noqa: S608 - ours
+)
 # Stock and reservations in one statement: of one instant, whatever others write meanwhile.
 _STOCK_WITHIN: Final = (
-    "SELECT stock.sku, initial, available, coalesce(pieces, 0) FROM stock"
+    "SELECT stock.sku, initial, available, coalesce(pieces, 0) FROM stock"  # noqa: S608 - ours
     f" LEFT JOIN ({_PIECES}) AS held ON held.sku = stock.sku"
     " WHERE stock.sku > ? ORDER BY stock.sku LIMIT ?"
 )

@@ -37,9 +37,9 @@ class BooksRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
     table: _Name | None = None
     after: Int64 | str | None = None
     limit: Int64 | None = None
-    within: (
-        Annotated[list[tuple[Int64, Int64, Int64]], Meta(max_length=CONTAINER_MAX)] | None
-    ) = None
+    within: Annotated[list[tuple[Int64, Int64, Int64]], Meta(max_length=CONTAINER_MAX)] | None = (
+        None
+    )
 
 
 class FinishedPage(Struct):

@@ -126,7 +126,9 @@ class Shop:
         """Have a step of a saga compensated."""
         name = f"saga-{number}"
         if step == 1:
-            release(self.db("inventory"), Call(name, number, 1, 1, ReleaseReservation(name, 1, True)))
+            release(
+                self.db("inventory"), Call(name, number, 1, 1, ReleaseReservation(name, 1, True))
+            )
         elif step == 2:
             refund(self.db("payment"), Call(name, number, 2, 1, RefundPayment(name, 2, True)))
         else:

@@ -1,4 +1,4 @@
-"""The continuous audit: right books balance whatever happens, a wrong row is seen and stays seen."""
+"""The continuous audit: right books balance whatever happens, a wrong row is seen and stays so."""
 
 import random
 from collections.abc import Callable, Iterator
