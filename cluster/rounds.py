@@ -9,8 +9,8 @@ services are asked what they hold of it. One round:
     the stock     beside what the sagas hold that are in no sum yet
     open numbers  that no saga has had for rounds                      nobody's: no row may have one
 
-A page counts when all that was read for it has come; what fails meanwhile is asked again in the next
-round, and nothing is concluded from it.
+A page counts when all that was read for it has come; what fails meanwhile is asked again in the
+next round, and nothing is concluded from it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,9 +24,9 @@ from cluster.balance import (
     CHECKOUT,
     FORGOTTEN,
     NOBODY,
+    NOTHING,
     OTHER,
     Balance,
-    NOTHING,
     Effects,
     Ended,
     Sums,
@@ -219,7 +219,7 @@ class Rounds:
         return page.start + len(sagas)
 
     def _look_at_forgotten(self, shard: int) -> bool:
-        """Compare some that are past retention and were not read as cards; False: there are none."""
+        """Compare some past retention that were not read as cards; False: there are none."""
         start = 0
         while True:
             page = self._reader.ask(shard, {"book": "forgotten", "from": start}, Gone)
@@ -234,7 +234,7 @@ class Rounds:
                 return False
 
     def _unread(self, shard: int, low: int, high: int) -> list[int]:
-        """Give the first counts of a range that were not read this time, as many as one looks at."""
+        """Give the first counts of a range that were not read this time, as many as a page has."""
         known = self.balance.building.counts.get(shard, Ranges())
         suspects = self.balance.suspects
         found: list[int] = []

@@ -236,7 +236,7 @@ def _is_audited(config: Config, *, private: bool) -> bool:
     Only our three services say what an audit has to know.
     """
     asked = config.sources["supervisor.books_every_ms"] != _BUILT_IN
-    ours = _AUDITED <= set(config.services.pools)
+    ours = set(config.services.pools) >= _AUDITED
     return config.supervisor.books_every_ms > 0 and ours and (asked or not private)
 
 

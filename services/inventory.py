@@ -73,9 +73,7 @@ _PIECES: Final = (
     " (place.value ->> 2) << 10 | (place.value ->> 0)"
     " AND number & 1023 = place.value ->> 0 AND released = 0 GROUP BY reservation.sku"
 )
-_PIECES_PAGE: Final = (
-    f"SELECT sku, pieces FROM ({_PIECES}) WHERE sku > ? ORDER BY sku LIMIT ?"  # noqa: S608 - ours
-)
+_PIECES_PAGE: Final = f"SELECT sku, pieces FROM ({_PIECES}) WHERE sku > ? ORDER BY sku LIMIT ?"  # noqa: S608 - ours
 # Stock and reservations in one statement: of one instant, whatever others write meanwhile.
 _STOCK_WITHIN: Final = (
     "SELECT stock.sku, initial, available, coalesce(pieces, 0) FROM stock"  # noqa: S608 - ours
