@@ -19,7 +19,7 @@ from typing import Any, Final
 from cluster.child import die_with
 from cluster.clock import SystemClock
 from cluster.directory import DataDirectory, RunDirectory, Running
-from cluster.fleet import ROUTER, SHARD, SUPERVISOR, Fleet, Patience
+from cluster.fleet import AUDITOR, ROUTER, SHARD, SUPERVISOR, Fleet, Patience
 from cluster.meters import SupervisorMeters
 from cluster.metrics import WORKER
 from cluster.supervisor import Supervisor
@@ -33,6 +33,7 @@ from sagacity.versions import refuse_known_bad
 from sagacity.wire import MSGPACK_VERSION
 
 _BUILT_IN: Final = "built-in"  # source of a setting that nobody chose
+_AUDITED: Final = {"inventory", "payment", "shipping"}  # pools whose books are audited
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +76,7 @@ def run_up(args: argparse.Namespace) -> int:
         _require_free(args.port)
     with ExitStack() as stack:
         data = DataDirectory(config.supervisor.data)
-        meters = SupervisorMeters([ROUTER, SHARD, *config.services.pools])
+        meters = SupervisorMeters([ROUTER, SHARD, AUDITOR, *config.services.pools])
         routes = _Routes()
         server = MetricsServer(meters, routes.table())
         metrics_port = _serve_metrics(server, config, private=args.private)
@@ -92,7 +93,7 @@ def run_up(args: argparse.Namespace) -> int:
 
         said = Running(
             pid=os.getpid(),
-            router=run.router if args.port is None else f"tcp://127.0.0.1:{args.port}",
+            router=_url(args, run),
             metrics=f"http://127.0.0.1:{metrics_port}/metrics",
             data=str(data.path),
             cluster_id=cluster.cluster_id,
@@ -145,8 +146,8 @@ class _Routes:
             if not member.metrics_port:
                 continue
             index = str(member.index)
-            if member.role == ROUTER:
-                found.append(_target(member.metrics_port, role=ROUTER))
+            if member.role in {ROUTER, AUDITOR}:
+                found.append(_target(member.metrics_port, role=member.role))
             elif member.role == SHARD:
                 found.append(_target(member.metrics_port, role=SHARD, shard=index))
             else:
@@ -224,6 +225,21 @@ def _serve_metrics(server: MetricsServer, config: Config, *, private: bool) -> i
         return port
 
 
+def _url(args: argparse.Namespace, run: RunDirectory) -> str:
+    """Give the router's address."""
+    return run.router if args.port is None else f"tcp://127.0.0.1:{args.port}"
+
+
+def _is_audited(config: Config, *, private: bool) -> bool:
+    """Say whether the books are audited continuously; those of a private cluster when asked for.
+
+    Only our three services say what an audit has to know.
+    """
+    asked = config.sources["supervisor.books_every_ms"] != _BUILT_IN
+    ours = set(config.services.pools) >= _AUDITED
+    return config.supervisor.books_every_ms > 0 and ours and (asked or not private)
+
+
 def _commands(
     args: argparse.Namespace, config: Config, data: DataDirectory, run: RunDirectory, shards: int
 ) -> dict[tuple[str, int], list[str]]:
@@ -246,6 +262,9 @@ def _commands(
         for index in range(config.services.workers):
             place = ("--service", name, "--index", str(index))
             commands[name, index] = python("services", *place, *accepts)
+    if _is_audited(config, private=args.private):
+        where = ("--index", "0", "--router", _url(args, run))
+        commands[AUDITOR, 0] = python("cluster.auditor", *where)
     return commands
 
 
