@@ -112,8 +112,13 @@ def _on_terminal(on: "Console", watcher: Watcher, options: argparse.Namespace) -
         _print(screen.text(two_looks(watcher, options.interval), on))
         return
     first = watcher.look()  # fails as every command does, before the terminal is taken
-    with _ended_by_signals(), screen.Screen(on) as shows:
-        watch(watcher, shows, first, lambda: time.sleep(options.interval))
+    with _ended_by_signals() as unless_ended, screen.Screen(on) as shows:
+
+        def wait() -> None:
+            unless_ended()
+            time.sleep(options.interval)
+
+        watch(watcher, shows, first, wait)
 
 
 def _console() -> "Console":
@@ -161,16 +166,26 @@ def watch(looks: Looks, shows: Shows, first: Figures, wait: Callable[[], None]) 
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP unwind, so that the terminal is given back; then as it was."""
+def _ended_by_signals() -> Iterator[Callable[[], None]]:
+    """Have signals unwind, so that the terminal is given back; then as it was.
+
+    Gives what raises again where a signal has come: what it raised is lost where Python was in the
+    middle of freeing something.
+    """
+    came: list[int] = []
+
+    def unless_ended() -> None:
+        if came:
+            raise KeyboardInterrupt if came[0] == signal.SIGINT else SystemExit(128 + came[0])
 
     def end(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        came.append(number)
+        unless_ended()
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, end) for number in numbers]
     try:
-        yield
+        yield unless_ended
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
