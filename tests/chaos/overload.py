@@ -13,7 +13,8 @@ what the cluster completes then is measured first, and everything is offered as 
   more again than the retry budgets of all shards give: a tenth of what succeeds, a hundred, and ten
   a second.
 * metastable (G3): 60 s at 3 x capacity, then 10 s in which payment is stopped. 30 s later, at 0.8 x
-  capacity, 95 % and more of those who come are served, within 10 s.
+  capacity, as many checkouts are completed in 20 s as come, 95 % and more, whoever came before: a
+  shorter time would hold more or less of the batches of a second in which payment answers.
 
 A round in which nobody was refused, nothing failed, nobody was stopped is void. `--part` makes the
 times shorter. Four minutes at full size.
@@ -39,7 +40,7 @@ PACE_MS: Final = 2.0
 GOODPUT_AT_LEAST: Final = 0.95
 COMMANDS_AT_MOST: Final = 1.1
 OVER: Final = 3.0
-SERVED_S: Final = 10.0  # who waits longer is not served: two of `shard.queue_age_max_ms`
+SERVED_S: Final = 10.0  # two of `shard.queue_age_max_ms`
 WITHIN: Final = 0.8  # what it can do, also in a minute in which the machine does other things
 SLOW_MS: Final = 14.0  # a credit of 2 x 256 takes 7 s: every attempt's time is over by then
 BUDGET: Final = ShardConfig()
@@ -146,11 +147,11 @@ def metastable(shop: Shop, part: float, figures: Figures) -> None:
     [later] = shop.run(20, (customers, rate))
     shop.until_served(customers)
     figures.add("G3: all over after", "s", time.monotonic() - mended)
-    served = later.served_in_time(SERVED_S)
-    figures.add("G3: of those who came from 30 s on", "", served, at_least=GOODPUT_AT_LEAST)
-    figures.add("G3: checkouts meanwhile, of those who came", "", later.goodput)
-    early = [each.served_in_time(SERVED_S) for each in stretches]
-    figures.add("G3: of those who came in each 5 s before", "", early)
+    figures.add("G3: goodput from 30 s on", "", later.goodput, at_least=GOODPUT_AT_LEAST)
+    figures.add("G3: goodput of each 5 s before", "", [each.goodput for each in stretches])
+    # Those who came before and still wait are served, too.
+    served = [each.served_in_time(SERVED_S) for each in (*stretches, later)]
+    figures.add("G3: who came is served within 10 s", "", served)
 
 
 WHICH: Final[dict[str, Callable[[Shop, float, Figures], None]]] = {
