@@ -76,7 +76,13 @@ LAYERS: Final = (
         200_000,
         "seeds",
     ),
-    Layer("journal", "-m tests.journal.campaign --jobs {jobs}", ALL_CORES),
+    Layer(
+        "journal",
+        "-m tests.journal.campaign --seeds {n} --jobs {jobs}",
+        ALL_CORES,
+        30,
+        "schedules, and all of the fixed workloads",
+    ),
     Layer("fuzz", "-m tests.fuzz --cases {n} --seed 1 --processes {jobs}", ALL_CORES, 2 * 10**7),
     Layer(
         "kills",

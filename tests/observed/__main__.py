@@ -134,7 +134,7 @@ def _parts(given: argparse.Namespace) -> list[Row]:
                 while waiting and len(running) < given.at_once:
                     name = waiting.pop(0)
                     running[name] = _start(name, given, Path(folder))
-                time.sleep(LOOK_S)
+                time.sleep(LOOK_S)  # between two looks at worlds that take minutes
                 for name in [
                     each for each, process in running.items() if process.poll() is not None
                 ]:

@@ -33,7 +33,7 @@ def sick(handler: Handler, direction: int) -> Handler:
         if said == FAILS or (said == NO_REFUNDS and direction == COMPENSATION):
             return Failed("out of order")
         if said.isdecimal() and direction == ACTION:
-            time.sleep(int(said) / 1000)
+            time.sleep(int(said) / 1000)  # slowness is the sickness
         return handler(db, call)
 
     return handle

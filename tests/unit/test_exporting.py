@@ -39,7 +39,7 @@ class Shards:
     async def show(self, saga_id: str) -> dict[str, Any]:
         self._open += 1
         self.most = max(self.most, self._open)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # others are asked meanwhile: how many are open is what is counted
         self._open -= 1
         if self.histories_refused:
             raise self.histories_refused.pop(0)
