@@ -22,7 +22,7 @@ from cluster.directory import DataDirectory, RunDirectory
 from cluster.fleet import AUDITOR
 from cluster.meters import AuditorMeters
 from cluster.rounds import Reader, Rounds, StartedOver
-from cluster.telemetry import MetricsServer, configure_logging
+from cluster.telemetry import MetricsServer, configure_logging, guarded
 from config.load import load
 from sagacity import wire
 from sagacity.barrier import Log
@@ -215,4 +215,4 @@ def _rounds(auditor: Auditor, asker: Asker, clock: Clock, every_ns: int) -> NoRe
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -43,6 +43,12 @@ T = TypeVar("T")
 INVENTORY: Final = "inventory"
 PAYMENT: Final = "payment"
 SHIPPING: Final = "shipping"
+# What a service has to give in `Service.audited`.
+TABLES: Final = {
+    INVENTORY: {"sagas", "pieces", "stock"},
+    PAYMENT: {"sagas"},
+    SHIPPING: {"sagas"},
+}
 
 LOOK_SAGAS: Final = 1_200  # compared at once: a page of a shard; keeps a worker for 2 to 4 ms
 # Of history, in one round: little beside what ends, since it never ends; all the more until it was
@@ -131,7 +137,7 @@ class _Place(Struct):
         at: of history, so many were read this time.
         end: where history ends, this time.
         highest: counts, of the last rounds, the newest last.
-        unowned: open counts that none had that ran; and how many had ended then.
+        unowned: how many had ended then, and open counts that none had that ran.
     """
 
     head: int | None = None

@@ -104,7 +104,7 @@ class Service(Struct, frozen=True):
     compensations: Mapping[type[Struct], Handler]
     seed: Callable[[Database, Any], None] | None = None
     books: Mapping[str, Callable[[Database, Any, int], Rows]] = {}
-    audited: Mapping[str, Callable[[Database, "Within", Any, int], Rows]] = {}
+    audited: Mapping[str, Callable[[Database, Within, Any, int], Rows]] = {}
     answer_delay: Callable[[Command], float] | None = None
 
     def __post_init__(self) -> None:

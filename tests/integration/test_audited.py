@@ -35,16 +35,16 @@ class Audited:
         self.url = up.said["router"]
         self.data = Path(up.said["data"])
 
-    def row(self, role: str, state: str = "up") -> dict[str, Any]:
-        """Give a process of a role, once there is one in that state."""
+    def row(self, role: str) -> dict[str, Any]:
+        """Give a process of a role that is up, once there is one."""
         found: list[dict[str, Any]] = []
 
         def is_there() -> bool:
             rows = processes_of(self.url)
-            found[:] = [r for r in rows if (r["role"], r["state"]) == (role, state)]
+            found[:] = [r for r in rows if (r["role"], r["state"]) == (role, "up")]
             return bool(found)
 
-        assert wait_until(is_there, SEEN_S), role
+        assert wait_until(is_there, SEEN_S), (role, processes_of(self.url))
         return found[0]
 
     def served(self) -> dict[str, float]:

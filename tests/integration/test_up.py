@@ -75,7 +75,8 @@ class Up:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()  # its children end with it
-        self.process.communicate()
+        _, err = self.process.communicate()
+        sys.stderr.write(err)  # shown where a test fails
 
     def stop(self, number: signal.Signals) -> tuple[int, str, str]:
         self.process.send_signal(number)

@@ -1,6 +1,8 @@
 """The auditor says what a round has found: in the log once, in the metrics as long as it lasts."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -8,6 +10,9 @@ import pytest
 from cluster.auditor import LINES_MAX, Auditor
 from cluster.clock import ManualClock
 from cluster.meters import AuditorMeters
+from cluster.up import is_audited, unaudited
+from config.load import load
+from config.schema import Config
 from sagacity.barrier import Log
 from tests.unit.rounds_world import SHARDS, Shop, shop_of
 
@@ -130,3 +135,52 @@ def test_a_journal_that_goes_back_is_said_and_audited_anew(world: World) -> None
     assert [event for _, event, _ in world.log.take()] == ["books_started_over"]
     world.auditor.round()
     assert world.log.take() == []
+
+
+# -- who is audited -----------------------------------------------------------------------------
+
+OURS = {name: f"services.{name}:service" for name in ("inventory", "payment", "shipping")}
+OWN = """
+from msgspec.structs import replace
+from services.payment import service as ours
+service = replace(ours, audited={})
+"""
+
+
+def config_of(pools: dict[str, str], **env: str) -> Config:
+    table = ", ".join(f'{name} = "{place}"' for name, place in pools.items())
+    return load(env={"SAGACITY_SERVICES__POOLS": f"{{{table}}}", **env})
+
+
+@pytest.mark.parametrize(
+    ("private", "every", "expected"),
+    [(False, None, True), (False, "0", False), (True, None, False), (True, "200", True)],
+)
+def test_books_are_audited_unless_told_otherwise(
+    private: bool, every: str | None, expected: bool
+) -> None:
+    """A private cluster lives for moments, mostly: its books are audited when it asks for it."""
+    env = {} if every is None else {"SAGACITY_SUPERVISOR__BOOKS_EVERY_MS": every}
+    assert is_audited(config_of(OURS, **env), private=private) == expected
+
+
+def test_our_services_give_what_an_audit_reads() -> None:
+    assert unaudited(config_of(OURS)) is None
+
+
+@pytest.mark.parametrize(
+    ("pools", "lacks"),
+    [
+        ({**OURS, "payment": "of_a_user:service"}, "its Service.audited has no sagas"),
+        ({**OURS, "payment": "of_a_user:nothing"}, "its Service.audited has no sagas"),
+        ({name: OURS[name] for name in ("inventory", "shipping")}, "it has no pool"),
+    ],
+)
+def test_a_service_that_cannot_be_audited_is_named_before_an_auditor_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pools: dict[str, str], lacks: str
+) -> None:
+    """A user's own payment: its audit could never end a round, which is an alert for ever."""
+    (tmp_path / "of_a_user.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "of_a_user", raising=False)
+    assert unaudited(config_of(pools)) == ("payment", lacks)

@@ -53,6 +53,18 @@ def test_right_books_balance(shop: Shop) -> None:
     assert rounds.balance.goods == {}
 
 
+def test_a_round_reads_the_tables_that_a_service_has_to_give(shop: Shop) -> None:
+    """`up` starts no auditor where one of them is not given; of others it knows nothing."""
+    asked: set[str] = set()
+    shop.between = asked.add
+    shop.some(40)
+    rounds = settled(shop)
+    shop.some(4)
+    rounds.round()
+    named = {f"{name} {table}" for name, tables in rooms.TABLES.items() for table in tables}
+    assert {each for each in asked if " " in each} == named
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_no_alarm_while_sagas_live_between_any_two_pages(seed: int) -> None:
     """Sagas start, act, turn back and end while a round reads; services and pages fail at times.
