@@ -75,7 +75,7 @@ class Up:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()  # its children end with it
-        _, err = self.process.communicate()
+        err = self.process.communicate()[1]
         sys.stderr.write(err)  # shown where a test fails
 
     def stop(self, number: signal.Signals) -> tuple[int, str, str]:
