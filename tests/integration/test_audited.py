@@ -9,6 +9,7 @@ import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.integration.test_supervisor import wait_until
 from tests.integration.test_up import Up, processes_of
 
 SEEN_S = 30.0  # two rounds of 0.2 s, and a start, on a machine that others use too
+TOP = Path(__file__).parents[2]
 ROUND = "saga_books_round_timestamp_seconds"
 HISTORY = "saga_books_history_timestamp_seconds"
 ITEMS = [{"sku": "abc123", "quantity": 2}, {"sku": "xyz789", "quantity": 1}]
@@ -84,22 +86,27 @@ class Audited:
         connection.close()
 
 
-@pytest.fixture
-def audited() -> Iterator[Audited]:
+@contextmanager
+def cluster(*flags: str, **env: str) -> Iterator[Up]:
+    """Run a cluster that no other of this user sees."""
     base = Path(tempfile.mkdtemp(prefix="sg-"))
     (base / "runtime").mkdir(mode=0o700)
-    env = {
-        **os.environ,
-        "XDG_RUNTIME_DIR": str(base / "runtime"),
-        "SAGACITY_LOG": "info",
+    own = {"XDG_RUNTIME_DIR": str(base / "runtime"), "SAGACITY_LOG": "info"}
+    try:
+        with Up(base / "data", {**os.environ, **own, **env}, *flags) as up:
+            yield up
+    finally:
+        shutil.rmtree(base)
+
+
+@pytest.fixture
+def audited() -> Iterator[Audited]:
+    often = {
         "SAGACITY_SUPERVISOR__HEARTBEAT_MS": "100",
         "SAGACITY_SUPERVISOR__BOOKS_EVERY_MS": "200",
     }
-    try:
-        with Up(base / "data", env, "--shards", "2", "--workers", "2") as up:
-            yield Audited(up)
-    finally:
-        shutil.rmtree(base)
+    with cluster("--shards", "2", "--workers", "2", **often) as up:
+        yield Audited(up)
 
 
 def buy(url: str, stop: threading.Event) -> None:
@@ -162,3 +169,21 @@ def test_a_wrong_row_is_seen_and_right_ones_are_not(audited: Audited) -> None:
     mended = {each["book"] for each in lines if each["event"] == "books_mended"}
     assert mended == {"payments", "stock"}
     assert not [each for each in lines if each["event"] == "books_started_over"]
+
+
+def test_where_a_service_cannot_be_audited_no_auditor_starts_and_up_says_why() -> None:
+    """A service of one's own: its cluster serves, and no alert says for ever what cannot be."""
+    pools = {name: f"services.{name}:service" for name in ("inventory", "shipping")}
+    pools["payment"] = "tests.integration.poison:service"
+    table = ", ".join(f'{name} = "{place}"' for name, place in pools.items())
+    env = {
+        "PYTHONPATH": os.pathsep.join([str(TOP), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "SAGACITY_SERVICES__POOLS": f"{{{table}}}",
+    }
+    with cluster("--shards", "1", "--workers", "1", **env) as up:
+        roles = {row["role"] for row in processes_of(up.said["router"])}
+        code, _, err = up.stop(signal.SIGTERM)
+    assert code == 0
+    assert roles == {"supervisor", "router", "shard", *pools}
+    [said] = [json.loads(line) for line in err.splitlines() if "books_not_audited" in line]
+    assert said["service"] == "payment"
