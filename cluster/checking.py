@@ -197,6 +197,8 @@ def read_records(files: Sequence[Path]) -> records.ClientRecord:
     found = records.ClientRecord()
     for file in files:
         try:
+            if file.exists() and not file.is_file() and not file.is_dir():
+                raise Malformed(f"{file} is no file")  # who opens a pipe waits for its writer
             with file.open("rb") as lines:
                 records.read(str(file), lines, found)
         except OSError as error:

@@ -62,6 +62,7 @@ from shard.sagas import MS
 
 FRAMES_MAX = 256  # of one socket in one turn
 REPROBE_TURNS = 3  # a peer's end is told a moment before its connection is gone
+PROBE_PAUSE_NS = 500 * MS  # between heartbeats that have all workers probed: n of them send n
 OPEN_BOOKS_MAX = 256  # pages asked of workers and not answered
 
 
@@ -110,6 +111,7 @@ class Links:
         self._services = services
         self._known: dict[Peer, Hello] = {}  # and what it said
         self._probes = 0
+        self._probed_at = 0  # by `monotonic_ns`; when all workers were asked last
         self._went: list[Peer] = []
         self._books: dict[int, tuple[Peer, int]] = {}
         self._pages: dict[Peer, list[Reply]] = {}
@@ -185,7 +187,8 @@ class Links:
         elif isinstance(said, Beat):
             events.append(WorkerLives(peer, said.capacity))
             # A departure that was told long before its connection was gone is found here.
-            self._probes = max(self._probes, 1)
+            if monotonic_ns() - self._probed_at >= PROBE_PAUSE_NS:
+                self._probes = max(self._probes, 1)
         elif isinstance(said, Begun):
             events.append(CommandBegun(peer, said))
         elif isinstance(said, Forgot):
@@ -213,6 +216,7 @@ class Links:
     def _probe(self) -> None:
         """Ask every worker's connection whether it is still there: an empty batch of commands."""
         self._probes -= 1
+        self._probed_at = monotonic_ns()
         nothing = encode(Commands(Witness(self._cluster_id, 0, 0, 0, b"", 0), []))
         for peer in list(self._known):
             self._to_worker(peer, nothing)

@@ -129,6 +129,8 @@ def read_plan(file: Path, scenario: Scenario | None = None) -> Plan:
         Malformed: there is none, it is of another version, or of another scenario.
     """
     try:
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise Malformed(f"{file} is no plan of a simulation: it is no file")  # a pipe waits
         text = file.read_bytes()
         version = msgspec.json.decode(text, type=_Kind).format
         if version != FORMAT:

@@ -318,6 +318,18 @@ def test_a_pipe_among_the_databases_is_refused_and_not_waited_for(
     assert (code, "pipe.db is no file" in err) == (2, True)
 
 
+def test_a_pipe_in_place_of_a_record_is_refused_and_not_waited_for(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the folder of the evidence or named by itself."""
+    os.mkfifo(tmp_path / "c1.jsonl")
+    code, _, err = run(capsys, base / "data", "--record", tmp_path / "c1.jsonl")
+    assert (code, "c1.jsonl is no file" in err) == (2, True)
+    shutil.copytree(base / "data", tmp_path / "data")
+    code, _, err = run(capsys, tmp_path)
+    assert (code, "c1.jsonl is no file" in err) == (2, True)
+
+
 @pytest.mark.parametrize("file", ["lock", "shard-1/lock", "services/payment.lock"])
 def test_a_directory_in_use_is_refused(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str

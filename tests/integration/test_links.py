@@ -42,7 +42,7 @@ from sagacity.wire import (
 from shard.effects import BooksForwarded, Effects
 from shard.events import Answered, Event, Requests, WorkerCame, WorkerLives, WorkerWent
 from shard.journal import Receipt
-from shard.links import FRAMES_MAX, OPEN_BOOKS_MAX, Links
+from shard.links import FRAMES_MAX, OPEN_BOOKS_MAX, PROBE_PAUSE_NS, Links
 
 CLUSTER = "0123456789abcdef" * 2
 RECEIPT = Receipt(7, b"c" * 16)
@@ -278,6 +278,25 @@ def test_a_departure_that_was_missed_is_found_at_the_next_heartbeat_of_another(
         zmq.select([shard.links._departures.socket], [], [], 0.01)
     sockets.send(other, encode(Beat(1, 8)))
     assert shard.next(WorkerWent) == WorkerWent(peer)
+
+
+def test_heartbeats_do_not_have_all_workers_asked_again_and_again(shard: Shard) -> None:
+    """Each beat of n workers would else send n frames: a hundred of them, ten thousand a second."""
+    other, _ = shard.worker()
+    socket, _ = shard.worker()
+    shard.until(lambda: not shard.links._probes)
+    while socket.poll(20):
+        socket.recv()
+    began = time.monotonic_ns()
+    for beat in range(30):
+        sockets.send(other, encode(Beat(1, beat)))
+        assert shard.next(WorkerLives).capacity == beat
+    took = time.monotonic_ns() - began
+    asked = 0
+    while socket.poll(20):
+        socket.recv()
+        asked += 1
+    assert asked <= 1 + took // PROBE_PAUSE_NS
 
 
 def test_a_command_for_a_worker_that_has_gone_tells_that_it_went(shard: Shard) -> None:

@@ -41,6 +41,7 @@ from tests.maelstrom.nodes import Node, wait
 ROUND_S: Final = 60.0  # for all clients to have their answers
 SPREAD_S: Final = 1.0  # within which all that is planned is asked first
 TURN_S: Final = 0.05
+TOLD_S: Final = 5.0  # for the heartbeats, of which one a second comes, to tell all starts
 JUDGE: Final = "judge"  # the client that asks for everything once more
 MAELSTROM: Final = "c0"  # who sends init and topology
 
@@ -285,13 +286,22 @@ class Round:
         self.faults += faults_of(heard, self._plan.sagas)
         with Reader(url) as reader:
             books = audit(reader)
-            started = sum(shard["started"] for shard in reader.status()["shards"])
+            wanted = len(self._plan.sagas)
+            started = _started(reader, wanted)
         sagas = books["sagas"]
-        wanted = len(self._plan.sagas)
         if not books["balanced"]:
             self.faults.append(f"the books do not balance: {books['faults']}")
         if started != wanted or sagas["completed"] + sagas["aborted"] != wanted:
             self.faults.append(f"{wanted} ids, {started} starts, and the books hold {sagas}")
+
+
+def _started(reader: Reader, wanted: int) -> int:
+    """Give how many sagas the shards have started; they tell it with their heartbeats."""
+    until = time.monotonic() + TOLD_S
+    while True:
+        started: int = sum(shard["started"] for shard in reader.status()["shards"])
+        if started == wanted or time.monotonic() >= until:
+            return started
 
 
 def _say(node: Node, message: Message) -> None:

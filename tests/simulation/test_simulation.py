@@ -168,3 +168,12 @@ def test_what_is_no_file_is_refused(file: str, capsys: pytest.CaptureFixture[str
     """A missing path, a directory, a name that there cannot be."""
     assert main(["--replay", file]) == 2
     assert "is no plan" in capsys.readouterr().err
+
+
+def test_a_pipe_in_place_of_a_plan_is_refused_and_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody writes to it: whoever opens it waits for ever."""
+    os.mkfifo(tmp_path / "plan.json")
+    assert main(["--replay", str(tmp_path / "plan.json")]) == 2
+    assert "it is no file" in capsys.readouterr().err
