@@ -14,10 +14,15 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from cluster.fleet import ROUTER, SHARD, SUPERVISOR
+from cluster.fleet import AUDITOR, ROUTER, SHARD, SUPERVISOR
 
 _PATIENCE_S: Final = 5.0
-_MODULE: Final = {ROUTER: b"router", SHARD: b"shard", SUPERVISOR: b"cluster"}
+_MODULE: Final = {
+    AUDITOR: b"cluster.auditor",
+    ROUTER: b"router",
+    SHARD: b"shard",
+    SUPERVISOR: b"cluster",
+}
 _SERIES: Final = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 COMMITS: Final = "saga_journal_commit_duration_seconds_count"

@@ -172,6 +172,13 @@ _OVERVIEW: Final = Dashboard(
             down=SHARD,
         ),
         Graph(
+            "What does not balance, by book",
+            "Pieces, minor units or rows; the auditor's log says of which checkout.",
+            COUNT,
+            {"{{book}}": summed("saga_books_imbalance", "book")},
+            Limit(1, "BooksDoNotBalance"),
+        ),
+        Graph(
             "Alerts that fire",
             "Each has a page in docs/runbooks.",
             COUNT,

@@ -27,6 +27,7 @@ STOPPED: Final = "stopped"
 ROUTER: Final = "router"
 SHARD: Final = "shard"
 SUPERVISOR: Final = "supervisor"
+AUDITOR: Final = "auditor"  # it looks on: the cluster serves without it
 
 _MS: Final = 1_000_000  # nanoseconds
 
@@ -145,7 +146,8 @@ class Fleet:
         places: role and index of each, in the order in which they are started.
         patience: for those that end.
         now_ns: monotonic.
-        router_last: it is not due before `release_router`.
+        router_last: it is not due before `release_router`. An auditor never is before
+            `release_auditor`.
     """
 
     def __init__(
@@ -158,7 +160,7 @@ class Fleet:
     ) -> None:
         self.members = {place: Member(*place, now_ns) for place in places}
         for member in self.members.values():
-            if router_last and member.role == ROUTER:
+            if member.role == AUDITOR or (router_last and member.role == ROUTER):
                 member.start_at_ns = None
         self.stopping = False
         self._patience = patience
@@ -250,6 +252,7 @@ class Fleet:
         return all(
             member.state == UP if role in {ROUTER, SHARD} else role in up
             for (role, _), member in self.members.items()
+            if role != AUDITOR
         )
 
     def shards_up(self) -> bool:
@@ -258,8 +261,15 @@ class Fleet:
 
     def release_router(self, now_ns: int) -> None:
         """Let the router be due now."""
+        self._release(ROUTER, now_ns)
+
+    def release_auditor(self, now_ns: int) -> None:
+        """Let the auditor be due now, if there is one: the cluster serves for the first time."""
+        self._release(AUDITOR, now_ns)
+
+    def _release(self, role: str, now_ns: int) -> None:
         for member in self.members.values():
-            if member.role == ROUTER:
+            if member.role == role:
                 member.start_at_ns = now_ns
 
     def running(self, *roles: str) -> list[Member]:

@@ -13,10 +13,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from cluster.fleet import ROUTER, SHARD, SUPERVISOR
+from cluster.fleet import AUDITOR, ROUTER, SHARD, SUPERVISOR
 from cluster.metrics import (
     ACTIVE_STATES,
     ATTEMPT_OUTCOMES,
+    BOOKS,
     BY_NAME,
     COMPENSATION_CAUSES,
     FINISHED_OUTCOMES,
@@ -290,6 +291,20 @@ class WorkerMeters(Meters):
         self.worker_capacity = _gauge("saga_worker_capacity")
         self.worker_queue_wait = _durations("saga_worker_queue_wait_seconds")
         self.event_loop_busy = _busy_by(self.event_loop_lag)
+
+
+class AuditorMeters(Meters):
+    """What the auditor serves."""
+
+    role = AUDITOR
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.books_imbalance = _gauge("saga_books_imbalance", _every(BOOKS))
+        self.books_round_timestamp = _gauge("saga_books_round_timestamp_seconds")
+        self.books_round_duration = _gauge("saga_books_round_duration_seconds")
+        self.books_history_timestamp = _gauge("saga_books_history_timestamp_seconds")
+        self.books_sagas = _counts("saga_books_sagas_total")
 
 
 def _counts(name: str, zeros: Iterable[Labels] = ()) -> Counts:

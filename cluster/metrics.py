@@ -8,7 +8,17 @@ from typing import Final
 
 from msgspec import Struct
 
-from cluster.fleet import QUARANTINED, ROUTER, SHARD, STANDBY, STARTING, STOPPED, SUPERVISOR, UP
+from cluster.fleet import (
+    AUDITOR,
+    QUARANTINED,
+    ROUTER,
+    SHARD,
+    STANDBY,
+    STARTING,
+    STOPPED,
+    SUPERVISOR,
+    UP,
+)
 from sagacity.ids import DIRECTIONS
 from sagacity.wire import KINDS, OUTCOMES
 
@@ -102,6 +112,7 @@ ROUTER_REFUSALS: Final = (
     "not_supported",
     "overloaded",
 )
+BOOKS: Final = ("stock", "reservations", "payments", "shipments", "strays")
 SHARD_MODES: Final = ("starting", "serving", "full")
 PROCESS_STATES: Final = (STARTING, STANDBY, UP, QUARANTINED, STOPPED)
 
@@ -110,7 +121,7 @@ OF_SAGAS: Final = "the sagas in cluster.sagas"
 OF_STEPS: Final = "the actions of their steps; at a worker the commands of its service"
 OF_POOLS: Final = "the pools in services.pools"
 OF_SHARDS: Final = "0 to cluster.shards - 1"
-OF_PROCESSES: Final = "router, shard, and the pools in services.pools"
+OF_PROCESSES: Final = "router, shard, auditor, and the pools in services.pools"
 OF_THIS_BUILD: Final = "one: what runs"
 
 
@@ -407,6 +418,41 @@ METRICS: Final = (
         (_PROCESS,),
     ),
     Metric(
+        "saga_books_imbalance",
+        GAUGE,
+        "What does not balance, seen twice and not mended yet; 0 when all does. stock: pieces gone "
+        "that nobody holds, or held that are not gone; reservations: lines; payments: minor units; "
+        "shipments: shipments; strays: rows under a number that no saga has.",
+        (AUDITOR,),
+        (Label("book", BOOKS),),
+    ),
+    Metric(
+        "saga_books_round_timestamp_seconds",
+        GAUGE,
+        "When the last round of the continuous audit that could read everything ended, seconds "
+        "since 1970; 0 before the first.",
+        (AUDITOR,),
+    ),
+    Metric(
+        "saga_books_round_duration_seconds",
+        GAUGE,
+        "How long that round took.",
+        (AUDITOR,),
+    ),
+    Metric(
+        "saga_books_history_timestamp_seconds",
+        GAUGE,
+        "When the continuous audit had read every finished saga once more, seconds since 1970; 0 "
+        "before it has for the first time, and the stock is not judged before it has.",
+        (AUDITOR,),
+    ),
+    Metric(
+        "saga_books_sagas_total",
+        COUNTER,
+        "Finished sagas that the continuous audit compared with the services' books.",
+        (AUDITOR,),
+    ),
+    Metric(
         "saga_event_loop_lag_seconds",
         HISTOGRAM,
         "How long a turn of the loop kept what came meanwhile waiting.",
@@ -425,7 +471,7 @@ METRICS: Final = (
         "saga_build_info",
         GAUGE,
         "Always 1; the labels say what runs here.",
-        _ALL,
+        (*_ALL, AUDITOR),
         (Label("version", known_from=OF_THIS_BUILD), Label("python", known_from=OF_THIS_BUILD)),
     ),
 )

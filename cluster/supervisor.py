@@ -136,7 +136,9 @@ class Supervisor:
             self._before_router()
             self._before_router = None
             self.fleet.release_router(now)
-        self._has_served = self._has_served or self.fleet.ready()
+        if not self._has_served and self.fleet.ready():
+            self._has_served = True
+            self.fleet.release_auditor(now)
         for descriptor in [fd for fd in self._processes if fd in ready]:
             self._reap(descriptor)
         self._answer(now)

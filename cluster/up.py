@@ -19,12 +19,12 @@ from typing import Any, Final
 from cluster.child import die_with
 from cluster.clock import SystemClock
 from cluster.directory import DataDirectory, RunDirectory, Running
-from cluster.fleet import ROUTER, SHARD, SUPERVISOR, Fleet, Patience
+from cluster.fleet import AUDITOR, ROUTER, SHARD, SUPERVISOR, Fleet, Patience
 from cluster.meters import SupervisorMeters
 from cluster.metrics import WORKER
 from cluster.supervisor import Supervisor
-from cluster.telemetry import MetricsServer, PortTaken, configure_logging
-from config.load import load, load_catalog, load_sagas, require_pools
+from cluster.telemetry import Log, MetricsServer, PortTaken, configure_logging
+from config.load import imported, load, load_catalog, load_sagas, require_pools
 from config.schema import Config
 from sagacity.errors import Malformed
 from sagacity.saga import Saga
@@ -75,7 +75,7 @@ def run_up(args: argparse.Namespace) -> int:
         _require_free(args.port)
     with ExitStack() as stack:
         data = DataDirectory(config.supervisor.data)
-        meters = SupervisorMeters([ROUTER, SHARD, *config.services.pools])
+        meters = SupervisorMeters([ROUTER, SHARD, AUDITOR, *config.services.pools])
         routes = _Routes()
         server = MetricsServer(meters, routes.table())
         metrics_port = _serve_metrics(server, config, private=args.private)
@@ -92,7 +92,7 @@ def run_up(args: argparse.Namespace) -> int:
 
         said = Running(
             pid=os.getpid(),
-            router=run.router if args.port is None else f"tcp://127.0.0.1:{args.port}",
+            router=_url(args, run),
             metrics=f"http://127.0.0.1:{metrics_port}/metrics",
             data=str(data.path),
             cluster_id=cluster.cluster_id,
@@ -101,7 +101,7 @@ def run_up(args: argparse.Namespace) -> int:
         ctx = context()
         stack.callback(ctx.term)
         supervisor = Supervisor(
-            _commands(args, config, data, run, cluster.shards),
+            _commands(args, config, data, run, cluster.shards, log),
             run,
             SystemClock(),
             ctx,
@@ -145,8 +145,8 @@ class _Routes:
             if not member.metrics_port:
                 continue
             index = str(member.index)
-            if member.role == ROUTER:
-                found.append(_target(member.metrics_port, role=ROUTER))
+            if member.role in {ROUTER, AUDITOR}:
+                found.append(_target(member.metrics_port, role=member.role))
             elif member.role == SHARD:
                 found.append(_target(member.metrics_port, role=SHARD, shard=index))
             else:
@@ -224,8 +224,43 @@ def _serve_metrics(server: MetricsServer, config: Config, *, private: bool) -> i
         return port
 
 
+def _url(args: argparse.Namespace, run: RunDirectory) -> str:
+    """Give the router's address."""
+    return run.router if args.port is None else f"tcp://127.0.0.1:{args.port}"
+
+
+def is_audited(config: Config, *, private: bool) -> bool:
+    """Say whether the books shall be audited continuously; of a private cluster when asked for."""
+    asked = config.sources["supervisor.books_every_ms"] != _BUILT_IN
+    return config.supervisor.books_every_ms > 0 and (asked or not private)
+
+
+def unaudited(config: Config) -> tuple[str, str] | None:
+    """Give a service that does not give what an audit reads, and what it lacks; None: all do.
+
+    Raises:
+        Malformed: a service cannot be imported, as its workers would say.
+    """
+    from cluster.rounds import TABLES  # noqa: PLC0415 - and SQLite, which nothing else here needs
+
+    for name, tables in TABLES.items():
+        place = config.services.pools.get(name)
+        if place is None:
+            return name, "it has no pool"
+        service = imported(place, f"services.pools.{name} = {place!r}")
+        lacking = tables - set(getattr(service, "audited", ()))
+        if lacking:
+            return name, f"its Service.audited has no {', '.join(sorted(lacking))}"
+    return None
+
+
 def _commands(
-    args: argparse.Namespace, config: Config, data: DataDirectory, run: RunDirectory, shards: int
+    args: argparse.Namespace,
+    config: Config,
+    data: DataDirectory,
+    run: RunDirectory,
+    shards: int,
+    log: Log,
 ) -> dict[tuple[str, int], list[str]]:
     """Give the command line of every process."""
     common = ["--data", str(data.path), "--run", str(run.path), "--parent", str(os.getpid())]
@@ -246,6 +281,13 @@ def _commands(
         for index in range(config.services.workers):
             place = ("--service", name, "--index", str(index))
             commands[name, index] = python("services", *place, *accepts)
+    if is_audited(config, private=args.private):
+        lacking = unaudited(config)
+        if lacking is None:
+            where = ("--index", "0", "--router", _url(args, run))
+            commands[AUDITOR, 0] = python("cluster.auditor", *where)
+        else:
+            log.info("books_not_audited", service=lacking[0], reason=lacking[1])
     return commands
 
 

@@ -31,7 +31,7 @@ Text = Annotated[str, Meta(pattern=_TEXT)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 
 # Roles of processes that are no workers; a worker's role is its service, which has none of these.
-RESERVED_NAMES: Final = frozenset({"router", "shard", "supervisor"})
+RESERVED_NAMES: Final = frozenset({"auditor", "router", "shard", "supervisor"})
 
 
 class ClusterConfig(Struct, frozen=True, kw_only=True):
@@ -138,6 +138,7 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
         quarantine_exits: exits in a row, without having served, after which there is no restart.
         quarantine_within_ms: an exit counts when it comes this soon after the start.
         drain_ms: how long what is in flight may take to finish after SIGTERM.
+        books_every_ms: between two rounds of the continuous audit; 0: none.
         metrics_port: of `up`; 0 for any free one.
         data: directory of journals and databases.
     """
@@ -151,6 +152,7 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
     quarantine_exits: Annotated[int, Meta(ge=1, le=1000)] = 8
     quarantine_within_ms: Milliseconds = 5_000
     drain_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 10_000
+    books_every_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 10_000
     metrics_port: Port = 9_464
     data: Annotated[Text, Meta(min_length=1)] = "./sagacity-data"
 

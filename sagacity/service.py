@@ -73,6 +73,8 @@ class Failed(Struct, frozen=True, gc=False):
 Result = Ok | Declined | Failed
 Handler = Callable[[Database, Call[Any]], Result]
 Rows = Sequence[Sequence[Any]]
+# Which sagas: (shard, lowest count, highest count) each; shard -1 for those of every shard.
+Within = Sequence[tuple[int, int, int]]
 
 
 class Service(Struct, frozen=True):
@@ -89,6 +91,9 @@ class Service(Struct, frozen=True):
         seed: writes the first rows of a new database, given what the worker was given as catalog.
         books: for each table that may be read, what gives its rows: (db, after, limit) -> at most
             `limit` rows whose first column is greater than `after`, in its order.
+        audited: tables that the continuous audit reads, asked for sagas rather than for what comes
+            after a key: (db, within, after, limit) -> at most `limit` rows whose first column is
+            greater than `after`, in its order, of integers and texts alone.
         answer_delay: seconds until the answer of a command may leave: 0 at once, inf never. For
             services that play dead.
     """
@@ -99,6 +104,7 @@ class Service(Struct, frozen=True):
     compensations: Mapping[type[Struct], Handler]
     seed: Callable[[Database, Any], None] | None = None
     books: Mapping[str, Callable[[Database, Any, int], Rows]] = {}
+    audited: Mapping[str, Callable[[Database, Within, Any, int], Rows]] = {}
     answer_delay: Callable[[Command], float] | None = None
 
     def __post_init__(self) -> None:

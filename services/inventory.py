@@ -5,11 +5,13 @@ reservation cannot be: all lines are checked before the first is written. Knows 
 payments, shards or sockets.
 """
 
+import json
 from typing import Any, Final
 
 from msgspec import UNSET
 
 from config.load import Catalog
+from sagacity.books import rows_within
 from sagacity.messages import (
     ReleaseReservation,
     ReleaseReservationOk,
@@ -18,7 +20,17 @@ from sagacity.messages import (
     ReserveInventoryFailed,
     ReserveInventoryOk,
 )
-from sagacity.service import Call, Database, Declined, Failed, Ok, Result, Rows, Service
+from sagacity.service import (
+    Call,
+    Database,
+    Declined,
+    Failed,
+    Ok,
+    Result,
+    Rows,
+    Service,
+    Within,
+)
 
 SCHEMA: Final = """
 CREATE TABLE stock (
@@ -49,6 +61,25 @@ _RELEASE: Final = (
     "UPDATE reservation SET released = 1 WHERE number = ? AND step = ? AND released = 0"
 )
 _STOCK_PAGE: Final = "SELECT sku, initial, available FROM stock WHERE sku > ? ORDER BY sku LIMIT ?"
+_OF_SAGAS: Final = (
+    "SELECT number, count(*), sum(released = 0), sum(released) FROM reservation"
+    " WHERE number BETWEEN ? AND ? AND number & ? = ? GROUP BY number ORDER BY number LIMIT ?"
+)
+# What is reserved and not given back, within places [shard, lowest count, highest count] as JSON.
+_PIECES: Final = (
+    "SELECT reservation.sku AS sku, sum(quantity) AS pieces FROM json_each(?) AS place"
+    " CROSS JOIN reservation WHERE number BETWEEN"
+    " (place.value ->> 1) << 10 | (place.value ->> 0) AND"
+    " (place.value ->> 2) << 10 | (place.value ->> 0)"
+    " AND number & 1023 = place.value ->> 0 AND released = 0 GROUP BY reservation.sku"
+)
+_PIECES_PAGE: Final = f"SELECT sku, pieces FROM ({_PIECES}) WHERE sku > ? ORDER BY sku LIMIT ?"  # noqa: S608 - ours
+# Stock and reservations in one statement: of one instant, whatever others write meanwhile.
+_STOCK_WITHIN: Final = (
+    "SELECT stock.sku, initial, available, coalesce(pieces, 0) FROM stock"  # noqa: S608 - ours
+    f" LEFT JOIN ({_PIECES}) AS held ON held.sku = stock.sku"
+    " WHERE stock.sku > ? ORDER BY stock.sku LIMIT ?"
+)
 _RESERVATION_PAGE: Final = (
     "SELECT id, number, step, line, sku, quantity, released FROM reservation"
     " WHERE id > ? ORDER BY id LIMIT ?"
@@ -109,6 +140,21 @@ def reservations_page(db: Database, after: Any, limit: int) -> Rows:
     return [[*row[:-1], bool(row[-1])] for row in rows]
 
 
+def of_sagas(db: Database, within: Within, after: Any, limit: int) -> Rows:
+    """Give rows [number, lines, of them held, of them released]."""
+    return rows_within(db, _OF_SAGAS, within, after, limit)
+
+
+def pieces_of(db: Database, within: Within, after: Any, limit: int) -> Rows:
+    """Give rows [sku, pieces that certain sagas hold, all together]."""
+    return db.execute(_PIECES_PAGE, (json.dumps(within), after, limit)).fetchall()
+
+
+def stock_beside(db: Database, within: Within, after: Any, limit: int) -> Rows:
+    """Give rows [sku, initial, available, pieces that certain sagas hold], of one instant."""
+    return db.execute(_STOCK_WITHIN, (json.dumps(within), after, limit)).fetchall()
+
+
 service = Service(
     name="inventory",
     schema=SCHEMA,
@@ -116,4 +162,5 @@ service = Service(
     compensations={ReleaseReservation: release},
     seed=seed,
     books={"stock": stock_page, "reservations": reservations_page},
+    audited={"sagas": of_sagas, "pieces": pieces_of, "stock": stock_beside},
 )

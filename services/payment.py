@@ -16,6 +16,7 @@ from typing import Any, Final
 from msgspec import UNSET, DecodeError
 
 from config.load import Catalog
+from sagacity.books import rows_within
 from sagacity.ids import ACTION
 from sagacity.messages import (
     ChargePayment,
@@ -24,7 +25,17 @@ from sagacity.messages import (
     RefundPayment,
     RefundPaymentOk,
 )
-from sagacity.service import Call, Database, Declined, Failed, Ok, Result, Rows, Service
+from sagacity.service import (
+    Call,
+    Database,
+    Declined,
+    Failed,
+    Ok,
+    Result,
+    Rows,
+    Service,
+    Within,
+)
 from sagacity.wire import BodyReader, Command
 
 SCHEMA: Final = """
@@ -59,6 +70,10 @@ _REFUND: Final = "UPDATE payment SET refunded = amount WHERE id = ? AND refunded
 _PAYMENT_PAGE: Final = (
     "SELECT id, number, step, user_id, amount, refunded FROM payment"
     " WHERE id > ? ORDER BY id LIMIT ?"
+)
+_OF_SAGAS: Final = (
+    "SELECT number, count(*), sum(amount), sum(refunded) FROM payment"
+    " WHERE number BETWEEN ? AND ? AND number & ? = ? GROUP BY number ORDER BY number LIMIT ?"
 )
 
 _read_charge = BodyReader[ChargePayment](ChargePayment).decode
@@ -124,6 +139,11 @@ def payments_page(db: Database, after: Any, limit: int) -> Rows:
     return db.execute(_PAYMENT_PAGE, (after, limit)).fetchall()
 
 
+def of_sagas(db: Database, within: Within, after: Any, limit: int) -> Rows:
+    """Give rows [number, payments, charged, refunded]."""
+    return rows_within(db, _OF_SAGAS, within, after, limit)
+
+
 def kill_this_process() -> None:
     """End as a crash would: nothing is flushed, closed or said."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -144,6 +164,7 @@ def payment_service(crash: Callable[[], None] = kill_this_process) -> Service:
         compensations={RefundPayment: refund},
         seed=seed,
         books={"payments": payments_page},
+        audited={"sagas": of_sagas},
         answer_delay=answer_delay,
     )
 

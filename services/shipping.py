@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from msgspec import UNSET
 
+from sagacity.books import rows_within
 from sagacity.messages import (
     CancelShipment,
     CancelShipmentOk,
@@ -15,7 +16,17 @@ from sagacity.messages import (
     CreateShipmentFailed,
     CreateShipmentOk,
 )
-from sagacity.service import Call, Database, Declined, Failed, Ok, Result, Rows, Service
+from sagacity.service import (
+    Call,
+    Database,
+    Declined,
+    Failed,
+    Ok,
+    Result,
+    Rows,
+    Service,
+    Within,
+)
 
 SCHEMA: Final = """
 CREATE TABLE shipment (
@@ -35,6 +46,10 @@ _SHIPPED: Final = "SELECT id FROM shipment WHERE number = ? AND step = ?"
 _CANCEL: Final = "UPDATE shipment SET cancelled = 1 WHERE id = ? AND cancelled = 0"
 _SHIPMENT_PAGE: Final = (
     "SELECT id, number, step, cancelled FROM shipment WHERE id > ? ORDER BY id LIMIT ?"
+)
+_OF_SAGAS: Final = (
+    "SELECT number, count(*), sum(cancelled = 0), sum(cancelled) FROM shipment"
+    " WHERE number BETWEEN ? AND ? AND number & ? = ? GROUP BY number ORDER BY number LIMIT ?"
 )
 
 
@@ -64,10 +79,16 @@ def shipments_page(db: Database, after: Any, limit: int) -> Rows:
     return [[*row[:-1], bool(row[-1])] for row in rows]
 
 
+def of_sagas(db: Database, within: Within, after: Any, limit: int) -> Rows:
+    """Give rows [number, shipments, of them live, of them cancelled]."""
+    return rows_within(db, _OF_SAGAS, within, after, limit)
+
+
 service = Service(
     name="shipping",
     schema=SCHEMA,
     actions={CreateShipment: create},
     compensations={CancelShipment: cancel},
     books={"shipments": shipments_page},
+    audited={"sagas": of_sagas},
 )

@@ -8,13 +8,13 @@ an audit's second reading, which wants `highest` alone. A service's books are as
 workers.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
 from sagacity.errors import Conflict, Malformed, NotTaken
-from sagacity.wire import BodyReader, Int64, Reply, Request, pack
+from sagacity.wire import CONTAINER_MAX, BodyReader, Int64, Reply, Request, encode, pack
 from shard.course import Course
 from shard.effects import BooksForwarded, Effects
 from shard.events import Peer
@@ -27,8 +27,8 @@ NAME_MAX = 128  # characters of a book's or a table's name
 _Name = Annotated[str, Meta(max_length=NAME_MAX)]
 
 
-class BooksRequest(Struct, forbid_unknown_fields=True):
-    """Which page of which book: of the sagas, or of a service's table."""
+class BooksRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Which page of which book: of the sagas, or of a service's table, which reads it itself."""
 
     book: _Name
     snapshot: Int64 = 0
@@ -37,6 +37,18 @@ class BooksRequest(Struct, forbid_unknown_fields=True):
     table: _Name | None = None
     after: Int64 | str | None = None
     limit: Int64 | None = None
+    within: Annotated[list[tuple[Int64, Int64, Int64]], Meta(max_length=CONTAINER_MAX)] | None = (
+        None
+    )
+
+
+class FinishedPage(Struct):
+    """A page of the book "finished": ours alone, so written as it is, not as `pack` does it."""
+
+    type: str
+    book: str
+    start: int = msgspec.field(name="from")
+    rows: list[Any]
 
 
 _read: BodyReader[BooksRequest] = BodyReader(BooksRequest)
@@ -73,7 +85,9 @@ class Books:
             start = max(asked.start, self._state.forgotten)
             cards = self._state.finished.page(start, asked.upto, PAGE_MAX)
             finished = [[c.number, c.saga_id, PHASES[c.phase], c.amount, c.saga] for c in cards]
-            page = {"from": start, "rows": finished}
+            body = encode(FinishedPage("books", "finished", start, finished))
+            fx.reply(origin, Reply(request.request, None, body))
+            return
         elif asked.book == "forgotten":
             ranges = self._state.forgotten_counts.all()
             start = max(0, asked.start)

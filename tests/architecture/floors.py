@@ -52,6 +52,7 @@ FLOORS: Final = (
                 "forgetting history listing outcomes phases pools rates records replies requests",
             ),
             *_of("shard", "retention retries sagas segments state tally"),
+            "cluster.balance",
             *(
                 "sagacity.checker",
                 *_of(
@@ -69,7 +70,7 @@ FLOORS: Final = (
             *_of("sagacity", "asks barrier books client connection executor machine service"),
             *_of("sagacity", "forgotten sockets sqlite wal worker"),
             *("cluster", *_of("cluster", "child clock directory fleet meters metrics private")),
-            *_of("cluster", "dashboards panels prometheus resting supervisor telemetry"),
+            *_of("cluster", "dashboards panels prometheus resting rounds supervisor telemetry"),
         ),
     ),
     Floor(
@@ -77,6 +78,7 @@ FLOORS: Final = (
         (
             *("router", *_of("shard", "__main__ evidence process")),
             *("services", "services.*"),
+            "cluster.auditor",
         ),
     ),
     Floor(

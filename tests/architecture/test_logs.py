@@ -25,6 +25,9 @@ FIELDS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("recovered", "sagas", "spans", "dropped", "tries"), "numbers"),
     **dict.fromkeys(("took_ms", "late_ms", "drain_ms", "silent_ms"), "durations"),
     **dict.fromkeys(("restart_in_ms", "since_start_ms"), "durations"),
+    **dict.fromkeys(("book",), "names"),
+    **dict.fromkeys(("amount", "left_out"), "numbers"),
+    "sku": "of the catalog, whose stock does not balance; of no order",
     "served": "yes or no",
     "at": "lines of our own code",
     "error": "an exception's type, or SQLite's and the system's own words",
@@ -50,12 +53,19 @@ WORDS: Final[Mapping[str, str]] = {
     "worker_turned_away": "likewise",
     "command_faulty": "ours, and an id",
     "fault_put_aside": "a name of a type",
+    "books_not_audited": "ours, and names of tables",
+    "books_unread": "a shard's or a worker's errors, of their own files",
     "opentelemetry_said": "of spans, which hold nothing that was sent",
     "bug_found": "a broken invariant's: numbers and ids",
 }
 TELLING: Final = frozenset({"text", "reason", "error"})  # fields that hold words
 # What is about one saga and above debug: faults, each of which somebody has to look at.
-FAULTS: Final = frozenset({"handler_raised", "command_faulty", "fault_put_aside"})
+FAULTS: Final = frozenset(
+    {
+        *("handler_raised", "command_faulty", "fault_put_aside"),
+        *("books_do_not_balance", "books_mended"),
+    }
+)
 # A name in a value that says: this was sent to us.
 SENT: Final = frozenset(
     """
@@ -63,7 +73,11 @@ SENT: Final = frozenset(
     frame line reply answer history sku command envelope entry entries
     """.split()  # noqa: SIM905 - a list of words
 )
-OF_SOCKETS: Final = frozenset({"router_started"})  # an address there is our own
+OURS: Final[Mapping[str, str]] = {  # but these are our own
+    "router_started": "address",
+    "books_do_not_balance": "sku",  # of the catalog
+    "books_mended": "sku",
+}
 # Fields that come from elsewhere as a whole: what gives them, and the fields.
 GIVEN: Final[Mapping[str, frozenset[str]]] = {
     "bound": frozenset({"saga_id", "trace_id"}),
@@ -209,7 +223,7 @@ def faults_of(line: Line) -> Iterator[str]:
         if value is None:
             continue
         names = _names_in(value)
-        if names & SENT and line.event not in OF_SOCKETS:
+        if (names & SENT) - {OURS.get(line.event)}:
             yield f"{name} may hold what was sent: {ast.unparse(value)}"
         words = name in TELLING and not _is_a_types_name(value)
         if words and line.event not in WORDS:

@@ -55,4 +55,5 @@ service = Service(
     compensations={RefundPayment: paced(refund, COMPENSATION)},
     seed=payment.seed,
     books=payment.books,
+    audited=payment.audited,
 )

@@ -35,7 +35,7 @@ KNOWN = {
     OF_STEPS: {name for s in checkout.steps for name in (s.name, s.compensation_name)},
     OF_POOLS: POOLS,
     OF_SHARDS: {"0", "1"},
-    OF_PROCESSES: {"router", "shard", *POOLS},
+    OF_PROCESSES: {"router", "shard", "auditor", *POOLS},
 }
 SHIPMENTS = 6  # commands to shipping in `do_some_of_everything`
 ITEMS = [{"sku": "abc123", "quantity": 1}]
@@ -92,11 +92,17 @@ def scrapes() -> Iterator[tuple[list[Scrape], list[Scrape]]]:
     }
     try:
         with Up(base / "data", env, "--shards", "2", "--workers", "1") as up:
+            assert wait_until(lambda: has_auditor(up.said["metrics"]), 10)
             before = scrape_all(up.said["metrics"])
             do_some_of_everything(up.said["router"])
             yield before, settled(up.said["metrics"])
     finally:
         shutil.rmtree(base)
+
+
+def has_auditor(metrics_url: str) -> bool:
+    """Whether the auditor serves metrics, too: it starts when the cluster serves."""
+    return any(scrape.target["role"] == "auditor" for scrape in scrape_all(metrics_url))
 
 
 def settled(metrics_url: str) -> list[Scrape]:

@@ -85,10 +85,20 @@ def is_gone(pid: int) -> bool:
 
 
 def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
+    """Wait until something was seen to hold, once; say whether it was."""
     give_up = time.monotonic() + seconds
-    while not holds() and time.monotonic() < give_up:
+    while not holds():
+        if time.monotonic() >= give_up:
+            return False
         select.select([], [], [], 0.01)
-    return holds()
+    return True
+
+
+def test_who_waits_believes_what_was_seen_once() -> None:
+    """What was seen may be over at the next look: a killed process is "up" for a moment."""
+    looks = [False, True, False]
+    assert wait_until(lambda: looks.pop(0), 10.0)
+    assert looks == [False]
 
 
 def test_a_killed_child_is_started_again_at_once(world: World) -> None:

@@ -75,7 +75,8 @@ class Up:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()  # its children end with it
-        self.process.communicate()
+        err = self.process.communicate()[1]
+        sys.stderr.write(err)  # shown where a test fails
 
     def stop(self, number: signal.Signals) -> tuple[int, str, str]:
         self.process.send_signal(number)
@@ -133,21 +134,28 @@ def test_a_checkout_goes_through_and_status_names_every_process(up: Up) -> None:
             user_id="u42", items=[{"sku": "abc123", "quantity": 1}], shipping_address="1 Main St"
         )
     assert done["status"] == "COMPLETED"
-    states = {(row["role"], row["index"]): row["state"] for row in processes_of(up.said["router"])}
     places = [("supervisor", 0), ("router", 0), ("shard", 0), ("shard", 1), ("shard", 2)]
-    places += [("inventory", 0), ("payment", 0), ("shipping", 0)]
-    assert states == dict.fromkeys(places, "up")
+    places += [("inventory", 0), ("payment", 0), ("shipping", 0), ("auditor", 0)]
+
+    def states() -> dict[tuple[str, int], str]:
+        rows = processes_of(up.said["router"])
+        return {(row["role"], row["index"]): row["state"] for row in rows}
+
+    # The auditor starts when the cluster serves.
+    assert wait_until(lambda: states() == dict.fromkeys(places, "up"), 10), states()
 
 
 def test_service_discovery_names_every_process_and_each_serves_metrics(up: Up) -> None:
     """SPEC 7: Prometheus finds all of them through /sd."""
     beside = up.said["metrics"].rsplit("/", 1)[0]
+    assert wait_until(lambda: len(json.loads(get(f"{beside}/sd")[1])) == 9, 10)  # the auditor, too
     code, text = get(f"{beside}/sd")
     found = json.loads(text)
     labels = [frozenset(each["labels"].items()) for each in found]
     assert code == 200
-    assert len(found) == len(set(labels)) == 8
+    assert len(found) == len(set(labels)) == 9
     assert frozenset({("role", "shard"), ("shard", "2")}) in labels
+    assert frozenset({("role", "auditor")}) in labels
     assert frozenset({("role", "worker"), ("service", "payment"), ("index", "0")}) in labels
     for each in found:
         code, text = get(f"http://{each['targets'][0]}/metrics")

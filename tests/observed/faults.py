@@ -193,5 +193,23 @@ FAULTS: Final = (
         {"SAGACITY_SERVICES__CREDIT": "4"},
         recorded=True,
     ),
+    Fault(
+        "BooksDoNotBalance",
+        "page",
+        "a row of payment is changed by hand",
+        lambda world: world.change("payment", "UPDATE payment SET refunded = 1 WHERE id = 1"),
+        4.0,
+        "two rounds, of a second each: it is told when it was seen twice",
+        {"SAGACITY_SUPERVISOR__BOOKS_EVERY_MS": "1000"},
+        _CHARGED,
+    ),
+    Fault(
+        "BooksUnread",
+        "ticket",
+        "no worker of payment works, whose books cannot be read then",
+        lambda world: world.stop_payment(),
+        300.0,
+        "it looks at five minutes without a round",
+    ),
     Fault("TargetMissing", "ticket", "the whole cluster is killed", lambda world: world.kill_all()),
 )

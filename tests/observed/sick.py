@@ -47,5 +47,6 @@ service: Final = Service(
     compensations={RefundPayment: sick(_well.compensations[RefundPayment], COMPENSATION)},
     seed=_well.seed,
     books=_well.books,
+    audited=_well.audited,
     answer_delay=_well.answer_delay,
 )

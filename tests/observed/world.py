@@ -10,11 +10,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import apsw
+
+from bench.in_flight import pool_stopped
 from cluster.directory import DataDirectory, Lock
 from cluster.observe import DECK, Customers
 from cluster.prometheus import Prometheus
@@ -28,7 +31,7 @@ TOP: Final = Path(__file__).parents[2]
 RATE: Final = 20.0
 ANSWER_S: Final = 30.0
 SEEN_S: Final = 40.0  # for all processes to be scraped the first time; usually 10
-PROCESSES: Final = 10  # supervisor, router, two shards, two workers of each of three services
+PROCESSES: Final = 11  # supervisor, auditor, router, two shards, two workers of each service
 CONFIG: Final = """
 [services.pools]
 inventory = "services.inventory:service"
@@ -166,6 +169,19 @@ class World:
                     raise RoundFailed(f"nobody lets go of shard {shard}") from None
                 self.kill("shard", shard)
         self._stack.callback(lock.release)
+
+    def change(self, service: str, sql: str) -> None:
+        """Change one row of a service's database behind its back."""
+        path = self._cluster.data / "services" / f"{service}.db"
+        with closing(apsw.Connection(str(path))) as db:
+            db.set_busy_timeout(5_000)
+            db.execute(sql)
+            if db.changes() != 1:
+                raise RoundFailed(f"{db.changes()} rows were changed: {sql}")
+
+    def stop_payment(self) -> None:
+        """Let no worker of payment work, until this world ends."""
+        self._stack.enter_context(pool_stopped(self._cluster.up))
 
     def slow_syncs(self, shard: int, ms: int) -> None:
         """Have each sync of a shard take longer, until this world ends.

@@ -69,6 +69,22 @@ def test_a_router_that_comes_last_is_started_when_it_is_released() -> None:
     assert world.start_due() == ["router-0"]
 
 
+def test_an_auditor_starts_when_the_cluster_serves_and_nobody_waits_for_it() -> None:
+    """It looks on: without it everything goes on, and a start is not a moment slower."""
+    world = World([("router", 0), ("shard", 0), ("payment", 0), ("auditor", 0)])
+    assert world.start_due() == ["router-0", "shard-0", "payment-0"]
+    for role in ("router", "shard", "payment"):
+        world.report(role, 0, "up")
+    assert world.fleet.ready()
+    assert world.start_due() == []
+    world.fleet.release_auditor(world.clock.monotonic_ns())
+    assert world.start_due() == ["auditor-0"]
+    assert world.fleet.ready()
+    world.fleet.ended(world.member("auditor", 0), world.clock.monotonic_ns())
+    assert world.fleet.ready()
+    assert world.start_due() == ["auditor-0"], "it is started again like any other"
+
+
 def test_the_cluster_is_ready_with_router_shards_and_one_worker_a_service(world: World) -> None:
     """SPEC 6: the line that says ready is printed when it serves."""
     world.start_due()

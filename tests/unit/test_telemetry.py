@@ -15,7 +15,14 @@ from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster import telemetry
-from cluster.meters import Meters, RouterMeters, ShardMeters, SupervisorMeters, WorkerMeters
+from cluster.meters import (
+    AuditorMeters,
+    Meters,
+    RouterMeters,
+    ShardMeters,
+    SupervisorMeters,
+    WorkerMeters,
+)
 from cluster.metrics import COUNTER, HISTOGRAM, METRICS
 from cluster.telemetry import (
     LINES_MAX,
@@ -52,6 +59,8 @@ PROMISED = """
     saga_pool_waiting{service} saga_pool_commands_total{service}
     saga_pool_wait_seconds_total{service} saga_event_loop_busy_seconds_total
     saga_processes{process,state} saga_process_exits_total{process}
+    saga_books_imbalance{book} saga_books_round_timestamp_seconds saga_books_round_duration_seconds
+    saga_books_history_timestamp_seconds saga_books_sagas_total
 """
 
 
@@ -63,6 +72,7 @@ def meters_of(role: str) -> Meters:
         ShardMeters(sagas),
         RouterMeters(shards=2),
         WorkerMeters(COMMANDS),
+        AuditorMeters(),
     )
     return next(meters for meters in made if meters.role == role)
 
@@ -97,7 +107,7 @@ def server() -> Iterator[tuple[MetricsServer, str]]:
     made.stop()
 
 
-@pytest.mark.parametrize("role", ["shard", "router", "worker", "supervisor"])
+@pytest.mark.parametrize("role", ["shard", "router", "worker", "supervisor", "auditor"])
 def test_each_role_serves_exactly_what_the_table_says(role: str) -> None:
     """Dashboards and alerts are written against SPEC 7, not against what happens to be served."""
     served = families_of(meters_of(role))
