@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 
-from cluster.balance import Told
+from cluster.balance import CHECKOUT, Told
 from cluster.child import Child, arguments
 from cluster.clock import Clock, SystemClock
 from cluster.directory import DataDirectory, RunDirectory
@@ -87,6 +87,15 @@ class Asker:
         if self._child.woken():
             raise Stopped
 
+    def rest(self, wait_s: float) -> None:
+        """Wait without a question; replies that come late, or twice, are dropped.
+
+        Raises:
+            Stopped: the process is told to end.
+        """
+        self.wait(wait_s)
+        self._connection.poll()  # else what has come would end each wait at once
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
@@ -111,14 +120,23 @@ class Auditor:
         clock: tells the time.
         meters: to count in.
         log: for what does not balance.
+        others: the journals may hold sagas that are no checkouts.
     """
 
     def __init__(
-        self, reader: Reader, shards: Sequence[int], clock: Clock, meters: AuditorMeters, log: Log
+        self,
+        reader: Reader,
+        shards: Sequence[int],
+        clock: Clock,
+        meters: AuditorMeters,
+        log: Log,
+        *,
+        others: bool = False,
     ) -> None:
         self._reader, self._shards, self._clock = reader, list(shards), clock
         self._meters, self._log = meters, log
-        self._rounds = Rounds(reader, self._shards)
+        self._others = others
+        self._rounds = self._anew()
         self._totals: dict[str, int] = {}
         self._fails = False
         meters.books_imbalance.source = self._imbalance
@@ -133,9 +151,9 @@ class Auditor:
         rounds, compared = self._rounds, self._rounds.balance.compared
         try:
             rounds.round()
-        except StartedOver:
-            self._log.error("books_started_over")  # a journal is not what it was
-            self._rounds = Rounds(self._reader, self._shards)
+        except StartedOver as why:
+            self._log.error("books_started_over", reason=str(why))
+            self._rounds = self._anew()
             return
         except SagacityError as error:
             if not self._fails:  # once, until a round is finished again
@@ -150,6 +168,9 @@ class Auditor:
             rounds.read_through = 0
         self._meters.books_sagas.add((), rounds.balance.compared - compared)
         self._say(list(rounds.balance.news()))
+
+    def _anew(self) -> Rounds:
+        return Rounds(self._reader, self._shards, others=self._others)
 
     def _imbalance(self) -> dict[tuple[str, ...], float]:
         return {(book,): amount for book, amount in self._totals.items()}
@@ -184,11 +205,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         log = configure_logging(AUDITOR, args.index)
         config = load(args.config)
         child.set_heartbeat(config.supervisor.heartbeat_ms)
-        shards = DataDirectory(args.data).read().shards
+        cluster = DataDirectory(args.data).read()
+        others = any(name != CHECKOUT for name, _ in cluster.sagas)
         meters = AuditorMeters()
         child.metrics_port = MetricsServer(meters).start()
         asker = Asker(args.router, child, clock)
-        auditor = Auditor(asker, range(shards), clock, meters, log)
+        auditor = Auditor(asker, range(cluster.shards), clock, meters, log, others=others)
     except SagacityError as error:
         print(f"auditor: {error.text}", file=sys.stderr)  # noqa: T201 - a program's last words
         child.close()
@@ -210,7 +232,7 @@ def _rounds(auditor: Auditor, asker: Asker, clock: Clock, every_ns: int) -> NoRe
         now = clock.monotonic_ns()
         due = max(due + every_ns, now)
         while now < due:
-            asker.wait((due - now) / 1e9)
+            asker.rest((due - now) / 1e9)
             now = clock.monotonic_ns()
 
 

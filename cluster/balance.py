@@ -8,10 +8,11 @@ what ended since the one before, not what ever ended.
     pieces gone from the stock  ==  pieces of sagas that are summed up  +  of all others, read anew
 
 Nothing is said on first sight: what does not balance is *suspected*, read again in the next round,
-and told only if it still does not. Then it is told until it does. A suspect is in no sum: somebody
-may mend it.
+and told only if it still does not. Then it is told until it does. A suspect that was never right is
+in no sum: somebody may mend it.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
@@ -31,11 +32,13 @@ STRAYS: Final = "strays"  # rows, of any service, under a number that is no saga
 COMPLETED: Final = "COMPLETED"
 ABORTED: Final = "ABORTED"
 FORGOTTEN: Final = "FORGOTTEN"  # final and past retention: which of the two is not known any more
-OTHER: Final = "OTHER"  # of another definition than `CHECKOUT`: counted, not judged
+OTHER: Final = "OTHER"  # of another definition than `CHECKOUT`, or perhaps: counted, not judged
 NOBODY: Final = "NOBODY"  # no saga has this number
 
 CHECKOUT: Final = "checkout"  # the definition whose effects these books hold
-SUSPECTS_MAX: Final = 5_000  # that are read again in each round; history finds the others again
+# Of sagas, and of strays, so that many of one kind leave room for the other. They are read again in
+# each round; reading history, or the open numbers, finds those that there is no room for again.
+SUSPECTS_MAX: Final = 5_000
 
 # Of one saga in one service: rows, and two sums of them. Inventory: lines, held, released; payment:
 # payments, charged, refunded; shipping: shipments, live, cancelled.
@@ -162,6 +165,7 @@ class Balance:
         self.suspects: dict[int, Suspect] = {}
         self.goods: dict[str, tuple[int, bool]] = {}
         self.compared = 0  # sagas, since the start
+        self._strays = 0  # suspects that are no sagas
         self._told: list[Told] = []
 
     def compare(self, sagas: Sequence[Ended], effects: Mapping[int, Effects]) -> None:
@@ -174,8 +178,18 @@ class Balance:
             if known is not None and known.ended.phase == NOBODY != ended.phase:
                 self._drop(known)
                 known = None
-            if found and known is None and len(self.suspects) < SUSPECTS_MAX:
+            if found and known is None and self._has_room(ended.phase):
                 self.suspects[number] = Suspect(ended, found)
+                self._strays += ended.phase == NOBODY
+
+    def _has_room(self, phase: str) -> bool:
+        strays = self._strays
+        return (strays if phase == NOBODY else len(self.suspects) - strays) < SUSPECTS_MAX
+
+    def is_taken(self, number: int, *, fresh: bool) -> bool:
+        """Say whether a saga is in a sum that `take` would add it to: it was mended meanwhile."""
+        in_summed = fresh and self.summed is not None and self.summed.holds(number)
+        return in_summed or self.building.holds(number)
 
     def take(self, shard: int, counts: Iterable[int], pieces: Pieces, *, fresh: bool) -> None:
         """Keep sagas that were compared, and are not suspected, as sums.
@@ -198,13 +212,11 @@ class Balance:
             if summed is not None and not summed.holds(number):
                 summed.add(shard_of(number), at, pieces)
 
-    def take_nobody(self, shard: int, ranges: Iterable[Range]) -> None:
-        """Keep in mind that these counts are no saga's; those with rows are suspects."""
+    def take_nobody(self, shard: int, ranges: Iterable[Range], strays: Iterable[int]) -> None:
+        """Keep in mind that these counts are no saga's; strays, which have rows, stay open."""
         known = self.nobody.setdefault(shard, Ranges())
-        strays = {count_of(n) for n in self.suspects if shard_of(n) == shard}
-        for low, high in ranges:
-            for first, last in gaps(low, high, strays):
-                known.add(first, last)
+        for first, last in gaps(ranges, strays):
+            known.add(first, last)
 
     def history_read(self) -> None:
         """All that had ended when `building` began is in it: it is what holds from now on."""
@@ -218,8 +230,8 @@ class Balance:
                 known.add(low, high)
         found, at = [], 1
         for low, high in known.all():
-            if at < low <= upto:
-                found.append((at, low - 1))
+            if at < low and at <= upto:
+                found.append((at, min(low - 1, upto)))
             at = high + 1
         return [*found, (at, upto)] if at <= upto else found
 
@@ -237,7 +249,7 @@ class Balance:
             suspect.certain = True
             self._tell(suspect.ended, now, mended=False)
         if not now:
-            del self.suspects[number]
+            self._remove(suspect)
 
     def stock(self, sku: str, gone: int, held: int) -> None:
         """Compare a SKU: pieces gone from its stock, and those that sagas in no sum hold."""
@@ -269,9 +281,13 @@ class Balance:
 
     def _drop(self, suspect: Suspect) -> None:
         """A number is a saga's after all, which is judged like any other."""
-        del self.suspects[suspect.ended.number]
+        self._remove(suspect)
         if suspect.certain:
             self._tell(suspect.ended, suspect.found, mended=True)
+
+    def _remove(self, suspect: Suspect) -> None:
+        del self.suspects[suspect.ended.number]
+        self._strays -= suspect.ended.phase == NOBODY
 
     def _tell(
         self, ended: Ended, found: Mapping[str, int], but: Iterable[str] = (), *, mended: bool
@@ -280,12 +296,26 @@ class Balance:
             self._told.append(Told(book, found[book], mended, ended.number, ended.saga_id))
 
 
-def gaps(low: int, high: int, without: Iterable[int]) -> Iterator[Range]:
-    """Give what is left of a range, both ends included, without some of it."""
-    for each in sorted(without):
-        if low <= each <= high:
-            if low < each:
-                yield low, each - 1
-            low = each + 1
-    if low <= high:
-        yield low, high
+def gaps(ranges: Iterable[Range], without: Iterable[int]) -> Iterator[Range]:
+    """Give what is left of some ranges, both ends included, without some numbers."""
+    ordered = sorted(without)
+    for low, high in ranges:
+        at = low
+        for each in ordered[bisect_left(ordered, low) : bisect_right(ordered, high)]:
+            if at < each:
+                yield at, each - 1
+            at = each + 1
+        if at <= high:
+            yield at, high
+
+
+def common(some: Sequence[Range], others: Sequence[Range]) -> Iterator[Range]:
+    """Give what two normal lists of ranges have in common."""
+    at = 0
+    for low, high in some:
+        while at < len(others) and others[at][1] < low:
+            at += 1
+        found = at
+        while found < len(others) and others[found][0] <= high:
+            yield max(low, others[found][0]), min(high, others[found][1])
+            found += 1

@@ -13,7 +13,7 @@ A page counts when all that was read for it has come; what fails meanwhile is as
 next round, and nothing is concluded from it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -24,16 +24,18 @@ from cluster.balance import (
     CHECKOUT,
     FORGOTTEN,
     NOBODY,
+    NONE,
     NOTHING,
     OTHER,
     Balance,
     Effects,
     Ended,
     Sums,
+    common,
     gaps,
     imbalance,
 )
-from sagacity.errors import SagacityError
+from sagacity.errors import NotTaken, SagacityError
 from sagacity.ids import count_of, number_of, shard_of
 from sagacity.ranges import Range, Ranges, ranges_of
 from sagacity.service import Within
@@ -57,7 +59,7 @@ HISTORY_LOOKS: Final = 1  # of each shard
 HISTORY_LOOKS_FIRST: Final = 6
 STOCK_ROWS: Final = 2_000  # SKUs looked at in one round
 ROWS_MAX: Final = 5_000
-STARTS_AHEAD: Final = 8_192  # sagas that may start in a shard while the stock is read
+STARTS_AHEAD: Final = 8_192  # sagas that may start in a shard while the stock is read, at most
 OPEN_COUNTS_MAX: Final = 1 << 19  # in no sum; more than that cannot be read at once
 OPEN_RANGES_MAX: Final = 9_000
 AGED_ROUNDS: Final = 3  # after which it is asked whose an open number is
@@ -126,7 +128,8 @@ class Reader(Protocol):
 
 
 class StartedOver(Exception):
-    """A shard's journal is behind what it had said: what was summed up is worth nothing."""
+    """What was summed up is worth nothing: a journal is behind what it had said, or sagas went past
+    retention before they were read."""
 
 
 class _Place(Struct):
@@ -153,14 +156,18 @@ class Rounds:
     Args:
         reader: to ask.
         shards: their indices.
+        others: the journals may hold sagas of other definitions than `CHECKOUT`.
     """
 
-    def __init__(self, reader: Reader, shards: Sequence[int]) -> None:
+    def __init__(self, reader: Reader, shards: Sequence[int], *, others: bool) -> None:
         self.balance = Balance()
-        self.read_through = 0  # how often the whole history was
+        self.read_through = 0  # how often the whole history was, since somebody set this to 0
         self._reader = reader
         self._places = {shard: _Place() for shard in shards}
         self._sku = ""  # the stock is looked at from here on
+        self._ahead = min(STARTS_AHEAD, OPEN_COUNTS_MAX // (2 * max(1, len(self._places))))
+        # Past retention it is not known any more which definition a saga is of.
+        self._forgotten = OTHER if others else FORGOTTEN
 
     def round(self) -> None:
         """Make a round.
@@ -194,7 +201,7 @@ class Rounds:
         if place.head is None:
             place.head = place.end = told.finished
         elif told.finished < place.head or highest < place.highest[-1]:
-            raise StartedOver
+            raise StartedOver(f"the journal of shard {shard} is behind what it was")
         place.highest = [*place.highest, highest][-AGED_ROUNDS - 1 :]
         while place.head < told.finished:
             place.head = self._look_at_cards(shard, place.head, told.finished, fresh=True)
@@ -218,7 +225,7 @@ class Rounds:
             for number, saga_id, phase, amount, saga in page.rows
         ]
         if fresh and page.start > at:
-            raise StartedOver  # past retention before they were read
+            raise StartedOver(f"sagas of shard {shard} went past retention unread")
         self._look(shard, sagas, fresh=fresh)
         if not sagas:  # past retention by now: they are found among the forgotten
             return min(upto, max(page.start, at + LOOK_SAGAS))
@@ -232,7 +239,8 @@ class Rounds:
             for low, high in page.rows:
                 missing = self._unread(shard, low, high)
                 if missing:
-                    gone = [Ended(number_of(each, shard), "", FORGOTTEN, 0) for each in missing]
+                    numbers = (number_of(each, shard) for each in missing)
+                    gone = [Ended(number, "", self._forgotten, 0) for number in numbers]
                     self._look(shard, gone, fresh=False)
                     return True
             start += len(page.rows)
@@ -271,8 +279,13 @@ class Rounds:
         effects = self._effects(shard, _within(shard, (each.number for each in sagas)))
         balance.compare(sagas, effects)
         sound = [each.number for each in sagas if each.number not in balance.suspects]
+        mended = [number for number in sound if balance.is_taken(number, fresh=fresh)]
+        if mended:  # while this page was still to come
+            sound = sorted({*sound} - {*mended})
         pieces = self._pieces(shard, _within(shard, sound))
         balance.take(shard, map(count_of, sound), pieces, fresh=fresh)
+        for number in mended:
+            balance.take_mended(number, self._pieces(shard, _within(shard, [number])))
 
     # -- what the services hold -----------------------------------------------------------------
 
@@ -280,10 +293,9 @@ class Rounds:
         inventory = self._of_sagas(shard, INVENTORY, within)
         payment = self._of_sagas(shard, PAYMENT, within)
         shipping = self._of_sagas(shard, SHIPPING, within)
-        none = (0, 0, 0)
         return {
             number: Effects(
-                inventory.get(number, none), payment.get(number, none), shipping.get(number, none)
+                inventory.get(number, NONE), payment.get(number, NONE), shipping.get(number, NONE)
             )
             for number in {*inventory, *payment, *shipping}
         }
@@ -338,18 +350,22 @@ class Rounds:
 
     def _open(self) -> None:
         """Look at the stock, and at numbers that no saga has."""
-        upto = {s: count_of(self._head(s).highest) + STARTS_AHEAD for s in self._places}
+        upto = {s: count_of(self._head(s).highest) + self._ahead for s in self._places}
         open_ = [
             (shard, low, high)
             for shard in self._places
             for low, high in self.balance.open_ranges(shard, upto[shard])
         ]
         counts = sum(high - low + 1 for _, low, high in open_)
-        if counts <= OPEN_COUNTS_MAX and len(open_) <= OPEN_RANGES_MAX:
+        is_bounded = counts <= OPEN_COUNTS_MAX and len(open_) <= OPEN_RANGES_MAX
+        if is_bounded:
             self._stock(open_, upto)
         for shard, place in self._places.items():
             self._nobody(shard, place)
         self._beyond(upto)
+        if not is_bounded:
+            text = f"the stock was not judged: {counts} numbers are open, in {len(open_)} ranges"
+            raise NotTaken(text)
 
     def _stock(self, open_: Within, upto: dict[int, int]) -> None:
         first = next(iter(self._places))
@@ -372,8 +388,7 @@ class Rounds:
         aged = self._aged(shard, place.highest[0])
         if unowned and place.head is not None and place.head >= ended:
             # Nobody ran them, and who had ended by then is in the sums.
-            nobody = [each for low, high in unowned for each in _common(low, high, aged)]
-            self._no_saga(shard, nobody)
+            self._no_saga(shard, list(common(unowned, aged)))
             aged = self._aged(shard, place.highest[0])
         if aged:
             told = self._reader.ask(shard, {"book": "sagas"}, Head)
@@ -382,13 +397,11 @@ class Rounds:
             finally:
                 ask = {"book": "sagas", "snapshot": told.snapshot}
                 self._reader.ask(shard, ask, Head)  # lets go of it
-            rest = [each for low, high in aged for each in gaps(low, high, live)]
-            place.unowned = (told.finished, rest)
+            place.unowned = (told.finished, list(gaps(aged, live)))
 
     def _aged(self, shard: int, upto: int) -> list[Range]:
         suspected = {count_of(n) for n in self.balance.suspects if shard_of(n) == shard}
-        ranges = self.balance.open_ranges(shard, upto)
-        return [each for low, high in ranges for each in gaps(low, high, suspected)]
+        return list(gaps(self.balance.open_ranges(shard, upto), suspected))
 
     def _live(self, shard: int, told: Head) -> set[int]:
         live: set[int] = set()
@@ -407,8 +420,7 @@ class Rounds:
                 last = min(high, first + OPEN_COUNTS_MAX - 1)
                 effects = self._effects(shard, [(shard, first, last)])
                 self.balance.compare([Ended(n, "", NOBODY, 0) for n in sorted(effects)], effects)
-                if all(number in self.balance.suspects for number in effects):
-                    self.balance.take_nobody(shard, [(first, last)])
+                self.balance.take_nobody(shard, [(first, last)], map(count_of, effects))
 
     def _beyond(self, upto: dict[int, int]) -> None:
         """Look for rows above all numbers that were given."""
@@ -436,10 +448,3 @@ def _body(service: str, table: str, after: int | str, limit: int, within: Within
 
 def _within(shard: int, numbers: Iterable[int]) -> Within:
     return [(shard, low, high) for low, high in ranges_of(map(count_of, numbers))]
-
-
-def _common(low: int, high: int, ranges: Iterable[Range]) -> Iterator[Range]:
-    """Give what a range and some ranges have in common."""
-    for first, last in ranges:
-        if max(low, first) <= min(high, last):
-            yield max(low, first), min(high, last)

@@ -138,7 +138,8 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
         quarantine_exits: exits in a row, without having served, after which there is no restart.
         quarantine_within_ms: an exit counts when it comes this soon after the start.
         drain_ms: how long what is in flight may take to finish after SIGTERM.
-        books_every_ms: between two rounds of the continuous audit; 0: none.
+        books_every_ms: between two rounds of the continuous audit; 0: none. At most a minute, by
+            which the alert BooksUnread tells a round that is missing.
         metrics_port: of `up`; 0 for any free one.
         data: directory of journals and databases.
     """
@@ -152,7 +153,7 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
     quarantine_exits: Annotated[int, Meta(ge=1, le=1000)] = 8
     quarantine_within_ms: Milliseconds = 5_000
     drain_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 10_000
-    books_every_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 10_000
+    books_every_ms: Annotated[int, Meta(ge=0, le=60_000)] = 10_000
     metrics_port: Port = 9_464
     data: Annotated[Text, Meta(min_length=1)] = "./sagacity-data"
 

@@ -54,6 +54,7 @@ WORDS: Final[Mapping[str, str]] = {
     "command_faulty": "ours, and an id",
     "fault_put_aside": "a name of a type",
     "books_not_audited": "ours, and names of tables",
+    "books_started_over": "ours, and a shard",
     "books_unread": "a shard's or a worker's errors, of their own files",
     "opentelemetry_said": "of spans, which hold nothing that was sent",
     "bug_found": "a broken invariant's: numbers and ids",

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import tempfile
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,13 @@ from typing import Any
 import apsw
 import pytest
 
+from cluster.auditor import Asker
+from cluster.child import Child
+from cluster.clock import SystemClock
+from cluster.directory import RunDirectory
 from cluster.metrics import BOOKS
+from cluster.rounds import Gone
+from sagacity import sockets, wire
 from sagacity.client import Client
 from sagacity.errors import NoOutcome, NotTaken
 from tests.integration.test_supervisor import wait_until
@@ -60,11 +68,13 @@ class Audited:
         found = re.findall(r'^(saga_books_\w+)(?:\{book="(\w+)"\})? (\S+)$', text, re.MULTILINE)
         return {f"{name} {book}".strip(): float(value) for name, book, value in found}
 
-    def imbalance(self) -> dict[str, float]:
-        """Give what does not balance, by book."""
+    def imbalance(self) -> dict[str, float] | None:
+        """Give what does not balance, by book; None while nothing is served."""
         served = self.served().items()
         found = {name: value for name, value in served if name.startswith("saga_books_imbalance ")}
-        assert len(found) in {0, len(BOOKS)}
+        if not found:
+            return None
+        assert len(found) == len(BOOKS)
         return {name.split()[1]: value for name, value in found.items() if value}
 
     def rounds_on(self) -> None:
@@ -154,6 +164,7 @@ def test_a_wrong_row_is_seen_and_right_ones_are_not(audited: Audited) -> None:
     audited.change("payment", "UPDATE payment SET refunded = 0 WHERE id = 1")
     audited.change("inventory", "UPDATE stock SET available = available + 3 WHERE sku = 'xyz789'")
     assert wait_until(lambda: audited.imbalance() == {}, SEEN_S)
+    assert audited.row("auditor")["restarts"] == 1, "it was killed once, and ended by itself never"
     code, _, err = audited.up.stop(signal.SIGTERM)
     assert code == 0
     said = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
@@ -169,6 +180,39 @@ def test_a_wrong_row_is_seen_and_right_ones_are_not(audited: Audited) -> None:
     mended = {each["book"] for each in lines if each["event"] == "books_mended"}
     assert mended == {"payments", "stock"}
     assert not [each for each in lines if each["event"] == "books_started_over"]
+
+
+def test_a_reply_that_comes_twice_does_not_keep_the_auditor_awake() -> None:
+    """A page that was slow is asked for again, and answered twice: between rounds it rests."""
+    with tempfile.TemporaryDirectory(prefix="sg-") as folder:
+        run, clock, ctx = RunDirectory(folder), SystemClock(), sockets.context()
+        router = sockets.router(ctx, run.router)
+        child = Child("auditor", 0, run, None, clock)
+        asker = Asker(run.router, child, clock)
+
+        def answer_twice() -> None:
+            assert router.poll(5_000)
+            [(origin, frame)], _ = sockets.receive_all_from(router, 1)
+            [request] = wire.read_requests(frame)
+            reply = wire.encode([wire.Reply(request.request, None, wire.pack({"rows": []}))])
+            for _ in range(2):
+                assert sockets.send_to(router, origin, reply)
+
+        try:
+            answering = threading.Thread(target=answer_twice)
+            answering.start()
+            assert asker.ask(0, {"book": "forgotten"}, Gone) == Gone([])
+            answering.join()
+            select.select([asker._connection.fd], [], [], 5)  # the second one is here
+            asker.rest(0.2)
+            began = time.monotonic()
+            asker.rest(0.2)
+            assert time.monotonic() - began > 0.15
+        finally:
+            asker.close()
+            child.close()
+            router.close(linger=0)
+            ctx.term()
 
 
 def test_where_a_service_cannot_be_audited_no_auditor_starts_and_up_says_why() -> None:
