@@ -168,6 +168,20 @@ def test_a_target_that_keeps_what_it_gets_is_a_finding(monkeypatch: pytest.Monke
     assert "memory grew" in result.findings[0].text
 
 
+def test_what_malloc_keeps_of_freed_memory_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large message, decoded and dropped, leaves the heap larger for good; nothing holds it."""
+
+    class Peaky(Faulty):
+        def take(self, case: bytes) -> str:
+            return ACCEPTED if case == b"small" else str(len(b"x" * len(case) * (30 << 20)))
+
+    def later(index: int) -> bytes:
+        return b"small" if index < 50 else b"L"
+
+    monkeypatch.setattr("tests.fuzz.run.RSS_GROWTH_MAX", 4 << 20)
+    assert Run(Peaky(), SEED, later).run(0, 100).findings == []
+
+
 def test_a_finding_is_kept_and_read_back(tmp_path: Path) -> None:
     """Under its target's name; the default suite runs what stands there."""
     found = Run(Faulty(), SEED, lambda _: b"x").run(0, 1).findings[0]
