@@ -55,7 +55,7 @@ class ListLinks(Links):
         self._known = {}
         self._books = {}
         self._pages = {}
-        self._token = self._probes = 0
+        self._token = self._probes = self._probed_at = 0
         self.dropped = Dropped()
         self.coming: list[Event] = []
         self.commands: dict[bytes, list[Command]] = {}
