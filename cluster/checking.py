@@ -197,8 +197,8 @@ def read_records(files: Sequence[Path]) -> records.ClientRecord:
     found = records.ClientRecord()
     for file in files:
         try:
-            if file.exists() and not file.is_file() and not file.is_dir():
-                raise Malformed(f"{file} is no file")  # who opens a pipe waits for its writer
+            if _is_special(file):
+                raise Malformed(f"{file} is no file")
             with file.open("rb") as lines:
                 records.read(str(file), lines, found)
         except OSError as error:
@@ -277,6 +277,11 @@ def _take(lines: IO[bytes], journals: list[Journal], plans: dict[str, Plan]) -> 
         raise ValueError(f"{left} sagas are missing")
 
 
+def _is_special(file: Path) -> bool:
+    """Say whether it is a pipe, a device or the like: who opens a pipe waits for its writer."""
+    return file.exists() and not file.is_file() and not file.is_dir()
+
+
 def _refuse_no_database(file: Path, *, served: bool) -> None:
     """Refuse a file that is no database, or a part of one; what is damaged in it is a finding.
 
@@ -290,7 +295,7 @@ def _refuse_no_database(file: Path, *, served: bool) -> None:
     try:
         if not file.exists():
             return
-        if not file.is_file() and not file.is_dir():  # who opens a pipe waits for its writer
+        if _is_special(file):
             raise Malformed(f"{file} is no file; {MEND}")
         size = file.stat().st_size
         with file.open("rb") as read:

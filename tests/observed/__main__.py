@@ -189,8 +189,8 @@ def _panels(pictures: Path | None) -> list[Row]:
         _ask_for_nobody(world)
         world.turn_for(STEADY_S)
         world.kill("shard", 0)
-        fires = lambda: ("Stuck", "page") in world.prometheus.firing()  # noqa: E731 - said once, here
-        world.turn_until(fires, 60.0, "the alert Stuck")
+        stuck = ("Stuck", "page")
+        world.turn_until(lambda: stuck in world.prometheus.firing(), 60.0, "the alert Stuck")
         world.turn_for(AFTER_S)
         ended = time.time()
         found = [

@@ -113,8 +113,8 @@ class World:
 
     def settle(self, seconds: float) -> None:
         """Go on until Prometheus has seen every process, and then for a time."""
-        seen = lambda: self.prometheus.scraped() == PROCESSES  # noqa: E731 - said once, here
-        self.turn_until(seen, SEEN_S, f"a scrape of {PROCESSES} processes")
+        what = f"a scrape of {PROCESSES} processes"
+        self.turn_until(lambda: self.prometheus.scraped() == PROCESSES, SEEN_S, what)
         self.turn_for(seconds)
 
     # -- what is done to it -----------------------------------------------------------------------

@@ -22,7 +22,7 @@ from sagacity.wire import (
 from shard.entries import Opened
 from shard.events import Answered, Event
 from shard.journal import JournalFailed, JournalRefused
-from shard.loop import HISTORIES_MAX, Fenced
+from shard.loop import HISTORIES_MAX, HISTORIES_PER_TURN, Fenced
 from shard.sagas import MS
 from tests.unit.canned import answer
 from tests.unit.loop_rig import PEERS, Rig, serving
@@ -256,6 +256,21 @@ def test_answers_of_a_batch_are_taken_before_its_cancels_and_starts(rig: Rig) ->
     rig.turn(rig.start("s1"), rig.ask(CANCEL, "s1", cancel), Answered(b"shipping", [last]))
     codes = sorted((reply.code or 0, unpack(reply.body)["type"]) for reply in rig.links.replies)
     assert codes == [(0, "checkout_complete"), (0, "checkout_complete"), (22, "error")]
+
+
+def test_a_history_that_goes_past_retention_before_it_is_told_is_no_longer_kept(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 1077461: it was told with its status alone; its rows and its record are gone by then."""
+    for step in (1, 2, 3):
+        rig.turn(rig.answered(step))
+    rig.turn(*(rig.ask(SHOW, "s1") for _ in range(HISTORIES_PER_TURN + 1)))
+    told = [reply.code for reply in rig.links.replies if unpack(reply.body)["type"] == "saga"]
+    assert told == [None] * HISTORIES_PER_TURN
+    monkeypatch.setattr(rig.journal, "history", lambda _number, _seqs: [])
+    rig.turn()
+    assert rig.links.replies[-1].code == 22
+    assert unpack(rig.links.replies[-1].body)["text"].endswith("its outcome is no longer kept")
 
 
 def test_more_histories_than_there_is_room_for_are_asked_for_again(rig: Rig) -> None:

@@ -9,7 +9,7 @@ from sagacity.saga import Retry
 from sagacity.wire import Begun
 from shard.effects import Effects
 from shard.entries import AttemptEnded, Quarantined, TurnedBack
-from shard.events import Answered, CommandBegun, WorkerWent
+from shard.events import Answered, CommandBegun, WorkerCame, WorkerWent
 from shard.sagas import DEATHS_MAX, HELD
 from tests.unit.test_engine_edges import broken, later, serving, trip
 from tests.unit.world import Rules, World, bodies, commands, replies
@@ -81,6 +81,21 @@ def test_a_stuck_compensation_that_kills_its_workers_is_quarantined_and_counted_
     assert [each.saga_id for each in commands(asked_again(world))] == ["a"]
     world.drive("a", wire.OK)
     assert (world.engine.state.stuck, world.engine.state.live) == (0, {})
+
+
+def test_a_worker_that_dies_of_what_was_settled_meanwhile_is_held_against_nobody() -> None:
+    """The answer of one who was given it before came late; the next saga is no suspect for it."""
+    world = turned_back()
+    late = world.held[INVENTORY][-1]
+    dies(world)
+    begins(world)
+    other = b"inventory-2"
+    world.step(WorkerCame(other, "inventory", 2, 256))
+    ended = world.step(world.reply(other, late, wire.OK))
+    assert bodies(ended)[0]["status"] == "ABORTED"
+    gone = world.step(WorkerWent(INVENTORY))
+    assert gone.entries == []
+    assert world.engine.state.live == {}
 
 
 def test_a_suspect_that_is_quarantined_while_it_waits_is_given_out_once_when_asked_for() -> None:
