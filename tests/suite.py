@@ -15,7 +15,7 @@ from typing import Final
 ROOT: Final = Path(__file__).parents[1]
 WAITING: Final = "tests/integration"
 # Of these what computes: with it the second process has as much to do as the first.
-COMPUTING: Final = ("test_syscall_kills.py", "test_wheel.py")
+COMPUTING: Final = ("test_bench_acts.py", "test_syscall_kills.py", "test_wheel.py")
 
 
 def main() -> int:
